@@ -1,0 +1,1 @@
+"""raftstate: a replicated state store for Python programs that must not forget."""

@@ -1,0 +1,201 @@
+"""What goes into the machine (the contents of log entries) and what comes out (results): msgspec Structs.
+
+The structs that stand in log entries or in rows are `array_like`: the order of their fields is a disk format. New fields are added
+at the end, with a default, and only together with a new machine version.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+MACHINE_VERSION = 1
+"""The newest version of the rules that this code knows. A cluster moves to it by a log entry, when all nodes have it."""
+
+KEY_BYTES_MAX = 480
+VALUE_BYTES_MAX = 8 << 20
+BATCH_COMMANDS_MAX = 512
+BATCH_BYTES_MAX = 1 << 20
+"""A batch may be larger when it holds a single command."""
+RANGE_DELETE_KEYS_MAX = 100_000
+SESSION_WINDOW = 4_096
+"""How far a serial may lie above its session's floor."""
+SESSION_BYTES_MAX = 16 << 20
+"""Stored answers of one session; beyond it only the serial at the floor is run."""
+SESSION_TTL_MS_DEFAULT = 600_000
+SESSION_TTL_MS_MIN = 10_000
+SESSION_TTL_MS_MAX = 86_400_000
+SESSIONS_MAX = 100_000
+
+
+class Code(IntEnum):
+    """Why a command was not run, or a request refused. The numbers are those of the wire's ErrorCode."""
+
+    INVALID = 1
+    RESOURCE_EXHAUSTED = 2
+    OUT_OF_RANGE = 3
+    CONFLICT = 4
+    NO_LEADER = 5
+    UNKNOWN_OUTCOME = 6
+    SESSION_EXPIRED = 7
+    STALE = 8
+    WINDOW = 9
+    CANCELLED = 10
+    WRONG_CLUSTER = 11
+    DATA_LOSS = 12
+    UNIMPLEMENTED = 13
+    FAILED_PRECONDITION = 14
+
+
+class Fault(msgspec.Struct, array_like=True, frozen=True):
+    """A refusal. `field` names the part of the request at fault, where there is one."""
+
+    code: Code
+    message: str
+    field: str = ""
+
+
+class KeyValue(msgspec.Struct, array_like=True, frozen=True):
+    """A key as of one revision."""
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int = 0
+
+
+class SessionId(msgspec.Struct, array_like=True, frozen=True):
+    """A client session: the log index of its registration, and 64 random bits of its client's."""
+
+    index: int
+    nonce: int
+
+
+class Member(msgspec.Struct, array_like=True, frozen=True):
+    """A node as the cluster knows it. Addresses are host:port, as advertised."""
+
+    id: int
+    incarnation: int
+    name: str
+    peer_address: str
+    client_address: str
+    learner: bool = False
+
+
+# ---- what stands in a log entry
+
+
+class Batch(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """Commands of one client: `raw` is a serialized raftstate.v1.CommandBatch, byte for byte as it arrived."""
+
+    raw: bytes
+
+
+class Register(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """Opens a session; its id is (index of the entry, nonce). Only one in an entry."""
+
+    nonce: int
+    ttl_ms: int
+    cluster_id: int = 0
+
+
+class Cancel(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """Gives up one serial of a session."""
+
+    session: SessionId
+    serial: int
+    cluster_id: int = 0
+
+
+class Close(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """Ends a session."""
+
+    session: SessionId
+    cluster_id: int = 0
+
+
+class Expire(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """Ends a session if, at lease clock `at_ms`, it was not heard from for its time to live. Proposed by leaders only."""
+
+    session: SessionId
+    at_ms: int
+
+
+Item = Batch | Register | Cancel | Close | Expire
+
+
+class Envelope(msgspec.Struct, array_like=True, frozen=True):
+    """The data of a normal log entry. An entry with no data is a new leader's no-op; one with no items is a tick of the lease clock."""
+
+    lease_clock_ms: int
+    wall_clock_ms: int
+    items: list[Item] = []
+
+
+# ---- what applying gives
+
+
+class Answer(msgspec.Struct, array_like=True, frozen=True):
+    """What became of one command. With a fault it was not run, or ran into it; the answer is the same to every retry."""
+
+    serial: int
+    revision: int
+    fault: Fault | None = None
+    deleted: int = 0
+    prev_kvs: list[KeyValue] = []
+
+
+class BatchResult(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """Answers to a batch. serials[i] made revisions[i] and has nothing else to say; all others are in `answers`."""
+
+    serials: list[int]
+    revisions: list[int]
+    answers: list[Answer]
+
+
+class Registered(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """A session was opened."""
+
+    session: SessionId
+    ttl_ms: int
+
+
+class Cancelled(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """What a cancel found: the stored answer of a command that had run, or None: it never will."""
+
+    answer: Answer | None
+
+
+class Closed(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """The session is gone (whether or not it was there)."""
+
+
+class Refused(msgspec.Struct, array_like=True, frozen=True, tag=5):
+    """The item as a whole was not run."""
+
+    fault: Fault
+
+
+ItemResult = BatchResult | Registered | Cancelled | Closed | Refused
+
+
+class EntryResult(msgspec.Struct, frozen=True):
+    """The results of one log entry, item for item, with the revision and digest as of it."""
+
+    index: int
+    term: int
+    revision: int
+    items: list[ItemResult]
+
+
+def covers(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
+    """Return the interval [start, end) that a request's key and range_end mean (end None: no end), as etcd defines it.
+
+    range_end empty: the key alone. range_end of one zero byte: all keys >= key.
+    """
+    if not range_end:
+        return key, key + b"\x00"
+    return key, None if range_end == b"\x00" else range_end

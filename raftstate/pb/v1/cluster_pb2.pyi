@@ -1,0 +1,114 @@
+from raftstate.pb.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_FOLLOWER: _ClassVar[Role]
+    ROLE_PRE_CANDIDATE: _ClassVar[Role]
+    ROLE_CANDIDATE: _ClassVar[Role]
+    ROLE_LEADER: _ClassVar[Role]
+    ROLE_LEARNER: _ClassVar[Role]
+ROLE_UNSPECIFIED: Role
+ROLE_FOLLOWER: Role
+ROLE_PRE_CANDIDATE: Role
+ROLE_CANDIDATE: Role
+ROLE_LEADER: Role
+ROLE_LEARNER: Role
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("id", "incarnation", "name", "peer_address", "client_address", "learner")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PEER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LEARNER_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    incarnation: int
+    name: str
+    peer_address: str
+    client_address: str
+    learner: bool
+    def __init__(self, id: _Optional[int] = ..., incarnation: _Optional[int] = ..., name: _Optional[str] = ..., peer_address: _Optional[str] = ..., client_address: _Optional[str] = ..., learner: _Optional[bool] = ...) -> None: ...
+
+class PeerProgress(_message.Message):
+    __slots__ = ("id", "match_index", "next_index", "state", "recently_active")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    MATCH_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    RECENTLY_ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    match_index: int
+    next_index: int
+    state: str
+    recently_active: bool
+    def __init__(self, id: _Optional[int] = ..., match_index: _Optional[int] = ..., next_index: _Optional[int] = ..., state: _Optional[str] = ..., recently_active: _Optional[bool] = ...) -> None: ...
+
+class StatusResponse(_message.Message):
+    __slots__ = ("header", "name", "version", "role", "leader_id", "commit_index", "last_log_index", "first_log_index", "durable_applied_index", "digest", "machine_version", "log_bytes", "state_bytes", "sessions", "members", "progress", "alarms", "leader_silent_ms", "keys")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    LEADER_ID_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_INDEX_FIELD_NUMBER: _ClassVar[int]
+    LAST_LOG_INDEX_FIELD_NUMBER: _ClassVar[int]
+    FIRST_LOG_INDEX_FIELD_NUMBER: _ClassVar[int]
+    DURABLE_APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MACHINE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    LOG_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ALARMS_FIELD_NUMBER: _ClassVar[int]
+    LEADER_SILENT_MS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    header: _common_pb2.ResponseHeader
+    name: str
+    version: str
+    role: Role
+    leader_id: int
+    commit_index: int
+    last_log_index: int
+    first_log_index: int
+    durable_applied_index: int
+    digest: int
+    machine_version: int
+    log_bytes: int
+    state_bytes: int
+    sessions: int
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    progress: _containers.RepeatedCompositeFieldContainer[PeerProgress]
+    alarms: _containers.RepeatedScalarFieldContainer[str]
+    leader_silent_ms: int
+    keys: int
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., commit_index: _Optional[int] = ..., last_log_index: _Optional[int] = ..., first_log_index: _Optional[int] = ..., durable_applied_index: _Optional[int] = ..., digest: _Optional[int] = ..., machine_version: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PeerProgress, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ..., leader_silent_ms: _Optional[int] = ..., keys: _Optional[int] = ...) -> None: ...
+
+class TransferLeaderRequest(_message.Message):
+    __slots__ = ("target_id",)
+    TARGET_ID_FIELD_NUMBER: _ClassVar[int]
+    target_id: int
+    def __init__(self, target_id: _Optional[int] = ...) -> None: ...
+
+class TransferLeaderResponse(_message.Message):
+    __slots__ = ("header", "leader_id")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    LEADER_ID_FIELD_NUMBER: _ClassVar[int]
+    header: _common_pb2.ResponseHeader
+    leader_id: int
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., leader_id: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,80 @@
+from raftstate.pb.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class CommandBatch(_message.Message):
+    __slots__ = ("cluster_id", "session", "floor", "given_up", "timeout_ms", "commands")
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_UP_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    COMMANDS_FIELD_NUMBER: _ClassVar[int]
+    cluster_id: int
+    session: _common_pb2.SessionId
+    floor: int
+    given_up: _containers.RepeatedScalarFieldContainer[int]
+    timeout_ms: int
+    commands: _containers.RepeatedCompositeFieldContainer[Command]
+    def __init__(self, cluster_id: _Optional[int] = ..., session: _Optional[_Union[_common_pb2.SessionId, _Mapping]] = ..., floor: _Optional[int] = ..., given_up: _Optional[_Iterable[int]] = ..., timeout_ms: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
+
+class Command(_message.Message):
+    __slots__ = ("serial", "put", "delete")
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    PUT_FIELD_NUMBER: _ClassVar[int]
+    DELETE_FIELD_NUMBER: _ClassVar[int]
+    serial: int
+    put: PutCommand
+    delete: DeleteCommand
+    def __init__(self, serial: _Optional[int] = ..., put: _Optional[_Union[PutCommand, _Mapping]] = ..., delete: _Optional[_Union[DeleteCommand, _Mapping]] = ...) -> None: ...
+
+class PutCommand(_message.Message):
+    __slots__ = ("key", "value", "prev_kv")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    PREV_KV_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    value: bytes
+    prev_kv: bool
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., prev_kv: _Optional[bool] = ...) -> None: ...
+
+class DeleteCommand(_message.Message):
+    __slots__ = ("key", "range_end", "prev_kv")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    RANGE_END_FIELD_NUMBER: _ClassVar[int]
+    PREV_KV_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    range_end: bytes
+    prev_kv: bool
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., prev_kv: _Optional[bool] = ...) -> None: ...
+
+class BatchReply(_message.Message):
+    __slots__ = ("header", "serials", "revisions", "answers")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    SERIALS_FIELD_NUMBER: _ClassVar[int]
+    REVISIONS_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    header: _common_pb2.ResponseHeader
+    serials: _containers.RepeatedScalarFieldContainer[int]
+    revisions: _containers.RepeatedScalarFieldContainer[int]
+    answers: _containers.RepeatedCompositeFieldContainer[Answer]
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., serials: _Optional[_Iterable[int]] = ..., revisions: _Optional[_Iterable[int]] = ..., answers: _Optional[_Iterable[_Union[Answer, _Mapping]]] = ...) -> None: ...
+
+class Answer(_message.Message):
+    __slots__ = ("serial", "revision", "error", "deleted", "prev_kvs")
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    PREV_KVS_FIELD_NUMBER: _ClassVar[int]
+    serial: int
+    revision: int
+    error: _common_pb2.Error
+    deleted: int
+    prev_kvs: _containers.RepeatedCompositeFieldContainer[_common_pb2.KeyValue]
+    def __init__(self, serial: _Optional[int] = ..., revision: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., deleted: _Optional[int] = ..., prev_kvs: _Optional[_Iterable[_Union[_common_pb2.KeyValue, _Mapping]]] = ...) -> None: ...
