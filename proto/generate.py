@@ -1,7 +1,7 @@
 """Generates raftstate/pb from the .proto files beside this script.
 
-    python proto/generate.py            write raftstate/pb/v1
-    python proto/generate.py --check    write nothing; exit 1 when what is checked in is stale
+python proto/generate.py            write raftstate/pb/v1
+python proto/generate.py --check    write nothing; exit 1 when what is checked in is stale
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "proto"
 TARGET = ROOT / "raftstate" / "pb" / "v1"
-# protoc's Python output imports by the path of the .proto file; in the wheel the modules live below raftstate.pb.
+# protoc's Python output imports by the path of the .proto file; in the wheel the modules live below
+# raftstate.pb.
 IMPORT = re.compile(r"^from raftstate\.v1 import", re.MULTILINE)
 
 
@@ -26,7 +27,13 @@ def generate(target: Path) -> None:
     """Write the generated modules of all .proto files into `target`."""
     protos = sorted(str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.proto"))
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = ["protoc", f"-I{SOURCE}", f"--python_out={scratch}", f"--pyi_out={scratch}", f"--grpc_python_out={scratch}"]
+        arguments = [
+            "protoc",
+            f"-I{SOURCE}",
+            f"--python_out={scratch}",
+            f"--pyi_out={scratch}",
+            f"--grpc_python_out={scratch}",
+        ]
         if protoc.main([*arguments, *protos]) != 0:
             sys.exit("protoc failed; what it said stands above")
         target.mkdir(parents=True, exist_ok=True)
@@ -37,7 +44,9 @@ def generate(target: Path) -> None:
 
 def main() -> None:
     """Run the command line described above."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true")
     if not parser.parse_args().check:
         generate(TARGET)

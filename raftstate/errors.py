@@ -17,8 +17,9 @@
     ├── IndefiniteError                 a write was sent, and whether it was applied can't be known
     └── for those who run nodes
         ├── ConfigError                 a setting is wrong
-        ├── StorageError                a disk, file or LMDB operation failed; the node must not go on as if it had not
-        └── InvariantError              something that must always hold did not: our bug, and the node stops
+        ├── StorageError                a disk, file or LMDB operation failed; the node must not go on as if
+        it had not └── InvariantError              something that must always hold did not: our bug, and the
+        node stops
 
 `outcome` of an instance is "not_applied" or "unknown". Imports nothing of ours.
 """
@@ -27,7 +28,11 @@ from __future__ import annotations
 
 
 class RaftstateError(Exception):
-    """The base of all. `field`: the request's field at fault, or empty. `detail`: what the answering node knew (term, leader_id, ...)."""
+    """The base of all.
+
+    `field`: the request's field at fault, or empty. `detail`: what the answering node knew (term, leader_id,
+    ...).
+    """
 
     outcome: str = "not_applied"
 
@@ -106,4 +111,7 @@ class StorageError(RaftstateError):
 
 
 class InvariantError(RaftstateError):
-    """Something that must always hold did not: a bug in raftstate. The node stops rather than go on from it."""
+    """Something that must always hold did not.
+
+    A bug in raftstate. The node stops rather than go on from it.
+    """

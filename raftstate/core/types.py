@@ -1,7 +1,8 @@
 """The values that the core takes and gives: log entries, messages, hard state, membership.
 
-They are msgspec Structs, and a `Message` is exactly what travels between peers: `array_like` keeps the encoding small, and the order
-of the fields is therefore part of the peer protocol. New fields are added at the end, with a default.
+They are msgspec Structs, and a `Message` is exactly what travels between peers: `array_like` keeps the
+encoding small, and the order of the fields is therefore part of the peer protocol. New fields are added at
+the end, with a default.
 
 What may live here: data without behaviour. Names follow the Raft paper and etcd's raft, where one exists.
 """
@@ -66,7 +67,8 @@ class SnapshotMetadata(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True):
-    """A state at one index. `data` is the application's; it may be a mere reference to bytes that travel elsewhere."""
+    """A state at one index. `data` is the application's; it may be a mere reference to bytes that travel
+    elsewhere."""
 
     data: bytes = b""
     metadata: SnapshotMetadata = SnapshotMetadata()
@@ -104,8 +106,9 @@ class MessageType(IntEnum):
 class Message(msgspec.Struct, array_like=True):
     """What one node, or one node's storage, says to another. Which fields mean something depends on `type`.
 
-    `term`, `vote` and `commit` carry the hard state in STORAGE_APPEND; `responses` are what its receiver passes on, to their `to`,
-    once the write is durable (STORAGE_APPEND) or the entries are applied (STORAGE_APPLY).
+    `term`, `vote` and `commit` carry the hard state in STORAGE_APPEND; `responses` are what its receiver
+    passes on, to their `to`, once the write is durable (STORAGE_APPEND) or the entries are applied
+    (STORAGE_APPLY).
     """
 
     type: MessageType

@@ -1,7 +1,8 @@
-"""What the machine asks of the place where its rows stand: ordered tables of bytes, read and written in transactions.
+"""What the machine asks of the place where its rows stand: ordered tables of bytes, read and written in
+transactions.
 
-raftstate.store implements this over LMDB; tests and the simulator implement it over a dict. The machine can't tell them apart, which
-is why it never imports either.
+raftstate.store implements this over LMDB; tests and the simulator implement it over a dict. The machine can't
+tell them apart, which is why it never imports either.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ class Table(IntEnum):
     INDEX = 2
     """key -> its latest change. Dense: one row for each live key."""
     MILESTONES = 3
-    """(key, version) -> revision, for every 16th version of a key."""
+    """(key, revision) -> which change: every 16th version of a key, and each of its deletions. In order of
+    key."""
     HOT = 4
     """What changes with every batch (meta, session rows, bucket sums), in one table to dirty few pages."""
 
 
 class ReadTables(Protocol):
-    """A view of all tables as of one committed transaction. Raises `StorageError` when the disk or LMDB fails."""
+    """A view of all tables as of one committed transaction.
+
+    Raises `StorageError` when the disk or LMDB fails.
+    """
 
     def get(self, table: Table, key: bytes) -> bytes | None:
         """Return the value under `key`, or None."""
@@ -34,7 +39,10 @@ class ReadTables(Protocol):
     def scan(
         self, table: Table, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key, value) for start <= key < end (None: no end) in order of key, or in the opposite order."""
+        """Yield (key, value) for start <= key < end (None.
+
+        No end) in order of key, or in the opposite order.
+        """
         ...
 
     def count(self, table: Table) -> int:
@@ -50,7 +58,10 @@ class WriteTables(ReadTables, Protocol):
         ...
 
     def put_many(self, table: Table, rows: Sequence[tuple[bytes, bytes]], *, append: bool = False) -> None:
-        """Insert or replace rows in ascending order of key. `append`: every key is greater than all in the table."""
+        """Insert or replace rows in ascending order of key.
+
+        `append`: every key is greater than all in the table.
+        """
         ...
 
     def delete(self, table: Table, key: bytes) -> bool:

@@ -1,17 +1,24 @@
 """What goes into the machine (the contents of log entries) and what comes out (results): msgspec Structs.
 
-The structs that stand in log entries or in rows are `array_like`: the order of their fields is a disk format. New fields are added
-at the end, with a default, and only together with a new machine version.
+The structs that stand in log entries or in rows are `array_like`: the order of their fields is a disk format.
+New fields are added at the end, with a default, and only together with a new machine version. Those of a log
+entry refuse fields that they don't know: a node that ignored what another one obeys would drift away from it.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Annotated
 
 import msgspec
 
+Uint = Annotated[int, msgspec.Meta(ge=0)]
+"""0 to 2^64 - 1: MessagePack has no integers beyond, and a negative one must fail where bytes are decoded,
+not where rows are packed."""
+
 MACHINE_VERSION = 1
-"""The newest version of the rules that this code knows. A cluster moves to it by a log entry, when all nodes have it."""
+"""The newest version of the rules that this code knows. A cluster moves to it by a log entry, when all nodes
+have it."""
 
 KEY_BYTES_MAX = 480
 VALUE_BYTES_MAX = 8 << 20
@@ -23,6 +30,8 @@ SESSION_WINDOW = 4_096
 """How far a serial may lie above its session's floor."""
 SESSION_BYTES_MAX = 16 << 20
 """Stored answers of one session; beyond it only the serial at the floor is run."""
+ANSWERS_BYTES_MAX = 16 << 20
+"""Previous pairs in one answer, and in all answers to a batch without a session."""
 SESSION_TTL_MS_DEFAULT = 600_000
 SESSION_TTL_MS_MIN = 10_000
 SESSION_TTL_MS_MAX = 86_400_000
@@ -67,11 +76,11 @@ class KeyValue(msgspec.Struct, array_like=True, frozen=True):
     lease: int = 0
 
 
-class SessionId(msgspec.Struct, array_like=True, frozen=True):
+class SessionId(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
     """A client session: the log index of its registration, and 64 random bits of its client's."""
 
-    index: int
-    nonce: int
+    index: Uint
+    nonce: Uint
 
 
 class Member(msgspec.Struct, array_like=True, frozen=True):
@@ -88,50 +97,59 @@ class Member(msgspec.Struct, array_like=True, frozen=True):
 # ---- what stands in a log entry
 
 
-class Batch(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """Commands of one client: `raw` is a serialized raftstate.v1.CommandBatch, byte for byte as it arrived."""
+class Batch(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=1):
+    """Commands of one client.
+
+    `raw` is a serialized raftstate.v1.CommandBatch, byte for byte as it arrived.
+    """
 
     raw: bytes
 
 
-class Register(msgspec.Struct, array_like=True, frozen=True, tag=2):
+class Register(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=2):
     """Opens a session; its id is (index of the entry, nonce). Only one in an entry."""
 
-    nonce: int
-    ttl_ms: int
-    cluster_id: int = 0
+    nonce: Uint
+    ttl_ms: Uint
+    cluster_id: Uint = 0
 
 
-class Cancel(msgspec.Struct, array_like=True, frozen=True, tag=3):
+class Cancel(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=3):
     """Gives up one serial of a session."""
 
     session: SessionId
-    serial: int
-    cluster_id: int = 0
+    serial: Uint
+    cluster_id: Uint = 0
 
 
-class Close(msgspec.Struct, array_like=True, frozen=True, tag=4):
+class Close(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=4):
     """Ends a session."""
 
     session: SessionId
-    cluster_id: int = 0
+    cluster_id: Uint = 0
 
 
-class Expire(msgspec.Struct, array_like=True, frozen=True, tag=5):
-    """Ends a session if, at lease clock `at_ms`, it was not heard from for its time to live. Proposed by leaders only."""
+class Expire(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=5):
+    """Ends a session if, at lease clock `at_ms`, it was not heard from for its time to live.
+
+    Proposed by leaders only.
+    """
 
     session: SessionId
-    at_ms: int
+    at_ms: Uint
 
 
 Item = Batch | Register | Cancel | Close | Expire
 
 
-class Envelope(msgspec.Struct, array_like=True, frozen=True):
-    """The data of a normal log entry. An entry with no data is a new leader's no-op; one with no items is a tick of the lease clock."""
+class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The data of a normal log entry.
 
-    lease_clock_ms: int
-    wall_clock_ms: int
+    An entry with no data is a new leader's no-op; one with no items is a tick of the lease clock.
+    """
+
+    lease_clock_ms: Uint
+    wall_clock_ms: Uint
     items: list[Item] = []
 
 
@@ -139,7 +157,10 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):
-    """What became of one command. With a fault it was not run, or ran into it; the answer is the same to every retry."""
+    """What became of one command.
+
+    With a fault it was not run, or ran into it; the answer is the same to every retry.
+    """
 
     serial: int
     revision: int
@@ -149,7 +170,10 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
 
 
 class BatchResult(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """Answers to a batch. serials[i] made revisions[i] and has nothing else to say; all others are in `answers`."""
+    """Answers to a batch.
+
+    Serials[i] made revisions[i] and has nothing else to say; all others are in `answers`.
+    """
 
     serials: list[int]
     revisions: list[int]
@@ -189,10 +213,12 @@ class EntryResult(msgspec.Struct, frozen=True):
     term: int
     revision: int
     items: list[ItemResult]
+    digest: int
 
 
 def covers(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
-    """Return the interval [start, end) that a request's key and range_end mean (end None: no end), as etcd defines it.
+    """Return the interval [start, end) that a request's key and range_end mean (end None: no end), as etcd
+    defines it.
 
     range_end empty: the key alone. range_end of one zero byte: all keys >= key.
     """

@@ -1,1 +1,5 @@
-"""LMDB: the replicated log, durable at every commit, and the state, durable at its checkpoints. The only importer of lmdb."""
+"""LMDB.
+
+The replicated log, durable at every commit, and the state, durable at its checkpoints. The only importer of
+lmdb.
+"""

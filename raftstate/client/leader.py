@@ -1,0 +1,193 @@
+"""Which node leads.
+
+Nodes are asked for their status, all at once. A node is taken for the leader when it says itself that it leads, in a term no lower than any seen:
+a deposed leader that has not noticed yet is not believed twice. When others name a leader they hear, but it can't be reached from here, one
+of them will do: every node forwards writes. A tracker belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+
+from raftstate.client.channels import Channels
+from raftstate.client.faults import RpcFailure
+from raftstate.errors import NoLeaderError, WrongClusterError
+from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, common_pb2
+
+_ASK_S_MIN = 0.5
+_ASK_S_MAX = 4.0
+"""How long a node may take to tell its status. It doubles while none answers: a far cluster is not a dead one."""
+
+_SILENT_MS_MAX = 200
+"""A leader that its followers have not heard for so long (over ten heartbeats) is not worth forwarding to."""
+
+BACKOFF_S_MIN = 0.01
+BACKOFF_S_MAX = 0.2
+
+
+def backoff_s(attempt: int) -> float:
+    """Return how long to wait before attempt + 1, in seconds: doubling from 10 to 200 ms, half of it jitter."""
+    full: float = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2 ** min(attempt, 10))
+    return full * (0.5 + random.random() / 2)
+
+
+class LeaderTracker:
+    """Knows the nodes, and the leader as far as it has been learned.
+
+    endpoints: the addresses that the user gave.
+    """
+
+    def __init__(self, endpoints: tuple[str, ...], channels: Channels) -> None:
+        self.endpoints = endpoints
+        self.cluster_id = 0
+        self.leader: str | None = None
+        self.term = 0
+        self._channels = channels
+        self._home = random.randrange(len(endpoints))
+        self._tried: dict[str, str] = {}
+        self._round: asyncio.Task[str | None] | None = None
+        self._ask_s = _ASK_S_MIN
+
+    # ---- what is known
+
+    @property
+    def home(self) -> str:
+        """The endpoint for reads that need no leader: any one, but the same one while it answers, so that what is read does not move back."""
+        return self.endpoints[self._home]
+
+    def observe(self, header: common_pb2.ResponseHeader) -> None:
+        """Learn from a reply. Raises `WrongClusterError` when it comes from another cluster than earlier ones."""
+        if header.cluster_id != self.cluster_id:
+            self._learn_cluster(header)
+        if header.term > self.term:
+            self.term = header.term
+            self.leader = None
+
+    def forget(self, address: str) -> None:
+        """A node did not do what its leader or a reachable node would have done: look elsewhere next time."""
+        if self.leader == address:
+            self.leader = None
+        if self.home == address:
+            self._home = (self._home + 1) % len(self.endpoints)
+
+    def note_failure(self, address: str, reason: str) -> None:
+        """Remember why a node was of no use, for the message of an error."""
+        self._tried[address] = reason
+
+    def no_leader(self, waited_s: float, what: str) -> NoLeaderError:
+        """Return the error for a request that found no leader; `what` says what did not happen, for example "nothing was sent"."""
+        tried = ", ".join(
+            f"{address} ({self._tried.get(address, 'no answer yet')})"
+            for address in dict.fromkeys((*self.endpoints, *self._tried))
+        )
+        return NoLeaderError(f"no leader was found within {waited_s:g} s; {what}; tried {tried}")
+
+    # ---- finding it
+
+    async def locate(self) -> str | None:
+        """Ask all nodes once and return the address to send writes to; None: no leader is known now.
+
+        Callers share a round. Raises `WrongClusterError` when the nodes are not all of one cluster.
+        """
+        if self._round is None:
+            self._round = asyncio.create_task(self._ask_all())
+            self._round.add_done_callback(self._round_done)
+        return await asyncio.shield(self._round)
+
+    async def find(self, deadline: float, timeout_s: float) -> str:
+        """Return the leader's address, asking until `deadline` (of the loop's clock). Raises `NoLeaderError` then."""
+        loop = asyncio.get_running_loop()
+        attempt = 0
+        while self.leader is None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    if await self.locate() is None:
+                        await asyncio.sleep(backoff_s(attempt))
+            attempt += 1
+            if self.leader is None and loop.time() >= deadline:
+                raise self.no_leader(timeout_s, "nothing was sent")
+        return self.leader
+
+    async def ask(self, address: str, timeout_s: float) -> cluster_pb2.StatusResponse:
+        """Return the status of one node. Raises `RpcFailure`, `WrongClusterError`."""
+        try:
+            reply: cluster_pb2.StatusResponse = await self._channels.unary(
+                address, cluster_pb2_grpc.ClusterStub, "Status", cluster_pb2.StatusRequest(), timeout_s
+            )
+        except RpcFailure as failure:
+            self.note_failure(address, failure.text)
+            raise
+        self.observe(reply.header)
+        return reply
+
+    def close(self) -> None:
+        """Give up a round that is under way."""
+        if self._round is not None:
+            self._round.cancel()
+
+    async def _ask_all(self) -> str | None:
+        """One round: every endpoint, and the leader that they name, until one confirms itself or all have spoken."""
+        asking = {asyncio.create_task(self._claim(address)): address for address in self.endpoints}
+        asked = set(self.endpoints)
+        named: list[tuple[int, str]] = []
+        answered = False
+        try:
+            while asking:
+                done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    address = asking.pop(task)
+                    reply = task.result()
+                    if reply is None:
+                        continue
+                    answered = True
+                    if reply.role == cluster_pb2.ROLE_LEADER and reply.header.term >= self.term:
+                        self.leader = address
+                        return address
+                    leader = _leader_address(reply)
+                    if leader and reply.leader_silent_ms <= _SILENT_MS_MAX:
+                        named.append((reply.header.term, address))
+                        if leader not in asked:
+                            asked.add(leader)
+                            asking[asyncio.create_task(self._claim(leader))] = leader
+        finally:
+            for task in asking:
+                task.cancel()
+            self._ask_s = _ASK_S_MIN if answered else min(_ASK_S_MAX, self._ask_s * 2)
+        forwarders = [address for term, address in named if term >= self.term]
+        self.leader = forwarders[0] if forwarders else None
+        return self.leader
+
+    async def _claim(self, address: str) -> cluster_pb2.StatusResponse | None:
+        self._tried.pop(address, None)
+        try:
+            reply = await self.ask(address, self._ask_s)
+        except RpcFailure:
+            return None
+        leader = f"follows {_leader_address(reply) or 'a leader without address'}" if reply.leader_id else "knows no leader"
+        self._tried[address] = f"{leader}, term {reply.header.term}"
+        return reply
+
+    def _round_done(self, task: asyncio.Task[str | None]) -> None:
+        self._round = None
+        if not task.cancelled():
+            # Retrieved here, since every caller may have been cancelled meanwhile.
+            task.exception()
+
+    def _learn_cluster(self, header: common_pb2.ResponseHeader) -> None:
+        if self.cluster_id == 0:
+            self.cluster_id = header.cluster_id
+            return
+        raise WrongClusterError(
+            f"a node (id {header.node_id}) of cluster {header.cluster_id:016x} answered, and this client is of cluster"
+            f" {self.cluster_id:016x}; check the addresses {', '.join(self.endpoints)}"
+        )
+
+
+def _leader_address(reply: cluster_pb2.StatusResponse) -> str:
+    """Return the client address of the leader that a node names, or nothing."""
+    for member in reply.members:
+        if member.id == reply.leader_id:
+            return member.client_address
+    return ""

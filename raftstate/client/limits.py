@@ -1,0 +1,106 @@
+"""What a request may hold, checked before anything is sent.
+
+The numbers are the server's; it checks them again. Checked here, a bad argument fails at the line that gave it, and can't hold up a batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+from raftstate.errors import InvalidArgumentError
+
+KEY_BYTES_MAX = 480
+VALUE_BYTES_MAX = 8 << 20
+BATCH_COMMANDS_MAX = 512
+BATCH_BYTES_MAX = 1 << 20
+"""A batch may be larger when it holds a single command."""
+SESSION_WINDOW = 4_096
+"""How far a serial may lie above its session's floor."""
+MESSAGE_BYTES_MAX = 20 << 20
+LAG_MS_MAX = (1 << 32) - 1
+COUNT_MAX = (1 << 64) - 1
+
+ALL_KEYS = b"\x00"
+"""As `range_end`: no upper end. As `key` beside it: no lower end, since no key is empty."""
+
+Key = str | bytes
+BytesLike = bytes | bytearray | memoryview
+
+
+def encode_key(key: Key, field: str = "key") -> bytes:
+    """Return a key as bytes, a str in UTF-8. Raises `InvalidArgumentError` naming `field` unless it has 1 to 480 bytes."""
+    encoded = key if type(key) is bytes else encode_text(key, field)
+    if 1 <= len(encoded) <= KEY_BYTES_MAX:
+        return encoded
+    raise InvalidArgumentError(
+        f"{field} must have 1 to {KEY_BYTES_MAX} bytes, got {len(encoded)}", field=field
+    )
+
+
+def encode_text(text: Key, field: str) -> bytes:
+    """Return str (as UTF-8) or bytes as bytes of any length. Raises `InvalidArgumentError` for anything else."""
+    if isinstance(text, str):
+        try:
+            return text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(
+                f"{field} must be text that UTF-8 can hold, or bytes: {error}", field=field
+            ) from error
+    if isinstance(text, bytes | bytearray | memoryview):
+        return bytes(text)
+    raise InvalidArgumentError(f"{field} must be str or bytes, got {type(text).__name__}", field=field)
+
+
+def encode_value(value: BytesLike) -> bytes:
+    """Return a value as bytes (a copy, unless it is bytes). Raises `InvalidArgumentError` for other types and beyond 8 MiB."""
+    if type(value) is not bytes:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            advice = "; encode text first, for example value.encode()" if isinstance(value, str) else ""
+            raise InvalidArgumentError(
+                f"value must be bytes-like, got {type(value).__name__}{advice}", field="value"
+            )
+        value = bytes(value)
+    if len(value) > VALUE_BYTES_MAX:
+        raise InvalidArgumentError(
+            f"value must have at most {VALUE_BYTES_MAX} bytes, got {len(value)}; split it over several keys",
+            field="value",
+        )
+    return value
+
+
+def encode_range_end(end: Key, field: str) -> bytes:
+    """Return the end of a range as bytes. It may be one zero byte longer than a key: the successor of the longest one."""
+    encoded = encode_text(end, field)
+    if 1 <= len(encoded) <= KEY_BYTES_MAX + encoded.endswith(b"\x00"):
+        return encoded
+    raise InvalidArgumentError(
+        f"{field} must have 1 to {KEY_BYTES_MAX} bytes, got {len(encoded)}", field=field
+    )
+
+
+def prefix_interval(prefix: Key) -> tuple[bytes, bytes]:
+    """Return (key, range_end) that cover all keys with this prefix; an empty one covers all keys."""
+    start = encode_text(prefix, "prefix")
+    if not start:
+        return ALL_KEYS, ALL_KEYS
+    encode_key(start, "prefix")
+    stem = start.rstrip(b"\xff")
+    return start, stem[:-1] + bytes([stem[-1] + 1]) if stem else ALL_KEYS
+
+
+def check_timeout(timeout_s: float) -> float:
+    """Return a timeout in seconds. Raises `InvalidArgumentError` unless it is a finite number above 0."""
+    if not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
+        raise InvalidArgumentError(
+            f"timeout must be a number of seconds above 0, got {timeout_s!r}", field="timeout"
+        )
+    return timeout_s
+
+
+def check_count(count: int, field: str, least: int, most: int) -> int:
+    """Return a whole number. Raises `InvalidArgumentError` naming `field` unless it is one within [least, most]."""
+    if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
+        raise InvalidArgumentError(
+            f"{field} must be a whole number from {least} to {most}, got {count!r}", field=field
+        )
+    return count

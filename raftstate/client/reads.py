@@ -1,0 +1,75 @@
+"""Reads: one unary call each, asked again elsewhere until the deadline, since a read changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from raftstate.client.channels import Channels
+from raftstate.client.faults import RpcFailure, passes
+from raftstate.client.leader import LeaderTracker, backoff_s
+from raftstate.errors import DeadlineError
+from raftstate.pb.v1 import common_pb2, kv_pb2, kv_pb2_grpc
+
+_ATTEMPT_S_MIN = 1.0
+_ATTEMPTS = 5
+"""A node that says nothing gets a fifth of the time, at least 1 s; then another is asked, with twice as much."""
+
+
+async def read(
+    channels: Channels,
+    tracker: LeaderTracker,
+    method: str,
+    request: kv_pb2.GetRequest | kv_pb2.RangeRequest,
+    timeout_s: float,
+) -> Any:
+    """Return the reply to a Get or Range: from the leader when linearizable, else from one node that is kept while it answers.
+
+    Raises `NoLeaderError` and `DeadlineError` when `timeout_s` has passed, and whatever else a node answers at once.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    linearizable = request.consistency == common_pb2.CONSISTENCY_LINEARIZABLE
+    attempt_s = max(_ATTEMPT_S_MIN, timeout_s / _ATTEMPTS)
+    attempt = 0
+    while True:
+        if linearizable:
+            address = tracker.leader or await tracker.find(deadline, timeout_s)
+        else:
+            address = tracker.home
+        left_s = deadline - loop.time()
+        try:
+            reply = await channels.unary(address, kv_pb2_grpc.KVStub, method, request, min(left_s, attempt_s))
+        except RpcFailure as failure:
+            if not _worth_another(failure):
+                raise failure.as_error(write=False) from failure
+            tracker.note_failure(address, failure.text)
+            tracker.forget(address)
+            pause_s = backoff_s(attempt)
+            if loop.time() + pause_s >= deadline:
+                raise _late(tracker, failure, timeout_s) from failure
+        else:
+            tracker.observe(reply.header)
+            return reply
+        await asyncio.sleep(pause_s)
+        attempt += 1
+        attempt_s *= 2
+
+
+def _worth_another(failure: RpcFailure) -> bool:
+    if failure.error is not None:
+        return passes(failure.error)
+    return failure.status in (
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+    )
+
+
+def _late(tracker: LeaderTracker, failure: RpcFailure, timeout_s: float) -> Exception:
+    """Return the error for a read that ran out of time, by what its last attempt met."""
+    if failure.status is grpc.StatusCode.UNAVAILABLE:
+        return tracker.no_leader(timeout_s, "nothing was read")
+    return DeadlineError(f"the read was not answered within {timeout_s:g} s; the last node asked, {failure.address}: {failure.text}")

@@ -1,0 +1,110 @@
+"""What calls return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+
+Consistency = Literal["linearizable", "bounded", "local"]
+"""How fresh a read must be: includes every write acknowledged before it began (the default); no older than `max_lag_ms`;
+whatever the serving node has applied."""
+
+
+class KeyValue(msgspec.Struct, frozen=True):
+    """A key as of one revision. `version` is 1 at creation and one more with each put; `lease` 0 is none."""
+
+    key: bytes
+    value: bytes
+    create_revision: int
+    mod_revision: int
+    version: int
+    lease: int = 0
+
+
+class PutResult(msgspec.Struct, frozen=True):
+    """A put that was applied. `prev_kv`: the pair as it was before, when asked for and there was one."""
+
+    revision: int
+    prev_kv: KeyValue | None = None
+
+
+class DeleteResult(msgspec.Struct, frozen=True):
+    """A delete that was applied. `deleted`: how many keys; `prev_kvs`: the pairs as they were, when asked for."""
+
+    revision: int
+    deleted: int
+    prev_kvs: tuple[KeyValue, ...] = ()
+
+
+class RangeResult(msgspec.Struct, frozen=True):
+    """Pairs in the order of their keys; iterable, with a length.
+
+    `more`: the range holds pairs beyond those returned. `count`: how many keys it holds, whatever the limit. `revision`: of the store, when read.
+    """
+
+    kvs: tuple[KeyValue, ...]
+    more: bool
+    count: int
+    revision: int
+
+    def __iter__(self) -> Iterator[KeyValue]:
+        return iter(self.kvs)
+
+    def __len__(self) -> int:
+        return len(self.kvs)
+
+
+class MemberStatus(msgspec.Struct, frozen=True):
+    """A node as the cluster's log records it. Addresses are host:port."""
+
+    id: int
+    name: str
+    peer_address: str
+    client_address: str
+    incarnation: int
+    learner: bool
+
+
+class PeerProgress(msgspec.Struct, frozen=True):
+    """A leader's view of another member."""
+
+    id: int
+    match_index: int
+    next_index: int
+    state: str
+    recently_active: bool
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What one node says of itself; with `error` set it did not answer, and only `endpoint` means anything.
+
+    `durable_applied_index` can't be taken back by a power cut. `digest` is equal on all nodes at equal `applied_index`. `progress` is the leader's only.
+    """
+
+    endpoint: str
+    error: str = ""
+    cluster_id: int = 0
+    node_id: int = 0
+    name: str = ""
+    version: str = ""
+    role: str = ""
+    term: int = 0
+    leader_id: int = 0
+    leader_silent_ms: int = 0
+    revision: int = 0
+    keys: int = 0
+    applied_index: int = 0
+    commit_index: int = 0
+    durable_applied_index: int = 0
+    first_log_index: int = 0
+    last_log_index: int = 0
+    digest: int = 0
+    machine_version: int = 0
+    log_bytes: int = 0
+    state_bytes: int = 0
+    sessions: int = 0
+    members: tuple[MemberStatus, ...] = ()
+    progress: tuple[PeerProgress, ...] = ()
+    alarms: tuple[str, ...] = ()

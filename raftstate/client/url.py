@@ -1,0 +1,50 @@
+"""Where the cluster is: `[raftstate://]host:port[,host:port...]`."""
+
+from __future__ import annotations
+
+import os
+
+from raftstate.errors import ConfigError
+
+ENVIRONMENT_VARIABLE = "RAFTSTATE_URL"
+URL_DEFAULT = "raftstate://127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003"
+"""Where `raftstate dev` serves."""
+
+_SCHEME = "raftstate://"
+_FORM = "a URL is [raftstate://]host:port[,host:port...], for example raftstate://127.0.0.1:7001,127.0.0.1:7002"
+
+
+def endpoints_of(url: str | None) -> tuple[str, ...]:
+    """Return the host:port endpoints of a URL, in its order, each once.
+
+    None means the environment variable RAFTSTATE_URL, else the three nodes of `raftstate dev`. Raises `ConfigError` that says what is wrong.
+    """
+    source = "URL"
+    if url is None:
+        url = os.environ.get(ENVIRONMENT_VARIABLE) or URL_DEFAULT
+        source = f"URL (from the environment variable {ENVIRONMENT_VARIABLE})"
+    if url.startswith("embedded:"):
+        raise ConfigError(f"{source} {url!r}: embedded nodes are not available in this version; {_FORM}", field="url")
+    rest = url.removeprefix(_SCHEME)
+    if "://" in rest:
+        raise ConfigError(f"{source} {url!r} has an unknown scheme; {_FORM}", field="url")
+    endpoints = [part.strip() for part in rest.removesuffix("/").split(",")]
+    for endpoint in endpoints:
+        fault = _fault(endpoint)
+        if fault:
+            raise ConfigError(f"{source} {url!r}: {fault}; {_FORM}", field="url")
+    return tuple(dict.fromkeys(endpoints))
+
+
+def _fault(endpoint: str) -> str:
+    """Return what is wrong with a host:port, or nothing."""
+    host, colon, port = endpoint.rpartition(":")
+    if not endpoint:
+        return "an endpoint is empty"
+    if not colon or not host or (":" in host and not host.startswith("[")):
+        return f"{endpoint!r} is not host:port (an IPv6 address stands in brackets)"
+    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
+        return f"the port of {endpoint!r} must be a number from 1 to 65535"
+    if any(character in host for character in "/@?# "):
+        return f"the host of {endpoint!r} holds a character that no host has"
+    return ""

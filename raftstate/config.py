@@ -1,0 +1,364 @@
+"""The settings of a node: what its cluster must agree on, and what is its own affair.
+
+A setting comes from, in this order of precedence: an argument of the command, an environment variable, the
+TOML file, the default. In the environment a field is RAFTSTATE_<FIELD>, a nested one has two underscores
+(RAFTSTATE_CLUSTER__HEARTBEAT_MS=20). Whatever is wrong is a `ConfigError` that names where it came from, the
+key, what was got and what is allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Self, cast
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from raftstate.errors import ConfigError
+
+ENV_PREFIX = "RAFTSTATE_"
+VOTERS_MAX = 7
+"""Each further voter costs every write another copy; etcd's documentation draws the same line."""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return (host, port) of "host:port" or "[ipv6]:port"; a ValueError says what is allowed."""
+    host, colon, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not colon or not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65_535:
+        raise ValueError("host:port with a port from 1 to 65535 (IPv6 as [address]:port)")
+    return host, int(port)
+
+
+def _checked_address(address: str) -> str:
+    split_address(address)
+    return address
+
+
+Address = Annotated[str, AfterValidator(_checked_address)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MemberConfig(_Section):
+    """A node of the cluster, as all of them know it at the first start."""
+
+    id: int = Field(ge=1, lt=1 << 63, description="Raft id, unique in the cluster for ever.")
+    name: Name = Field(
+        description="For people: letters, digits, dot, dash, underscore; unique in the cluster."
+    )
+    incarnation: int = Field(
+        default=1,
+        ge=1,
+        lt=1 << 63,
+        description="Grows when a node is replaced by an empty one of the same id.",
+    )
+    peer_address: Address = Field(description="host:port at which the other nodes reach it.")
+    client_address: Address = Field(description="host:port at which clients reach it.")
+
+
+class ClusterConfig(_Section):
+    """What all nodes of a cluster must agree on."""
+
+    cluster_id: int = Field(ge=1, lt=1 << 63, description="Random, drawn once; keeps two clusters apart.")
+    members: tuple[MemberConfig, ...] = Field(description="The voters of the first configuration.")
+    heartbeat_ms: int = Field(
+        default=15,
+        ge=1,
+        le=10_000,
+        description="Between two heartbeats of a leader, in ms; a follower renews its freshness as often.",
+    )
+    election_timeout_min_ms: int = Field(
+        default=400,
+        ge=10,
+        le=100_000,
+        description="A follower that hears nothing waits at least this long, in ms. Raft paper, section 5.6:"
+        " well above the time of a broadcast; here also above the longest stall of a busy loop.",
+    )
+    election_timeout_max_ms: int = Field(
+        default=800,
+        ge=10,
+        le=200_000,
+        description="And at most this long, in ms; the spread keeps votes from splitting (section 9.3).",
+    )
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if not 1 <= len(self.members) <= VOTERS_MAX:
+            raise _fault("members", f"{len(self.members)} members", f"1 to {VOTERS_MAX}")
+        for key in ("id", "name", "peer_address", "client_address"):
+            seen = [getattr(member, key) for member in self.members]
+            twice = sorted({str(value) for value in seen if seen.count(value) > 1})
+            if twice:
+                raise _fault(
+                    "members", f"{', '.join(twice)} more than once", f"a different {key} for each member"
+                )
+        low, high = self.election_timeout_min_ms, self.election_timeout_max_ms
+        if low < 5 * self.heartbeat_ms:
+            raise _fault(
+                "election_timeout_min_ms", low, f"at least 5 heartbeats ({5 * self.heartbeat_ms} ms)"
+            )
+        if high <= low:
+            raise _fault("election_timeout_max_ms", high, f"more than election_timeout_min_ms ({low} ms)")
+        return self
+
+
+class NodeSettings(BaseSettings):
+    """Everything that one node needs to start. Made by `load_settings`, or in tests by its constructor."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+    )
+
+    config_file: Path | None = Field(default=None, description="The TOML file that the settings come from.")
+    name: Name = Field(description="Which of the members this node is.")
+    cluster: ClusterConfig = Field(description="What all nodes agree on.")
+    data_dir: Path = Field(description="The node's directory. A relative one is relative to the TOML file.")
+    bootstrap: bool = Field(
+        default=False,
+        description="Whether an absent or empty data directory may be created. For the very first start only:"
+        " a node that lost its disk must not vote again under its old identity.",
+    )
+    listen_client: Address | None = Field(
+        default=None, description="host:port that clients are served on. None: the member's client_address."
+    )
+    listen_peer: Address | None = Field(
+        default=None, description="host:port that peers are served on. None: the member's peer_address."
+    )
+    advertise: Address | None = Field(
+        default=None,
+        description="host:port told to clients, where it differs from the member's client_address.",
+    )
+    peer_addresses: Mapping[str, Address] = Field(
+        default_factory=dict,
+        description="Member name -> host:port by which this node reaches it, in place of its peer_address.",
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Listen beyond loopback although connections are neither encrypted nor authenticated.",
+    )
+    log_map_bytes: int = Field(
+        default=16 << 30,
+        ge=16 << 20,
+        description="Address space of the log's LMDB environment, in bytes; fixed at creation, sparse.",
+    )
+    state_map_bytes: int = Field(
+        default=64 << 30,
+        ge=16 << 20,
+        description="Address space of the state's LMDB environment, in bytes; fixed at creation, sparse.",
+    )
+    log_level: str = Field(
+        default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
+    )
+
+    @field_validator("data_dir")
+    @classmethod
+    def _not_empty(cls, value: Path) -> Path:
+        if value == Path():
+            raise ValueError("the path of a directory of its own")
+        return value
+
+    @model_validator(mode="after")
+    def _is_a_member(self) -> Self:
+        names = [member.name for member in self.cluster.members]
+        if self.name not in names:
+            raise _fault("name", self.name, f"the name of a member ({', '.join(names)})")
+        strangers = sorted(set(self.peer_addresses) - set(names))
+        if strangers:
+            raise _fault("peer_addresses", ", ".join(strangers), f"names of members ({', '.join(names)})")
+        return self
+
+    @model_validator(mode="after")
+    def _listens_where_it_may(self) -> Self:
+        for key, address in (("listen_client", self.client_listener), ("listen_peer", self.peer_listener)):
+            if not self.insecure and not _is_loopback(split_address(address)[0]):
+                raise _fault(
+                    key,
+                    address,
+                    "a loopback address, since without TLS (there is none yet) anyone who reaches the port"
+                    " could read and write; give --insecure (insecure = true) to listen there nevertheless",
+                )
+        return self
+
+    @property
+    def member(self) -> MemberConfig:
+        """This node, as the cluster knows it."""
+        return next(member for member in self.cluster.members if member.name == self.name)
+
+    @property
+    def node_id(self) -> int:
+        """This node's Raft id."""
+        return self.member.id
+
+    @property
+    def data_path(self) -> Path:
+        """`data_dir`, absolute."""
+        folder = self.config_file.parent if self.config_file else Path()
+        return (folder / self.data_dir).absolute()
+
+    @property
+    def client_listener(self) -> str:
+        """host:port that clients are served on."""
+        return self.listen_client or self.member.client_address
+
+    @property
+    def peer_listener(self) -> str:
+        """host:port that peers are served on."""
+        return self.listen_peer or self.member.peer_address
+
+    @property
+    def client_address(self) -> str:
+        """host:port that clients are told."""
+        return self.advertise or self.member.client_address
+
+    def peer_address(self, member: MemberConfig) -> str:
+        """Return the host:port by which this node reaches `member`."""
+        return self.peer_addresses.get(member.name, member.peer_address)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments come before the environment, and that before the file named by `config_file`."""
+        file = cast(InitSettingsSource, init_settings).init_kwargs.get("config_file")
+        if file is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
+
+
+def load_settings(config_file: Path | None, arguments: Mapping[str, object] | None = None) -> NodeSettings:
+    """Read and check the settings of a node.
+
+    Args:
+        config_file: a TOML file, or None for arguments and environment alone.
+        arguments: what the command line gave: field -> value. A None is as if it was not given.
+
+    Raises:
+        ConfigError: the file can't be read, or a setting is unknown, missing or not allowed. `field` is
+            the dotted key; `detail` holds file, key, got and allowed of the first fault; the message tells
+            all.
+    """
+    given = {key: value for key, value in (arguments or {}).items() if value is not None}
+    if config_file is not None:
+        given["config_file"] = config_file
+        _check_readable(config_file)
+    try:
+        return NodeSettings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise _config_error(error, config_file, given) from None
+
+
+def dump_toml(values: Mapping[str, object]) -> str:
+    """Return a TOML document; `values` holds strings, numbers, booleans, mappings, lists of mappings."""
+    return "\n".join(_toml_lines(values, ())) + "\n"
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"can't read the configuration file {file}: {error.strerror}", detail={"file": str(file)}
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid TOML: {error}", detail={"file": str(file)}) from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _fault(key: str, got: object, allowed: str) -> PydanticCustomError:
+    """Return what a check of several fields together raises: it alone knows which field is at fault."""
+    return PydanticCustomError("several_fields", "{allowed}", {"key": key, "got": got, "allowed": allowed})
+
+
+def _config_error(error: ValidationError, file: Path | None, arguments: Mapping[str, object]) -> ConfigError:
+    faults: list[str] = []
+    detail: dict[str, object] = {}
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        allowed, got = item["msg"].removeprefix("Value error, "), _shown(item["input"])
+        if item["type"] == "several_fields":
+            location.append(item["ctx"]["key"])
+            got = str(item["ctx"]["got"])
+        elif item["type"] == "missing":
+            got, allowed = "nothing", "it must be given"
+        elif item["type"] == "extra_forbidden":
+            allowed = "there is no such setting"
+        key = ".".join(location)
+        faults.append(f"{_source(location, file, arguments)}: {key}: got {got}; allowed: {allowed}")
+        detail = detail or {"file": str(file) if file else None, "key": key, "got": got, "allowed": allowed}
+    return ConfigError("\n".join(faults), field=str(detail["key"]), detail=detail)
+
+
+def _source(location: list[str], file: Path | None, arguments: Mapping[str, object]) -> str:
+    if location[0] in arguments:
+        return "argument"
+    name = ENV_PREFIX + "__".join(location).upper()
+    if name in os.environ:
+        return f"environment variable {name}"
+    return str(file) if file else "settings"
+
+
+def _shown(value: object) -> str:
+    text = (
+        repr(value)
+        if isinstance(value, str | int | float | bool | None | list | tuple)
+        else type(value).__name__
+    )
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _toml_lines(values: Mapping[str, object], path: tuple[str, ...]) -> Iterator[str]:
+    nested: list[tuple[str, Mapping[str, object] | list[Mapping[str, object]]]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            nested.append((key, value))
+        elif isinstance(value, list | tuple):
+            nested.append((key, list(value)))
+        elif value is not None:
+            # JSON's strings, numbers and booleans are TOML's too, but for a bare DEL, which TOML forbids.
+            yield f"{key} = {json.dumps(value)}".replace("\x7f", "\\u007f")
+    for key, value in nested:
+        name = ".".join((*path, key))
+        for table in value if isinstance(value, list) else [value]:
+            yield ""
+            yield f"[[{name}]]" if isinstance(value, list) else f"[{name}]"
+            yield from _toml_lines(table, (*path, key))

@@ -1,0 +1,41 @@
+"""What the core refuses, and what its storage may answer.
+
+All of them are definite: nothing was appended because of the call that raised. Invariant violations are not
+here; they are `raftstate.errors.InvariantError`, and after one of those the node must stop.
+"""
+
+# ruff: noqa: N818 - the names say what happened to the request, as etcd's error values do; they are
+# outcomes, not faults
+
+from __future__ import annotations
+
+from raftstate.errors import RaftstateError
+
+
+class ProposalDropped(RaftstateError):
+    """A proposal was not appended: no leader here, a transfer in progress, or the uncommitted tail of the
+    log is full."""
+
+
+class StepLocalMessage(RaftstateError):
+    """A message that only the node itself may produce arrived from a peer."""
+
+
+class StepPeerNotFound(RaftstateError):
+    """A response arrived from a node that is no member of the configuration."""
+
+
+class Compacted(RaftstateError):
+    """The storage no longer holds the index: it lies before its first one."""
+
+
+class Unavailable(RaftstateError):
+    """The storage does not hold the index, though it is not compacted."""
+
+
+class SnapshotOutOfDate(RaftstateError):
+    """A snapshot is not newer than the one that the storage holds."""
+
+
+class SnapshotTemporarilyUnavailable(RaftstateError):
+    """The storage has no snapshot ready; the leader asks again later."""

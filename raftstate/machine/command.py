@@ -1,0 +1,213 @@
+"""What a batch may hold: pure checks, run by the node that takes it and again wherever it is applied.
+
+They depend on nothing but the command and the machine version, so that a command refused here is refused
+alike everywhere, and stays refused. Fields that this code does not know are refused, not ignored: a newer
+node might obey them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from raftstate.machine.types import (
+    BATCH_BYTES_MAX,
+    BATCH_COMMANDS_MAX,
+    KEY_BYTES_MAX,
+    SESSION_TTL_MS_MAX,
+    SESSION_TTL_MS_MIN,
+    SESSION_WINDOW,
+    VALUE_BYTES_MAX,
+    Code,
+    Fault,
+)
+from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch
+
+_OPERATION_SINCE = {"put": 1, "delete": 1}
+"""The machine version that brought each operation."""
+
+
+class BatchCheck(msgspec.Struct, frozen=True):
+    """What the checks found. `fault` refuses the batch as a whole, `faults` single commands, by position."""
+
+    fault: Fault | None
+    faults: dict[int, Fault] = {}
+
+
+def parse_batch(raw: bytes) -> CommandBatch | Fault:
+    """Parse a serialized raftstate.v1.CommandBatch; return an INVALID fault when it is none."""
+    try:
+        batch: CommandBatch = CommandBatch.FromString(raw)
+    except DecodeError:
+        return _invalid(f"the batch's {len(raw)} bytes are no raftstate.v1.CommandBatch", "commands")
+    return batch
+
+
+def check(command: Command, machine_version: int) -> Fault | None:
+    """Return what is wrong with a command, as far as that can be known without the state, or None."""
+    return _check_unknown(command) or _check_operation(command, machine_version)
+
+
+def check_batch(batch: CommandBatch, raw_bytes: int, machine_version: int) -> BatchCheck:
+    """Check a batch and each of its commands, as `check` does.
+
+    Args:
+        batch: as parsed.
+        raw_bytes: its size as it arrived.
+        machine_version: the rules to go by.
+    """
+    fault = _check_limits(batch, raw_bytes) or _check_serials(batch)
+    faults: dict[int, Fault] = {}
+    if fault is None and _has_unknown(batch):
+        fault = _check_unknown_outside_commands(batch)
+        found = ((position, _check_unknown(command)) for position, command in enumerate(batch.commands))
+        faults = {position: each for position, each in found if each is not None}
+    if fault is not None:
+        return BatchCheck(fault)
+    for position, command in enumerate(batch.commands):
+        wrong = _check_operation(command, machine_version)
+        if wrong is not None:
+            faults.setdefault(position, wrong)
+    return BatchCheck(None, faults)
+
+
+def check_ttl(ttl_ms: int) -> Fault | None:
+    """Check a session's time to live as asked for; 0 means the default."""
+    if ttl_ms == 0 or SESSION_TTL_MS_MIN <= ttl_ms <= SESSION_TTL_MS_MAX:
+        return None
+    return _invalid(
+        f"ttl_ms must be 0 (the default) or {SESSION_TTL_MS_MIN} to {SESSION_TTL_MS_MAX}, got {ttl_ms}",
+        "ttl_ms",
+    )
+
+
+def find_unknown(message: Message) -> tuple[str, int] | None:
+    """Return (path of the submessage, field number) of the first field not known to this code, or None."""
+    return _find_unknown(message, "")
+
+
+def _invalid(message: str, field: str) -> Fault:
+    return Fault(Code.INVALID, message, field)
+
+
+# ---- one command
+
+
+def _check_unknown(command: Command) -> Fault | None:
+    found = find_unknown(command)
+    return None if found is None else _unknown_fault(*found)
+
+
+def _check_operation(command: Command, machine_version: int) -> Fault | None:
+    operation = command.WhichOneof("op")
+    if operation is None:
+        return _invalid("a command must hold an operation, got none", "op")
+    if machine_version < _OPERATION_SINCE[operation]:
+        return Fault(
+            Code.UNIMPLEMENTED,
+            f"{operation} needs machine version {_OPERATION_SINCE[operation]}, and the cluster is at "
+            f"{machine_version}; upgrade all nodes",
+            operation,
+        )
+    if operation == "put":
+        put = command.put
+        if not 0 < len(put.key) <= KEY_BYTES_MAX:
+            return _key_fault(put.key)
+        if len(put.value) > VALUE_BYTES_MAX:
+            return _invalid(f"value must have at most {VALUE_BYTES_MAX} bytes, got {len(put.value)}", "value")
+        return None
+    delete = command.delete
+    if not delete.range_end:
+        return None if 0 < len(delete.key) <= KEY_BYTES_MAX else _key_fault(delete.key)
+    return _check_bound("key", delete.key) or _check_bound("range_end", delete.range_end)
+
+
+def _key_fault(key: bytes) -> Fault:
+    return _invalid(f"key must have 1 to {KEY_BYTES_MAX} bytes, got {len(key)}", "key")
+
+
+def _check_bound(field: str, bound: bytes) -> Fault | None:
+    # What follows the longest key immediately is that key and a zero byte: a range must be able to begin or
+    # end there.
+    bytes_max = KEY_BYTES_MAX + bound.endswith(b"\x00")
+    if 0 < len(bound) <= bytes_max:
+        return None
+    return _invalid(f"{field} must have 1 to {bytes_max} bytes, got {len(bound)}", field)
+
+
+# ---- the batch around them
+
+
+def _check_limits(batch: CommandBatch, raw_bytes: int) -> Fault | None:
+    commands = len(batch.commands)
+    if commands > BATCH_COMMANDS_MAX:
+        return _invalid(
+            f"a batch may hold {BATCH_COMMANDS_MAX} commands, got {commands}; send more batches", "commands"
+        )
+    if raw_bytes > BATCH_BYTES_MAX and commands != 1:
+        return _invalid(
+            f"a batch may have {BATCH_BYTES_MAX} bytes unless it holds a single command, got {raw_bytes} "
+            f"bytes and {commands} commands; send more batches",
+            "commands",
+        )
+    if len(batch.given_up) > SESSION_WINDOW:
+        return _invalid(f"given_up may hold {SESSION_WINDOW} serials, got {len(batch.given_up)}", "given_up")
+    if batch.given_up and not batch.HasField("session"):
+        return _invalid(
+            f"given_up counts within a session, and there is none: got {len(batch.given_up)} serials",
+            "given_up",
+        )
+    return None
+
+
+def _check_serials(batch: CommandBatch) -> Fault | None:
+    serials = {command.serial for command in batch.commands}
+    if len(serials) != len(batch.commands):
+        return _invalid(
+            f"serials must differ in a batch, got {len(batch.commands)} commands, {len(serials)} serials",
+            "serial",
+        )
+    if 0 in serials and batch.HasField("session"):
+        return _invalid("serial must be at least 1 in a session, got 0", "serial")
+    return None
+
+
+# ---- unknown fields
+
+
+def _has_unknown(batch: CommandBatch) -> bool:
+    """Return whether there is an unknown field at any level."""
+    # To look message by message would cost about as much as to apply them.
+    known = CommandBatch()
+    known.CopyFrom(batch)
+    known.DiscardUnknownFields()
+    return bool(known.ByteSize() != batch.ByteSize())
+
+
+def _check_unknown_outside_commands(batch: CommandBatch) -> Fault | None:
+    outside = CommandBatch()
+    outside.CopyFrom(batch)
+    outside.ClearField("commands")
+    found = find_unknown(outside)
+    return None if found is None else _unknown_fault(*found)
+
+
+def _find_unknown(message: Message, path: str) -> tuple[str, int] | None:
+    for unknown in UnknownFieldSet(message):
+        return path, unknown.field_number
+    for descriptor, value in message.ListFields():
+        if isinstance(value, Message):
+            found = _find_unknown(value, f"{path}.{descriptor.name}" if path else descriptor.name)
+            if found is not None:
+                return found
+    return None
+
+
+def _unknown_fault(path: str, number: int) -> Fault:
+    field = f"{path}.{number}" if path else str(number)
+    return _invalid(
+        f"field number {number}{' of ' + path if path else ''} is not known to this version; upgrade the "
+        "nodes, or leave it out",
+        field,
+    )

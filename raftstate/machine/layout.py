@@ -1,0 +1,277 @@
+"""How rows are laid out, and the only place that packs or reads them. What stands here is a disk format.
+
+Every row is a checksum and a body: xxh3-64 of the body, seeded with xxh3-64 of the row's own key, so that an
+intact body under a wrong key is damage too. It is verified on every read. Numbers in keys are big-endian,
+which makes the order of bytes that of numbers; in bodies they are little-endian.
+
+    CHANGES     revision u64, sub u32                -> kind u8, key length u16, create, version, lease,
+                                                        previous revision u64, previous sub u32, key, value
+    INDEX       key                                  -> revision u64, sub u32, create, version, lease,
+                                                        checksum of that change u64
+    MILESTONES  key in groups of 32, revision u64    -> sub u32, kind u8, version u64
+    HOT         "M"                                  -> Meta, as MessagePack
+                "B"                                  -> 256 bucket sums u64
+                "S", session index, nonce u64        -> last, time to live, floor u64
+                "A", session index, nonce,
+                     entry index u64, item u32       -> StoredAnswers, as MessagePack
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from struct import Struct
+from typing import NamedTuple
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from raftstate.core.types import ConfState
+from raftstate.errors import DataLossError
+from raftstate.machine.tables import ReadTables, Table
+from raftstate.machine.types import Answer, Member, SessionId
+
+checksum = xxh3_64_intdigest
+"""(bytes, seed) -> xxh3-64 of them."""
+
+CHECKSUM = Struct("<Q")
+CHECKSUM_BYTES = CHECKSUM.size
+CHANGE_KEY = Struct(">QI")
+CHANGE_HEADER = Struct("<BHQQQQI")
+INDEX_BODY = Struct("<QIQQQQ")
+MILESTONE_BODY = Struct("<IBQ")
+SUMS_BODY = Struct("<256Q")
+SESSION_BODY = Struct("<QQQ")
+
+MILESTONE_VERSIONS = 16
+"""One in so many versions of a key is a milestone: a read of the past steps back from the next one."""
+
+META_KEY = b"M"
+SUMS_KEY = b"B"
+SESSIONS_START, SESSIONS_END = b"S", b"T"
+ANSWERS_START, ANSWERS_END = b"A", b"B"
+_SESSION_KEY = Struct(">cQQ")
+_ANSWERS_KEY = Struct(">cQQQI")
+_KEY_GROUP_BYTES = 32
+
+IndexRow = tuple[int, int, int, int, int, int]
+"""revision, sub, create revision, version, lease, checksum of the change. A plain tuple, for speed."""
+
+
+class ChangeKind(IntEnum):
+    """What a change did to its key. Numbers are on disk."""
+
+    PUT = 1
+    DELETE = 2
+
+
+class Change(NamedTuple):
+    """A row of CHANGES. A deletion has no value, create revision, version or lease.
+
+    `previous_revision` 0: the key was not there before.
+    """
+
+    kind: ChangeKind
+    key: bytes
+    value: bytes
+    create_revision: int
+    version: int
+    lease: int
+    previous_revision: int
+    previous_sub: int
+    checksum: int
+
+
+class Meta(msgspec.Struct, array_like=True, frozen=True):
+    """What the machine knows beside its keys and sessions, as of `applied_index`."""
+
+    cluster_id: int
+    applied_index: int
+    applied_term: int
+    revision: int
+    machine_version: int
+    lease_clock_ms: int
+    wall_clock_ms: int
+    digest: int
+    conf_state: ConfState
+    members: list[Member]
+
+
+class StoredAnswers(msgspec.Struct, array_like=True, frozen=True):
+    """What an item added to its session: serials[i] made revisions[i], all others are in `answers`."""
+
+    serials: list[int]
+    revisions: list[int]
+    answers: list[Answer]
+
+
+def seal(row_key: bytes, body: bytes) -> bytes:
+    """Return the row that holds `body` under `row_key`."""
+    return CHECKSUM.pack(checksum(body, checksum(row_key))) + body
+
+
+def unseal(table: Table, row_key: bytes, row: bytes) -> bytes:
+    """Return the body of a row. Raises `DataLossError`, naming the row, when its checksum does not match."""
+    body = row[CHECKSUM_BYTES:]
+    want = checksum(body, checksum(row_key))
+    if len(row) < CHECKSUM_BYTES or CHECKSUM.unpack_from(row)[0] != want:
+        raise DataLossError(
+            f"row {row_key.hex()} of table {table.name} is damaged: its {len(row)} bytes hold checksum "
+            f"{row[:CHECKSUM_BYTES].hex()}, and {CHECKSUM.pack(want).hex()} was expected"
+        )
+    return body
+
+
+# ---- keys
+
+
+def change_row(
+    row_key: bytes,
+    kind: ChangeKind,
+    key: bytes,
+    value: bytes,
+    live: tuple[int, int, int],
+    previous: tuple[int, int],
+) -> tuple[bytes, int]:
+    """Return a row of CHANGES and its checksum.
+
+    `live` is (create revision, version, lease); `previous` is (revision, sub) of the change replaced by this
+    one.
+    """
+    body = CHANGE_HEADER.pack(kind, len(key), *live, *previous) + key + value
+    own = checksum(body, checksum(row_key))
+    return CHECKSUM.pack(own) + body, own
+
+
+def read_change(row_key: bytes, row: bytes) -> Change:
+    """Return what a row of CHANGES says. Raises `DataLossError`."""
+    body = unseal(Table.CHANGES, row_key, row)
+    kind, key_bytes, create, version, lease, previous_revision, previous_sub = CHANGE_HEADER.unpack_from(body)
+    value_at = CHANGE_HEADER.size + key_bytes
+    return Change(
+        kind=ChangeKind(kind),
+        key=body[CHANGE_HEADER.size : value_at],
+        value=body[value_at:],
+        create_revision=create,
+        version=version,
+        lease=lease,
+        previous_revision=previous_revision,
+        previous_sub=previous_sub,
+        checksum=CHECKSUM.unpack_from(row)[0],
+    )
+
+
+def read_live_change(tables: ReadTables, key: bytes, live: IndexRow) -> Change:
+    """Return the change that the index names for `key`.
+
+    Raises `DataLossError` when it is missing, damaged, or not the one that the index row was made for.
+    """
+    revision, sub, _, _, _, expected = live
+    row_key = CHANGE_KEY.pack(revision, sub)
+    row = tables.get(Table.CHANGES, row_key)
+    if row is None:
+        raise DataLossError(
+            f"the index says that key {key!r} is at revision {revision}.{sub}, but there is no such change"
+        )
+    change = read_change(row_key, row)
+    if change.checksum != expected or change.key != key:
+        raise DataLossError(
+            f"the index says that key {key!r} is at revision {revision}.{sub} with checksum {expected:016x}, "
+            f"but that change is of key {change.key!r} and has checksum {change.checksum:016x}"
+        )
+    return change
+
+
+def index_row(key: bytes, live: IndexRow) -> bytes:
+    """Return the row of INDEX for a live key."""
+    return seal(key, INDEX_BODY.pack(*live))
+
+
+def read_index(key: bytes, row: bytes) -> IndexRow:
+    """Return what a row of INDEX says. Raises `DataLossError`."""
+    live: IndexRow = INDEX_BODY.unpack(unseal(Table.INDEX, key, row))
+    return live
+
+
+def milestone_key(key: bytes, revision: int) -> bytes:
+    """Return the key of a row of MILESTONES: ordered by key, then by revision, and never over 503 bytes.
+
+    Keys hold any byte, so none can end them. Each group of 32 bytes, the last one filled up with zeros, is
+    followed by how many of them count, or by 33 when more follow.
+    """
+    parts = []
+    for at in range(0, len(key), _KEY_GROUP_BYTES):
+        group = key[at : at + _KEY_GROUP_BYTES]
+        more = at + _KEY_GROUP_BYTES < len(key)
+        parts.append(group.ljust(_KEY_GROUP_BYTES, b"\x00"))
+        parts.append(bytes((_KEY_GROUP_BYTES + 1 if more else len(group),)))
+    parts.append(revision.to_bytes(8, "big"))
+    return b"".join(parts)
+
+
+def milestone_row(row_key: bytes, sub: int, kind: ChangeKind, version: int) -> bytes:
+    """Return a row of MILESTONES."""
+    return seal(row_key, MILESTONE_BODY.pack(sub, kind, version))
+
+
+# ---- hot rows
+
+
+def session_key(session: SessionId) -> bytes:
+    """Return the key of a session's own row."""
+    return _SESSION_KEY.pack(SESSIONS_START, session.index, session.nonce)
+
+
+def read_session_key(row_key: bytes) -> SessionId:
+    """Return the session whose row stands under `row_key`."""
+    return SessionId(*_SESSION_KEY.unpack(row_key)[1:])
+
+
+def answers_key(session: SessionId, entry_index: int, item: int) -> bytes:
+    """Return the key of the answers that item number `item` of an entry added to a session."""
+    return _ANSWERS_KEY.pack(ANSWERS_START, session.index, session.nonce, entry_index, item)
+
+
+def read_answers_key(row_key: bytes) -> SessionId:
+    """Return the session that the answers under `row_key` belong to."""
+    return SessionId(*_ANSWERS_KEY.unpack(row_key)[1:3])
+
+
+_meta_decoder = msgspec.msgpack.Decoder(Meta)
+_answers_decoder = msgspec.msgpack.Decoder(StoredAnswers)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def meta_row(meta: Meta) -> bytes:
+    """Return the row of `meta`."""
+    return seal(META_KEY, _encoder.encode(meta))
+
+
+def read_meta(tables: ReadTables) -> Meta:
+    """Return the machine's own record. Raises `DataLossError` when it is missing or damaged."""
+    row = tables.get(Table.HOT, META_KEY)
+    if row is None:
+        raise DataLossError("the state holds no meta row: it was never bootstrapped, or has lost it")
+    return _meta_decoder.decode(unseal(Table.HOT, META_KEY, row))
+
+
+def sums_row(sums: list[int]) -> bytes:
+    """Return the row of the bucket sums."""
+    return seal(SUMS_KEY, SUMS_BODY.pack(*sums))
+
+
+def read_sums(tables: ReadTables) -> list[int]:
+    """Return the bucket sums as they were kept. Raises `DataLossError` when they are missing or damaged."""
+    row = tables.get(Table.HOT, SUMS_KEY)
+    if row is None:
+        raise DataLossError("the state holds no bucket sums: it was never bootstrapped, or has lost them")
+    return list(SUMS_BODY.unpack(unseal(Table.HOT, SUMS_KEY, row)))
+
+
+def answers_row(row_key: bytes, answers: StoredAnswers) -> bytes:
+    """Return the row of `answers`."""
+    return seal(row_key, _encoder.encode(answers))
+
+
+def read_answers(row_key: bytes, row: bytes) -> StoredAnswers:
+    """Return the answers in a row. Raises `DataLossError`."""
+    return _answers_decoder.decode(unseal(Table.HOT, row_key, row))

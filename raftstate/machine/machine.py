@@ -1,0 +1,358 @@
+"""The machine: applies log entries, in the caller's transaction, and says what came of each.
+
+It is a function of the entries alone. Whatever a client sent is answered, with a refusal if need be, and the
+index moves on; what comes from the environment (a disk, memory, a damaged row) is raised, and is never a
+result. After a transaction that did not commit the caller loads the machine again and applies the same
+entries, with the same results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
+
+from raftstate.core.types import ConfState, Entry, EntryType
+from raftstate.errors import FailedPreconditionError, InvariantError
+from raftstate.machine.batch import CANCELLED, give_up, run_batch, stale_fault, window_refusal
+from raftstate.machine.command import check_batch, check_ttl, parse_batch
+from raftstate.machine.digest import BUCKETS, next_digest
+from raftstate.machine.keyspace import Keyspace
+from raftstate.machine.layout import (
+    META_KEY,
+    SUMS_KEY,
+    Meta,
+    StoredAnswers,
+    meta_row,
+    read_meta,
+    read_sums,
+    sums_row,
+)
+from raftstate.machine.sessions import Session, Sessions
+from raftstate.machine.tables import ReadTables, Table, WriteTables
+from raftstate.machine.types import (
+    MACHINE_VERSION,
+    SESSION_TTL_MS_DEFAULT,
+    SESSIONS_MAX,
+    Batch,
+    BatchResult,
+    Cancel,
+    Cancelled,
+    Close,
+    Closed,
+    Code,
+    EntryResult,
+    Envelope,
+    Expire,
+    Fault,
+    Item,
+    ItemResult,
+    Member,
+    Refused,
+    Register,
+    Registered,
+    SessionId,
+)
+
+_NO_CONF_STATES: Mapping[int, ConfState] = MappingProxyType({})
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Machine:
+    """The state machine of one node. Applies on one thread; its attributes may be read from another.
+
+    Args:
+        tables: the state as committed, bootstrapped before.
+
+    Raises `DataLossError` when it is damaged, or was never bootstrapped.
+    """
+
+    def __init__(self, tables: ReadTables) -> None:
+        self.load(tables)
+
+    @staticmethod
+    def bootstrap(tables: WriteTables, cluster_id: int, members: Sequence[Member]) -> None:
+        """Write the state before the first log entry. Every node of a new cluster must be given the same.
+
+        Args:
+            tables: empty ones.
+            cluster_id: 64 random bits.
+            members: the nodes it starts with.
+
+        Raises `FailedPreconditionError` when there is a state already.
+        """
+        if tables.get(Table.HOT, META_KEY) is not None:
+            raise FailedPreconditionError(
+                "the state holds a cluster already; bootstrap only an empty directory"
+            )
+        conf_state = ConfState(
+            voters=tuple(sorted(member.id for member in members if not member.learner)),
+            learners=tuple(sorted(member.id for member in members if member.learner)),
+        )
+        meta = Meta(
+            cluster_id=cluster_id,
+            applied_index=0,
+            applied_term=0,
+            revision=1,
+            machine_version=MACHINE_VERSION,
+            lease_clock_ms=0,
+            wall_clock_ms=0,
+            digest=0,
+            conf_state=conf_state,
+            members=sorted(members, key=lambda member: member.id),
+        )
+        tables.put(Table.HOT, META_KEY, meta_row(meta))
+        tables.put(Table.HOT, SUMS_KEY, sums_row([0] * BUCKETS))
+
+    def load(self, tables: ReadTables) -> None:
+        """Take everything from the tables, as committed. Raises `DataLossError` when a row is damaged."""
+        meta = read_meta(tables)
+        self.cluster_id = meta.cluster_id
+        self.applied_index = meta.applied_index
+        self.applied_term = meta.applied_term
+        self.revision = meta.revision
+        self.machine_version = meta.machine_version
+        self.lease_clock_ms = meta.lease_clock_ms
+        self.wall_clock_ms = meta.wall_clock_ms
+        self.digest = meta.digest
+        self.members = meta.members
+        self._conf_state = meta.conf_state
+        self._sums = read_sums(tables)
+        self._sessions = Sessions(tables)
+        self._as_committed = True
+
+    def conf_state(self) -> ConfState:
+        """Return the configuration as of the applied index."""
+        return self._conf_state
+
+    @property
+    def session_count(self) -> int:
+        """How many client sessions are open."""
+        return len(self._sessions)
+
+    def expired_sessions(self, clock_ms: int) -> list[SessionId]:
+        """Return the sessions that a leader may propose to end, at lease clock `clock_ms`."""
+        return self._sessions.due(clock_ms)
+
+    def apply(
+        self,
+        tables: WriteTables,
+        entries: Sequence[Entry],
+        conf_states: Mapping[int, ConfState] = _NO_CONF_STATES,
+    ) -> list[EntryResult]:
+        """Apply committed entries; all that they write, the applied index included, goes into `tables`.
+
+        Args:
+            tables: the caller's transaction. If it does not commit, call `load` before the next `apply`.
+            entries: in order. Those at or below the applied index are left out, in the results too.
+            conf_states: what the core made of each membership change among them, by its index.
+
+        Raises:
+            StorageError, DataLossError, MemoryError: from the environment. Nothing was applied; abort.
+            InvariantError: an entry or a conf state is missing, or a term is lower than the one before.
+        """
+        if not self._as_committed:
+            raise InvariantError("the machine was not loaded again after an apply that failed")
+        self._as_committed = False
+        keyspace = Keyspace(tables, self._sums, self.revision)
+        results = [
+            self._apply_entry(keyspace, entry, conf_states)
+            for entry in entries
+            if entry.index > self.applied_index
+        ]
+        if results:
+            keyspace.flush()
+            self._sessions.flush(tables)
+            tables.put(Table.HOT, SUMS_KEY, sums_row(self._sums))
+            tables.put(Table.HOT, META_KEY, meta_row(self._meta()))
+        self._as_committed = True
+        return results
+
+    def _meta(self) -> Meta:
+        return Meta(
+            cluster_id=self.cluster_id,
+            applied_index=self.applied_index,
+            applied_term=self.applied_term,
+            revision=self.revision,
+            machine_version=self.machine_version,
+            lease_clock_ms=self.lease_clock_ms,
+            wall_clock_ms=self.wall_clock_ms,
+            digest=self.digest,
+            conf_state=self._conf_state,
+            members=self.members,
+        )
+
+    # -- one entry
+
+    def _apply_entry(
+        self, keyspace: Keyspace, entry: Entry, conf_states: Mapping[int, ConfState]
+    ) -> EntryResult:
+        if entry.index != self.applied_index + 1 or entry.term < self.applied_term:
+            raise InvariantError(
+                f"entry {entry.index} of term {entry.term} can't follow applied index {self.applied_index} "
+                f"of term {self.applied_term}"
+            )
+        items: list[ItemResult] = []
+        facts = b""
+        if entry.type != EntryType.NORMAL:
+            facts = self._change_membership(entry, conf_states)
+        elif entry.data:
+            items = self._apply_envelope(keyspace, entry)
+            facts = self._sessions.take_facts()
+        self.applied_index = entry.index
+        self.applied_term = entry.term
+        self.revision = keyspace.revision
+        self.digest = next_digest(
+            self.digest,
+            index=entry.index,
+            term=entry.term,
+            machine_version=self.machine_version,
+            clocks_ms=(self.lease_clock_ms, self.wall_clock_ms),
+            changes=keyspace.take_checksums(),
+            facts=facts,
+            results=_encoder.encode(items),
+        )
+        return EntryResult(entry.index, entry.term, self.revision, items, self.digest)
+
+    def _change_membership(self, entry: Entry, conf_states: Mapping[int, ConfState]) -> bytes:
+        if entry.index not in conf_states:
+            raise InvariantError(
+                f"entry {entry.index} changes the membership, and no conf state was given for it"
+            )
+        self._conf_state = conf_states[entry.index]
+        return _encoder.encode(self._conf_state)
+
+    def _apply_envelope(self, keyspace: Keyspace, entry: Entry) -> list[ItemResult]:
+        try:
+            envelope = _envelope_decoder.decode(entry.data)
+        except msgspec.DecodeError:
+            # No leader of this version proposes such bytes. Whoever did, all nodes pass over them alike.
+            return []
+        self.lease_clock_ms = max(self.lease_clock_ms, envelope.lease_clock_ms)
+        self.wall_clock_ms = max(self.wall_clock_ms, envelope.wall_clock_ms)
+        return [
+            self._apply_item(keyspace, entry.index, position, item)
+            for position, item in enumerate(envelope.items)
+        ]
+
+    def _apply_item(self, keyspace: Keyspace, index: int, position: int, item: Item) -> ItemResult:
+        done: ItemResult | Fault
+        match item:
+            case Batch():
+                done = self._apply_batch(keyspace, index, position, item)
+            case Register():
+                done = self._register(index, item)
+            case Cancel():
+                done = self._cancel(keyspace, index, position, item)
+            case Close():
+                done = self._close(item)
+            case Expire():
+                done = self._expire(item)
+        return Refused(done) if isinstance(done, Fault) else done
+
+    # -- items: each returns its result, or the fault that refuses it as a whole
+
+    def _apply_batch(self, keyspace: Keyspace, index: int, position: int, item: Batch) -> BatchResult | Fault:
+        batch = parse_batch(item.raw)
+        if isinstance(batch, Fault):
+            return batch
+        checked = check_batch(batch, len(item.raw), self.machine_version)
+        fault = self._check_cluster(batch.cluster_id) or checked.fault
+        if fault is not None:
+            return fault
+        if not batch.HasField("session"):
+            return run_batch(keyspace, batch, checked.faults, None)[0]
+        session = self._find(SessionId(batch.session.index, batch.session.nonce))
+        if isinstance(session, Fault):
+            return session
+        self._sessions.touch(session, self.lease_clock_ms, batch.floor)
+        fault = window_refusal(session, batch.given_up)
+        if fault is not None:
+            return fault
+        cancelled = give_up(session, batch.given_up, keyspace.revision)
+        result, ran = run_batch(keyspace, batch, checked.faults, session)
+        stored = StoredAnswers(ran.serials, ran.revisions, cancelled + ran.answers)
+        if stored.serials or stored.answers:
+            self._sessions.store(session, index, position, stored)
+        return result
+
+    def _register(self, index: int, item: Register) -> Registered | Fault:
+        fault = self._check_cluster(item.cluster_id) or check_ttl(item.ttl_ms)
+        if fault is not None:
+            return fault
+        if len(self._sessions) >= SESSIONS_MAX:
+            return Fault(
+                Code.RESOURCE_EXHAUSTED,
+                f"the cluster holds {len(self._sessions)} sessions, {SESSIONS_MAX} is the limit; close some, or "
+                "wait until unused ones expire",
+            )
+        if self._sessions.opened_by(index):
+            return Fault(
+                Code.RESOURCE_EXHAUSTED, "one log entry opens one session, and this one has; register again"
+            )
+        opened = SessionId(index, item.nonce)
+        ttl_ms = item.ttl_ms or SESSION_TTL_MS_DEFAULT
+        self._sessions.open(opened, self.lease_clock_ms, ttl_ms)
+        return Registered(opened, ttl_ms)
+
+    def _cancel(self, keyspace: Keyspace, index: int, position: int, item: Cancel) -> Cancelled | Fault:
+        fault = self._check_cluster(item.cluster_id)
+        if fault is not None:
+            return fault
+        session = self._find(item.session)
+        if isinstance(session, Fault):
+            return session
+        self._sessions.touch(session, self.lease_clock_ms, 0)
+        if item.serial < session.floor:
+            return stale_fault(item.serial, session.floor)
+        fault = window_refusal(session, (item.serial,))
+        if fault is not None:
+            return fault
+        cancelled = give_up(session, (item.serial,), keyspace.revision)
+        if cancelled:
+            self._sessions.store(session, index, position, StoredAnswers([], [], cancelled))
+        answer = session.answer(item.serial)
+        return Cancelled(None if answer is None or answer.fault == CANCELLED else answer)
+
+    def _close(self, item: Close) -> Closed | Fault:
+        fault = self._check_cluster(item.cluster_id)
+        if fault is not None:
+            return fault
+        session = self._sessions.find(item.session)
+        if session is not None:
+            self._sessions.close(session)
+        return Closed()
+
+    def _expire(self, item: Expire) -> Closed | Fault:
+        session = self._sessions.find(item.session)
+        if session is None:
+            return Closed()
+        if session.due_ms > item.at_ms:
+            return Fault(
+                Code.FAILED_PRECONDITION,
+                f"the session may end at lease clock {session.due_ms} ms, got {item.at_ms} ms",
+            )
+        self._sessions.close(session)
+        return Closed()
+
+    def _find(self, id: SessionId) -> Session | Fault:
+        session = self._sessions.find(id)
+        if session is not None:
+            return session
+        return Fault(
+            Code.SESSION_EXPIRED,
+            f"session {id.index} with nonce {id.nonce:016x} is unknown or expired; not run; register anew",
+            "session",
+        )
+
+    def _check_cluster(self, asked: int) -> Fault | None:
+        if asked in (0, self.cluster_id):
+            return None
+        return Fault(
+            Code.WRONG_CLUSTER,
+            f"this is cluster {self.cluster_id:016x}, the request is for cluster {asked:016x}; not run; check "
+            "the addresses that the client was given",
+            "cluster_id",
+        )

@@ -1,0 +1,61 @@
+"""Time as the event loop has it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+
+class LoopClock:
+    """The real clock. `loop`: where callbacks run."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def monotonic_ns(self) -> int:
+        """Return CLOCK_MONOTONIC_RAW where there is one: the lease clock must not be slewed."""
+        return time.clock_gettime_ns(_MONOTONIC)
+
+    def wall_ns(self) -> int:
+        """Return the time of day."""
+        return time.time_ns()
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call back on the loop after `delay_s` seconds."""
+        return self._loop.call_later(delay_s, callback)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Call back on the loop's next turn."""
+        self._loop.call_soon(callback)
+
+
+_MONOTONIC: int = getattr(time, "CLOCK_MONOTONIC_RAW", time.CLOCK_MONOTONIC)
+
+
+class LeaseClock:
+    """The leader's clock for leases and sessions: in milliseconds, monotonic, and deaf to stalls.
+
+    Each step adds at most 500 ms, so that a leader which was stopped for a minute expires nothing whose
+    renewal waits in its sockets. A leader's clock starts no lower than any stamp it knows of.
+    """
+
+    STEP_MS_MAX = 500
+
+    def __init__(self, now_ns: int) -> None:
+        self._last_ns = now_ns
+        self._value_ns = 0
+
+    def raise_to(self, stamp_ms: int) -> None:
+        """Start from `stamp_ms` if the clock is behind it.
+
+        Called at election, and for each stamp that is seen.
+        """
+        self._value_ns = max(self._value_ns, stamp_ms * 1_000_000)
+
+    def step(self, now_ns: int) -> int:
+        """Advance to `now_ns` (monotonic), and return the clock's value in ms."""
+        elapsed_ns = min(max(now_ns - self._last_ns, 0), self.STEP_MS_MAX * 1_000_000)
+        self._last_ns = now_ns
+        self._value_ns += elapsed_ns
+        return self._value_ns // 1_000_000

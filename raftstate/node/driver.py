@@ -1,0 +1,434 @@
+"""The driver: moves a core. Messages, ticks and requests go in; appends, applies, frames and answers come
+out.
+
+One turn: hand waiting requests and reads to the core, then take each Ready apart. Messages to peers leave
+first, then the log write is begun, so that leader and followers write at the same time; acknowledgements and
+votes travel as `responses` of the write and leave when it is durable. Committed entries go to the applier, at
+most one portion a turn, so that sockets and timers get theirs.
+
+Whatever can't be gone on from (a failed log write, a broken invariant) halts the driver: everything that
+waits is answered, nothing more is acknowledged, and `on_halt` is told why.
+
+No socket, thread, clock or random source is used here but those that were passed in.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from raftstate.core.conf_change import decode_conf_change
+from raftstate.core.errors import StepLocalMessage, StepPeerNotFound
+from raftstate.core.rawnode import RawNode
+from raftstate.core.roles import Role
+from raftstate.core.types import (
+    LOCAL_APPEND_THREAD,
+    LOCAL_APPLY_THREAD,
+    NONE,
+    ConfState,
+    EntryType,
+    HardState,
+    Message,
+    MessageType,
+)
+from raftstate.machine.machine import Machine
+from raftstate.machine.types import Code, EntryResult, Expire, Fault, Item
+from raftstate.node.clock import LeaseClock
+from raftstate.node.environment import (
+    Applier,
+    Clock,
+    Executed,
+    Forward,
+    ForwardReply,
+    LogDisk,
+    Network,
+    Outcome,
+    PeerBody,
+    Rejected,
+    Reply,
+    TransferLeader,
+)
+from raftstate.node.reads import ReadDone, Reads
+from raftstate.node.requests import Requests
+
+log = structlog.get_logger(__name__)
+
+TICK_NS = 15_000_000
+"""One heartbeat interval. A follower's staleness bound can't be tighter than this, and a stalled one is
+noticed within a few."""
+ELECTION_TICKS = 27
+"""27 x 15 ms = 405 ms; the core draws each timeout from [27, 54) ticks: 405 to 795 ms."""
+LOG_WRITE_STALL_NS = 400_000_000
+"""A leader whose log write has been under way for so long gives leadership up: it can't acknowledge
+anything."""
+GRACE_NS = 2_000_000_000
+"""Nothing expires for so long after an election or a stall: renewals may wait in the sockets."""
+EARLY_CAMPAIGN_S = (0.02, 0.06)
+"""After the connection to the leader broke: long enough for a leader that lives to say so (one heartbeat),
+short beside a timeout."""
+_NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER})
+"""Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything outside of the driver that it uses."""
+
+    clock: Clock
+    network: Network
+    log_disk: LogDisk
+    applier: Applier
+    random: random.Random
+    on_halt: Callable[[BaseException], None]
+
+
+class Driver:
+    """Runs `raw` in `world`. All methods are called on one thread, and none blocks."""
+
+    def __init__(self, raw: RawNode, machine: Machine, world: World) -> None:
+        self.raw = raw
+        self.machine = machine
+        self._world = world
+        self._clock = world.clock
+        now_ns = world.clock.monotonic_ns()
+        self._lease_clock = LeaseClock(now_ns)
+        self.requests = Requests(
+            raw, world.network, world.clock.monotonic_ns, self._stamps, self.describe_leader
+        )
+        nonce = world.random.getrandbits(64).to_bytes(8, "big")
+        self.reads = Reads(raw, world.clock.monotonic_ns, nonce, self.describe_leader)
+        self.applied_index = raw.raft.raft_log.applied
+        self._applying = False
+        self._turn_scheduled = False
+        self.halted: BaseException | None = None
+        self._stopped = False
+        self._role = raw.raft.state
+        self._lead = raw.raft.lead
+        self.last_leader = NONE
+        self.leader_heard_ns = now_ns
+        self._tick_due_ns = now_ns
+        self._maintenance_due_ns = 0
+        self._grace_until_ns = 0
+        self.leader_watchers: list[Callable[[int], None]] = []
+        """Called with the new leader's id (NONE: none) at each change."""
+
+    # -- life
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._schedule_tick()
+        self.schedule_turn()
+
+    def stop(self) -> None:
+        """End: answer everything, and do nothing more."""
+        self._stopped = True
+        self.requests.stop("this node is stopping")
+        self.reads.stop("this node is stopping")
+
+    def _halt(self, error: BaseException) -> None:
+        if self.halted is None:
+            self.halted = error
+            reason = f"this node has halted: {error}"
+            self.requests.stop(reason)
+            self.reads.stop(reason)
+            self._world.on_halt(error)
+
+    @property
+    def running(self) -> bool:
+        """Whether the driver takes part."""
+        return self.halted is None and not self._stopped
+
+    # -- what comes in
+
+    def submit(self, item: Item, commands: int, timeout_ns: int, reply: Reply) -> None:
+        """Have an item applied; `reply` is called once."""
+        if not self.running:
+            reply(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+            return
+        self.requests.submit(item, commands, timeout_ns, reply)
+        self.schedule_turn()
+
+    def read(self, timeout_ns: int, done: ReadDone) -> None:
+        """Confirm a linearizable read; `done` is called once."""
+        if not self.running:
+            done(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+            return
+        self.reads.submit(timeout_ns, done)
+        self.schedule_turn()
+
+    def receive(self, sender: int, body: PeerBody) -> None:
+        """Take what a peer sent. `turn` must follow, once everything that arrived together was given."""
+        if not self.running:
+            return
+        if isinstance(body, Message):
+            self._receive_message(sender, body)
+        elif isinstance(body, Forward):
+            self._receive_forward(sender, body)
+        elif isinstance(body, ForwardReply):
+            self.requests.replied(sender, body)
+        else:
+            self.transfer_leader(body.target)
+
+    def _receive_message(self, sender: int, message: Message) -> None:
+        if message.from_ != sender or message.to != self.raw.raft.id or message.type in _NOT_FOR_PEERS:
+            log.warning(
+                "message ignored", sender=sender, type=message.type.name, from_=message.from_, to=message.to
+            )
+            return
+        self._guard(lambda: self._step_peer(message))
+        if sender == self.raw.raft.lead:
+            self.leader_heard_ns = self._clock.monotonic_ns()
+
+    def _step_peer(self, message: Message) -> None:
+        try:
+            self.raw.step(message)
+        except (StepLocalMessage, StepPeerNotFound) as error:
+            log.warning("message ignored", sender=message.from_, type=message.type.name, error=str(error))
+
+    def _receive_forward(self, sender: int, forward: Forward) -> None:
+        def reply(outcome: Outcome) -> None:
+            if isinstance(outcome, Executed):
+                self._world.network.send(sender, ForwardReply(forward.id, executed=outcome))
+            else:
+                self._world.network.send(sender, ForwardReply(forward.id, rejected=outcome))
+
+        if self.raw.raft.state is not Role.LEADER:
+            # Not passed on again: two nodes with old news of each other would play ball with it.
+            message = f"node {self.raw.raft.id} does not lead any more; {self.describe_leader()}"
+            reply(Rejected(Fault(Code.NO_LEADER, message), applied_never=True))
+            return
+        self.requests.submit(
+            forward.item, forward.commands, forward.timeout_ms * 1_000_000, reply, forwarded=True
+        )
+
+    def link_lost(self, peer: int) -> None:
+        """A connection to or from `peer` was closed or reset, as happens at once when its process dies."""
+        if not self.running:
+            return
+        self.requests.link_lost(peer)
+        raft = self.raw.raft
+        self._guard(lambda: self.raw.report_unreachable(peer))
+        if peer == raft.lead and raft.state is Role.FOLLOWER and not raft.is_learner:
+            # A leader that lives says so with its next heartbeat. Forgetting it lets this node promise its
+            # vote at once, instead of after an election timeout; PreVote keeps that harmless when only one
+            # connection broke.
+            self._guard(self.raw.forget_leader)
+            self._clock.call_later(
+                self._world.random.uniform(*EARLY_CAMPAIGN_S), self._campaign_if_leaderless
+            )
+        self.schedule_turn()
+
+    def _campaign_if_leaderless(self) -> None:
+        raft = self.raw.raft
+        if self.running and raft.lead == NONE and raft.state is Role.FOLLOWER:
+            self._guard(self.raw.campaign)
+            self.turn()
+
+    def transfer_leader(self, target: int) -> None:
+        """Hand leadership over, or ask the leader to. Whether it happened is seen by the leader changing."""
+        raft = self.raw.raft
+        if raft.state is Role.LEADER:
+            chosen = target or self._most_up_to_date()
+            if chosen != NONE:
+                self._guard(lambda: self.raw.transfer_leader(chosen))
+        elif raft.lead != NONE:
+            self._world.network.send(raft.lead, TransferLeader(target))
+        self.schedule_turn()
+
+    def _most_up_to_date(self) -> int:
+        tracker = self.raw.raft.tracker
+        voters = set(self.machine.conf_state().voters) - {self.raw.raft.id}
+        candidates = [
+            (tracker.progress[peer].match, tracker.progress[peer].recent_active, peer)
+            for peer in sorted(voters)
+        ]
+        return max(candidates)[2] if candidates else NONE
+
+    # -- time
+
+    def _schedule_tick(self) -> None:
+        self._tick_due_ns = self._clock.monotonic_ns() + TICK_NS
+        self._clock.call_later(TICK_NS / 1e9, self._tick_timer)
+
+    def _tick_timer(self) -> None:
+        if not self.running:
+            return
+        late_ns = self._clock.monotonic_ns() - self._tick_due_ns
+        if late_ns > TICK_NS:
+            # After a stall what waits in the sockets comes first: a heartbeat among it means that the leader
+            # lives. The loop polls its sockets between two turns, so the tick takes the turn after the next.
+            # One tick is counted, however long it was.
+            if late_ns > LeaseClock.STEP_MS_MAX * 1_000_000:
+                self._grace_until_ns = self._clock.monotonic_ns() + GRACE_NS
+            self._clock.call_soon(lambda: self._clock.call_soon(self._tick))
+        else:
+            self._tick()
+
+    def _tick(self) -> None:
+        if not self.running:
+            return
+        self._lease_clock.step(self._clock.monotonic_ns())
+        self._guard(self.raw.tick)
+        self.requests.expire()
+        self.reads.expire()
+        if self.raw.raft.state is Role.LEADER:
+            self._lead_tick()
+        self._schedule_tick()
+        self.turn()
+
+    def _lead_tick(self) -> None:
+        now_ns = self._clock.monotonic_ns()
+        self.leader_heard_ns = now_ns
+        since_ns = self._world.log_disk.outstanding_since_ns()
+        if (
+            since_ns is not None
+            and now_ns - since_ns > LOG_WRITE_STALL_NS
+            and self.raw.raft.lead_transferee == NONE
+        ):
+            log.warning(
+                "log write stalled; handing leadership over", stalled_ms=(now_ns - since_ns) // 1_000_000
+            )
+            self.transfer_leader(NONE)
+        if now_ns >= self._maintenance_due_ns:
+            self._maintenance_due_ns = now_ns + 1_000_000_000
+            if self.machine.session_count:
+                self._propose_expiries(now_ns)
+
+    def _propose_expiries(self, now_ns: int) -> None:
+        clock_ms = self._lease_clock.step(now_ns)
+        items: list[Item] = []
+        if now_ns >= self._grace_until_ns:
+            items = [Expire(session, clock_ms) for session in self.machine.expired_sessions(clock_ms)]
+        self.requests.propose_tick(items)
+
+    def _stamps(self) -> tuple[int, int]:
+        """Return what an envelope is stamped with: lease clock and wall clock, in ms."""
+        lease_ms = self._lease_clock.step(self._clock.monotonic_ns())
+        return lease_ms, self._clock.wall_ns() // 1_000_000
+
+    # -- turns
+
+    def schedule_turn(self) -> None:
+        """Take a turn soon: requests that arrive together share an entry."""
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
+            self._clock.call_soon(self.turn)
+
+    def turn(self) -> None:
+        """Hand over what waits, and take apart what the core has ready."""
+        self._turn_scheduled = False
+        self._guard(self._take_turn)
+
+    def _take_turn(self) -> None:
+        raw = self.raw
+        self.requests.flush()
+        self.reads.flush()
+        applied_before = self.applied_index
+        while raw.has_ready():
+            if self.applied_index != applied_before:
+                self.schedule_turn()
+                return
+            ready = raw.ready()
+            if ready.read_states:
+                self.reads.confirmed(ready.read_states, self.applied_index)
+            for message in ready.messages:
+                self._dispatch(message)
+            self._note_leader()
+
+    def _dispatch(self, message: Message) -> None:
+        if message.to == LOCAL_APPEND_THREAD:
+            self._append(message)
+        elif message.to == LOCAL_APPLY_THREAD:
+            self._apply(message)
+        elif not self._world.network.send(message.to, message) and message.type is MessageType.APP:
+            self.raw.report_unreachable(message.to)
+
+    def _append(self, message: Message) -> None:
+        hard_state = None
+        if message.term or message.vote or message.commit:
+            hard_state = HardState(message.term, message.vote, message.commit)
+        responses = message.responses
+
+        def done(error: BaseException | None) -> None:
+            if error is not None:
+                self._halt(error)
+                return
+            self._guard(lambda: self._respond(responses))
+            self.turn()
+
+        self._world.log_disk.append(hard_state, message.entries, done)
+
+    def _respond(self, responses: Sequence[Message]) -> None:
+        if not self.running:
+            return
+        own = self.raw.raft.id
+        for response in responses:
+            if response.to == own:
+                self.raw.step(response)
+            else:
+                self._world.network.send(response.to, response)
+
+    def _apply(self, message: Message) -> None:
+        entries = message.entries
+        conf_states: dict[int, ConfState] = {}
+        for entry in entries:
+            if entry.type is not EntryType.NORMAL:
+                conf_states[entry.index] = self.raw.apply_conf_change(decode_conf_change(entry))
+
+        def done(results: list[EntryResult]) -> None:
+            self.applied_index = entries[-1].index
+            self._guard(lambda: self._respond(message.responses))
+            self.requests.applied(results)
+            self.reads.applied(self.applied_index)
+            self.schedule_turn()
+
+        self._world.applier.apply(entries, conf_states, done)
+
+    def _note_leader(self) -> None:
+        raft = self.raw.raft
+        if raft.state is not self._role:
+            if raft.state is Role.LEADER:
+                self._become_leader()
+            self._role = raft.state
+        if raft.lead != self._lead:
+            self._lead = raft.lead
+            if raft.lead != NONE:
+                self.last_leader = raft.lead
+                self.leader_heard_ns = self._clock.monotonic_ns()
+                log.info("leader", node=raft.id, leader=raft.lead, term=raft.term)
+            for watcher in list(self.leader_watchers):
+                watcher(raft.lead)
+
+    def _become_leader(self) -> None:
+        now_ns = self._clock.monotonic_ns()
+        self._lease_clock.step(now_ns)
+        self._lease_clock.raise_to(self.machine.lease_clock_ms)
+        self._grace_until_ns = now_ns + GRACE_NS
+
+    def describe_leader(self) -> str:
+        """Return what this node knows of the leader, for people."""
+        raft = self.raw.raft
+        if raft.state is Role.LEADER:
+            return f"node {raft.id} leads term {raft.term}, but hears from no majority"
+        silent_ms = (self._clock.monotonic_ns() - self.leader_heard_ns) // 1_000_000
+        if raft.lead != NONE:
+            return f"node {raft.id} follows node {raft.lead} in term {raft.term}, heard of {silent_ms} ms ago"
+        if self.last_leader == NONE:
+            return f"node {raft.id} is in term {raft.term} and has seen no leader since it started"
+        seen = f"last saw a leader, node {self.last_leader}, {silent_ms} ms ago"
+        return f"node {raft.id} is in term {raft.term} and {seen}"
+
+    def _guard(self, action: Callable[[], object]) -> None:
+        """Run an action of the core or the store.
+
+        What it raises is no result but the end of this node's part.
+        """
+        if not self.running:
+            return
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
+            self._halt(error)

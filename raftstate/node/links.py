@@ -1,0 +1,260 @@
+"""Peer links: two TCP connections to each peer, dialled by the sender; the peer dials its own for the way
+back.
+
+A connection carries bodies one way. Its dialler says Hello, the other end answers Welcome (or why not), and
+from then on frames flow. The control connection carries what is small and urgent, the bulk one entries and
+forwarded requests. A connection that is lost is dialled again; nothing is ever sent twice, and nothing is
+queued for a peer that is not connected: Raft repeats what it must.
+
+A way of its own for each direction lets a proxy between any two nodes cut one direction alone, and needs no
+rule on who dials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from raftstate.core.types import Message, MessageType
+from raftstate.node.environment import PeerBody
+from raftstate.node.frames import FRAME_BYTES_MAX, Channel, FrameError, FrameReader, Hello, Welcome, encode
+
+log = structlog.get_logger(__name__)
+
+HELLO_TIMEOUT_S = 2.0
+DIAL_DELAY_S_MIN = 0.02
+DIAL_DELAY_S_MAX = 0.5
+REFUSED_DELAY_S = 2.0
+WRITE_BUFFER_BYTES_MAX = 64 << 20
+"""Beyond it a peer is too slow, and messages to it are dropped rather than kept in memory."""
+_BULK = frozenset({MessageType.APP, MessageType.SNAP})
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPeer:
+    """Who this node is, to its peers."""
+
+    cluster_id: int
+    node_id: int
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvents:
+    """What the links tell: all called on the loop."""
+
+    body: Callable[[int, PeerBody], None]
+    """(from, body): a body arrived. Raising FrameError closes its connection."""
+    turn: Callable[[], None]
+    """All bodies that arrived together were given."""
+    lost: Callable[[int], None]
+    """(peer): a connection to or from it broke (it was reset or closed: silence is not noticed here)."""
+
+
+class PeerLinks:
+    """Implements `environment.Network` over TCP.
+
+    `admit`: given a Hello, returns why it is refused, or an empty string. `addresses`: node id -> host:port
+    as *this* node reaches it, so that a proxy can stand between any two.
+    """
+
+    def __init__(
+        self,
+        local: LocalPeer,
+        addresses: Mapping[int, str],
+        admit: Callable[[Hello], str],
+        events: LinkEvents,
+        seed: int,
+    ) -> None:
+        self._local = local
+        self._addresses = dict(addresses)
+        self._admit = admit
+        self._events = events
+        self._random = random.Random(seed)
+        self._outbound: dict[tuple[int, Channel], asyncio.Transport] = {}
+        self._inbound: set[_Inbound] = set()
+        self._dialers: list[asyncio.Task[None]] = []
+        self._server: asyncio.Server | None = None
+        self._closing = False
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, begin to dial, and return the port listened on (`port` 0: a free one)."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Inbound(self), host, port)
+        for peer in sorted(self._addresses):
+            if peer != self._local.node_id:
+                for channel in Channel:
+                    self._dialers.append(loop.create_task(self._dial_forever(peer, channel)))
+        bound: int = self._server.sockets[0].getsockname()[1]
+        return bound
+
+    def send(self, to: int, body: PeerBody) -> bool:
+        """Send a body; False: it was certainly not sent."""
+        channel = Channel.CONTROL
+        if type(body) is not Message or body.type in _BULK:
+            channel = Channel.BULK
+        transport = self._outbound.get((to, channel))
+        if transport is None or transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
+            return False
+        transport.write(encode(body))
+        return True
+
+    def connected(self, peer: int) -> bool:
+        """Whether both connections to a peer stand."""
+        return all((peer, channel) in self._outbound for channel in Channel)
+
+    async def close(self) -> None:
+        """Close all connections and stop dialling."""
+        self._closing = True
+        for task in self._dialers:
+            task.cancel()
+        await asyncio.gather(*self._dialers, return_exceptions=True)
+        for transport in list(self._outbound.values()):
+            transport.abort()
+        for inbound in list(self._inbound):
+            inbound.abort()
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _dial_forever(self, peer: int, channel: Channel) -> None:
+        delay_s = DIAL_DELAY_S_MIN
+        while True:
+            try:
+                if await self._dial(peer, channel):
+                    delay_s = DIAL_DELAY_S_MIN
+            except (OSError, TimeoutError, FrameError) as error:
+                log.debug("peer not reached", peer=peer, channel=channel.name.lower(), error=str(error))
+            except _RefusedError as error:
+                log.warning("peer refuses this node", peer=peer, reason=str(error))
+                delay_s = REFUSED_DELAY_S
+            await asyncio.sleep(delay_s * self._random.uniform(0.5, 1.0))
+            delay_s = min(delay_s * 2, max(DIAL_DELAY_S_MAX, delay_s))
+
+    async def _dial(self, peer: int, channel: Channel) -> bool:
+        """Dial, and stay until the connection is lost. Returns True when it had been welcomed."""
+        loop = asyncio.get_running_loop()
+        host, _, port = self._addresses[peer].rpartition(":")
+        hello = Hello(self._local.cluster_id, self._local.node_id, self._local.incarnation, peer, channel)
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            transport, outbound = await loop.create_connection(_Outbound, host.strip("[]"), int(port))
+            try:
+                transport.write(encode(hello))
+                refusal = await outbound.welcome
+            except BaseException:
+                transport.abort()
+                raise
+        if refusal:
+            transport.abort()
+            raise _RefusedError(refusal)
+        self._outbound[peer, channel] = transport
+        try:
+            await outbound.lost
+        finally:
+            del self._outbound[peer, channel]
+            transport.abort()
+            if not self._closing:
+                self._events.lost(peer)
+        return True
+
+
+class _RefusedError(Exception):
+    """The peer answered Hello with a refusal."""
+
+
+class _Outbound(asyncio.Protocol):
+    """The dialled end: it only ever receives the Welcome."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._reader = FrameReader()
+        self.welcome: asyncio.Future[str] = loop.create_future()
+        self.lost: asyncio.Future[None] = loop.create_future()
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for body in self._reader.feed(data):
+                if not isinstance(body, Welcome) or self.welcome.done():
+                    raise FrameError(
+                        f"unexpected {type(body).__name__} on a connection that this node dialled"
+                    )
+                self.welcome.set_result(body.refusal)
+        except FrameError as error:
+            self._end(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end(exc or ConnectionResetError("the peer closed the connection"))
+
+    def _end(self, error: Exception) -> None:
+        if not self.welcome.done():
+            self.welcome.set_exception(error)
+        if not self.lost.done():
+            self.lost.set_result(None)
+        if self._transport is not None:
+            self._transport.close()
+
+
+class _Inbound(asyncio.Protocol):
+    """The accepted end: Hello first, then bodies."""
+
+    def __init__(self, links: PeerLinks) -> None:
+        self._links = links
+        self._reader = FrameReader()
+        self._peer: int | None = None
+        self._transport: asyncio.Transport | None = None
+        self._hello_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._links._inbound.add(self)
+        self._hello_timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        links = self._links
+        try:
+            for body in self._reader.feed(data):
+                if self._peer is None:
+                    self._greet(body)
+                elif isinstance(body, Hello | Welcome):
+                    raise FrameError(f"a second {type(body).__name__}")
+                else:
+                    links._events.body(self._peer, body)
+        except FrameError as error:
+            log.warning("peer connection closed", peer=self._peer, error=str(error))
+            self.abort()
+        links._events.turn()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._links._inbound.discard(self)
+        if self._hello_timer is not None:
+            self._hello_timer.cancel()
+        if self._peer is not None and not self._links._closing:
+            self._links._events.lost(self._peer)
+
+    def abort(self) -> None:
+        """Drop the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _greet(self, body: object) -> None:
+        assert self._transport is not None
+        assert self._hello_timer is not None
+        if not isinstance(body, Hello):
+            raise FrameError(f"the first frame is {type(body).__name__}, not Hello")
+        refusal = self._links._admit(body)
+        self._transport.write(encode(Welcome(refusal)))
+        if refusal:
+            self._transport.close()
+            raise FrameError(refusal)
+        self._hello_timer.cancel()
+        self._peer = body.from_id
+        self._reader.bytes_max = FRAME_BYTES_MAX

@@ -1,0 +1,283 @@
+"""Requests on their way to the log: held, proposed or forwarded, and answered exactly once.
+
+    submitted ──> held ──(this node leads)──> proposed ──(its entry is applied)──> answered
+                    │                             └──(another entry stands at its index)──> refused: never
+                    applied ├──(another node leads)──> forwarded ──(reply)──> answered │
+                    └──(the link is lost, or the deadline)──> unknown └──(deadline, or no leader for too
+                    long)──> refused: never applied
+
+A request leaves `held` once. It is never proposed or forwarded a second time, by anyone: only the client
+knows whether a second execution would be one too many. What was proposed or sent, and not answered in time,
+is *unknown*; what was not is *not applied*.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+
+import msgspec
+
+from raftstate.core.errors import ProposalDropped
+from raftstate.core.rawnode import RawNode
+from raftstate.core.roles import Role
+from raftstate.core.types import NONE
+from raftstate.machine.types import (
+    BATCH_BYTES_MAX,
+    BATCH_COMMANDS_MAX,
+    Batch,
+    Code,
+    EntryResult,
+    Envelope,
+    Fault,
+    Item,
+    Register,
+)
+from raftstate.node.environment import Executed, Forward, ForwardReply, Network, Rejected, Reply
+
+HELD_BYTES_MAX = 64 << 20
+"""Requests that wait for a leader, or for their turn, take no more memory than this."""
+HOLD_NS_MAX = 1_600_000_000
+"""How long a request waits for a leader to appear: two of the longest election timeouts. Beyond it none will
+appear soon, and the client is told at once rather than at its deadline."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One item and who waits for it. `deadline_ns`, `hold_until_ns`: monotonic."""
+
+    item: Item
+    commands: int
+    size_bytes: int
+    deadline_ns: int
+    hold_until_ns: int
+    reply: Reply | None
+    forwarded: bool
+    sent_to: int = NONE
+    """The node whose log it may be in by now: this one, once proposed, or the leader that it was forwarded
+    to."""
+
+    def answer(self, outcome: Executed | Rejected) -> None:
+        """Answer, unless that was done already."""
+        reply, self.reply = self.reply, None
+        if reply is not None:
+            reply(outcome)
+
+
+def _size(item: Item) -> int:
+    return len(item.raw) if isinstance(item, Batch) else 64
+
+
+class Requests:
+    """All requests at one node.
+
+    `stamps`: returns (lease clock, wall clock) in ms for an envelope. `describe_leader`: a sentence on what
+    this node knows of the leader, for refusals.
+    """
+
+    def __init__(
+        self,
+        raw: RawNode,
+        network: Network,
+        now_ns: Callable[[], int],
+        stamps: Callable[[], tuple[int, int]],
+        describe_leader: Callable[[], str],
+    ) -> None:
+        self._raw = raw
+        self._network = network
+        self._now_ns = now_ns
+        self._stamps = stamps
+        self._describe_leader = describe_leader
+        self._held: list[Request] = []
+        self._held_bytes = 0
+        self._proposed: dict[int, tuple[int, list[Request]]] = {}
+        """index -> (term, requests): whose entry stands, or stood, at that index of this node's log."""
+        self._forwarded: dict[int, Request] = {}
+        self._forward_ids = count(1)
+        self._deadlines: list[tuple[int, int, Request]] = []
+        self._sequence = count()
+
+    def submit(
+        self, item: Item, commands: int, timeout_ns: int, reply: Reply, *, forwarded: bool = False
+    ) -> None:
+        """Take a request; `reply` is called exactly once, at the latest soon after its deadline.
+
+        `forwarded`: it came from another node, and is refused rather than forwarded again.
+        """
+        size = _size(item)
+        if self._held_bytes + size > HELD_BYTES_MAX:
+            message = (
+                f"{self._held_bytes} bytes of requests are waiting at this node, the limit is {HELD_BYTES_MAX}; "
+                "try again later"
+            )
+            reply(Rejected(Fault(Code.RESOURCE_EXHAUSTED, message), applied_never=True))
+            return
+        now_ns = self._now_ns()
+        deadline_ns = now_ns + timeout_ns
+        request = Request(
+            item, commands, size, deadline_ns, min(deadline_ns, now_ns + HOLD_NS_MAX), reply, forwarded
+        )
+        self._held.append(request)
+        self._held_bytes += size
+        heapq.heappush(self._deadlines, (request.hold_until_ns, next(self._sequence), request))
+
+    def flush(self) -> None:
+        """Propose or forward what is held, if there is a leader to take it."""
+        if not self._held:
+            return
+        raft = self._raw.raft
+        if raft.state is Role.LEADER:
+            if raft.lead_transferee == NONE:
+                held, self._held, self._held_bytes = self._held, [], 0
+                self._propose([request for request in held if request.reply is not None])
+        elif raft.lead != NONE:
+            held, self._held, self._held_bytes = self._held, [], 0
+            for request in held:
+                if request.forwarded:
+                    message = f"node {raft.id} does not lead any more; {self._describe_leader()}"
+                    request.answer(Rejected(Fault(Code.NO_LEADER, message), applied_never=True))
+                elif request.reply is not None:
+                    self._forward(raft.lead, request)
+
+    def _propose(self, requests: Sequence[Request]) -> None:
+        raft = self._raw.raft
+        lease_ms, wall_ms = self._stamps()
+        for group in fill_entries(requests):
+            data = _encode(Envelope(lease_ms, wall_ms, [request.item for request in group]))
+            try:
+                self._raw.propose(data)
+            except ProposalDropped:
+                fault = Fault(
+                    Code.RESOURCE_EXHAUSTED,
+                    "too many bytes wait to be committed at the leader; try again later",
+                )
+                for request in group:
+                    request.answer(Rejected(fault, applied_never=True))
+                continue
+            for request in group:
+                request.sent_to = raft.id
+            self._proposed[raft.raft_log.last_index()] = (raft.term, group)
+
+    def propose_tick(self, items: Sequence[Item]) -> None:
+        """Propose an entry that nobody waits for: a tick of the lease clock, with what has expired by it."""
+        lease_ms, wall_ms = self._stamps()
+        try:
+            self._raw.propose(_encode(Envelope(lease_ms, wall_ms, list(items))))
+        except ProposalDropped:
+            return  # the next tick says the same, a second later
+
+    def _forward(self, leader: int, request: Request) -> None:
+        timeout_ms = max(1, (request.deadline_ns - self._now_ns()) // 1_000_000)
+        forward = Forward(next(self._forward_ids), timeout_ms, request.commands, request.item)
+        if not self._network.send(leader, forward):
+            self._held.append(request)
+            self._held_bytes += request.size_bytes
+            return
+        request.sent_to = leader
+        self._forwarded[forward.id] = request
+
+    def applied(self, results: Sequence[EntryResult]) -> None:
+        """Answer the requests whose index was applied."""
+        if not self._proposed:
+            return
+        for entry in results:
+            term, requests = self._proposed.pop(entry.index, (0, ()))
+            if term == entry.term:
+                for request, result in zip(requests, entry.items, strict=True):
+                    request.answer(Executed(entry.index, entry.revision, result))
+            elif requests:
+                # Log matching: with another entry committed at this index, the one proposed here never will
+                # be.
+                message = f"the leader changed before the write was committed (term {term}, now {entry.term})"
+                for request in requests:
+                    request.answer(Rejected(Fault(Code.NO_LEADER, message), applied_never=True))
+
+    def replied(self, sender: int, reply: ForwardReply) -> None:
+        """Take the leader's answer to a forwarded request. Late and repeated ones find nobody waiting."""
+        request = self._forwarded.get(reply.id)
+        if request is None or request.sent_to != sender:
+            return
+        del self._forwarded[reply.id]
+        outcome = reply.executed or reply.rejected
+        if outcome is None:
+            outcome = Rejected(
+                Fault(Code.UNKNOWN_OUTCOME, "the leader sent an empty answer"), applied_never=False
+            )
+        request.answer(outcome)
+
+    def link_lost(self, peer: int) -> None:
+        """A connection to or from a peer broke: what was forwarded there may or may not have arrived."""
+        for forward_id in [key for key, request in self._forwarded.items() if request.sent_to == peer]:
+            self._unknown(
+                self._forwarded.pop(forward_id),
+                "the connection to the leader was lost after the write was sent",
+            )
+
+    def expire(self) -> None:
+        """Answer what has waited long enough."""
+        now_ns = self._now_ns()
+        if not self._deadlines or self._deadlines[0][0] > now_ns:
+            return
+        while self._deadlines and self._deadlines[0][0] <= now_ns:
+            _, _, request = heapq.heappop(self._deadlines)
+            if request.reply is None:
+                continue
+            if request.sent_to == NONE:
+                fault = Fault(Code.NO_LEADER, f"no leader took the write in time; {self._describe_leader()}")
+                request.answer(Rejected(fault, applied_never=True))
+            elif now_ns < request.deadline_ns:
+                heapq.heappush(self._deadlines, (request.deadline_ns, next(self._sequence), request))
+            else:
+                self._unknown(request, "the write was appended, but not committed in time")
+        self._held = [request for request in self._held if request.reply is not None]
+        self._held_bytes = sum(request.size_bytes for request in self._held)
+        self._forwarded = {
+            key: request for key, request in self._forwarded.items() if request.reply is not None
+        }
+
+    def stop(self, reason: str) -> None:
+        """Answer everything: this node goes on with nothing."""
+        for request in self._held:
+            request.answer(Rejected(Fault(Code.NO_LEADER, reason), applied_never=True))
+        for _, requests in self._proposed.values():
+            for request in requests:
+                self._unknown(request, reason)
+        for request in self._forwarded.values():
+            self._unknown(request, reason)
+        self._held, self._held_bytes = [], 0
+        self._proposed.clear()
+        self._forwarded.clear()
+
+    @staticmethod
+    def _unknown(request: Request, reason: str) -> None:
+        request.answer(Rejected(Fault(Code.UNKNOWN_OUTCOME, reason), applied_never=False))
+
+
+def fill_entries(requests: Sequence[Request]) -> list[list[Request]]:
+    """Group requests into entries, in order: at most 1 MiB and 512 commands each, unless one request alone is
+    more.
+
+    A registration ends its entry: the entry's index is the session's id, so there can be only one in it.
+    """
+    groups: list[list[Request]] = []
+    group: list[Request] = []
+    size = commands = 0
+    for request in requests:
+        if group and (
+            size + request.size_bytes > BATCH_BYTES_MAX or commands + request.commands > BATCH_COMMANDS_MAX
+        ):
+            groups.append(group)
+            group, size, commands = [], 0, 0
+        group.append(request)
+        size += request.size_bytes
+        commands += request.commands
+        if isinstance(request.item, Register):
+            groups.append(group)
+            group, size, commands = [], 0, 0
+    if group:
+        groups.append(group)
+    return groups

@@ -1,0 +1,102 @@
+"""The Session service: the scopes of exactly-once."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from raftstate.errors import InvalidArgumentError, InvariantError
+from raftstate.machine.command import check_ttl
+from raftstate.machine.types import (
+    SESSION_TTL_MS_DEFAULT,
+    Cancel,
+    Cancelled,
+    Close,
+    Closed,
+    Code,
+    Item,
+    Refused,
+    Register,
+    Registered,
+)
+from raftstate.node.service import NodeService
+from raftstate.pb.v1 import session_pb2
+from raftstate.rpc.conversion import answer_message, session_id, session_message, write_header
+from raftstate.rpc.status import RefusedError
+from raftstate.rpc.validation import check_cluster
+
+Result = TypeVar("Result", Registered, Cancelled, Closed)
+
+
+class SessionHandlers:
+    """Answers for one node."""
+
+    def __init__(self, service: NodeService) -> None:
+        self._service = service
+
+    async def register(
+        self, request: session_pb2.RegisterRequest, timeout_s: float
+    ) -> session_pb2.RegisterResponse:
+        """Open a session."""
+        fault = check_ttl(request.ttl_ms)
+        if fault is not None:
+            raise RefusedError(fault)
+        check_cluster(request.cluster_id, self._service.cluster_id)
+        item = Register(request.nonce, request.ttl_ms or SESSION_TTL_MS_DEFAULT, request.cluster_id)
+        index, revision, registered = await self._run(item, Registered, timeout_s)
+        return session_pb2.RegisterResponse(
+            header=write_header(self._service, index=index, revision=revision),
+            session=session_message(registered.session),
+            ttl_ms=registered.ttl_ms,
+        )
+
+    async def cancel(
+        self, request: session_pb2.CancelRequest, timeout_s: float
+    ) -> session_pb2.CancelResponse:
+        """Give up one serial: return its answer if it was run, else make sure that it never will be."""
+        _check_session(request)
+        if request.serial == 0:
+            raise InvalidArgumentError("serial must be 1 or more, got 0", field="serial")
+        check_cluster(request.cluster_id, self._service.cluster_id)
+        item = Cancel(session_id(request.session), request.serial, request.cluster_id)
+        index, revision, cancelled = await self._run(item, Cancelled, timeout_s)
+        head = write_header(self._service, index=index, revision=revision)
+        answer = cancelled.answer
+        if answer is None or (answer.fault is not None and answer.fault.code == Code.CANCELLED):
+            return session_pb2.CancelResponse(header=head, was_run=False)
+        stored = answer_message(answer)
+        return session_pb2.CancelResponse(
+            header=head,
+            was_run=True,
+            revision=stored.revision,
+            error=stored.error if stored.HasField("error") else None,
+            deleted=stored.deleted,
+            prev_kvs=stored.prev_kvs,
+        )
+
+    async def close(self, request: session_pb2.CloseRequest, timeout_s: float) -> session_pb2.CloseResponse:
+        """End a session."""
+        _check_session(request)
+        check_cluster(request.cluster_id, self._service.cluster_id)
+        item = Close(session_id(request.session), request.cluster_id)
+        index, revision, _ = await self._run(item, Closed, timeout_s)
+        return session_pb2.CloseResponse(header=write_header(self._service, index=index, revision=revision))
+
+    async def _run(self, item: Item, expected: type[Result], timeout_s: float) -> tuple[int, int, Result]:
+        """Have an item applied; return (index of its log entry, revision, result).
+
+        Raises `RefusedError` where it was not run.
+        """
+        index, revision, result = await self._service.write(item, commands=1, timeout_s=timeout_s)
+        if isinstance(result, Refused):
+            raise RefusedError(result.fault)
+        if not isinstance(result, expected):
+            raise InvariantError(
+                f"{type(item).__name__} was answered with {type(result).__name__},"
+                f" expected {expected.__name__}"
+            )
+        return index, revision, result
+
+
+def _check_session(request: session_pb2.CancelRequest | session_pb2.CloseRequest) -> None:
+    if not request.HasField("session"):
+        raise InvalidArgumentError("session is missing; give the one that Register returned", field="session")

@@ -1,0 +1,6 @@
+"""State models over the public client. So far: workflows, whose checkpoints are stored as a base and
+deltas."""
+
+from raftstate.state.workflow import AsyncWorkflow, Checkpoint, Restored, Workflow
+
+__all__ = ["AsyncWorkflow", "Checkpoint", "Restored", "Workflow"]

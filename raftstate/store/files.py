@@ -1,0 +1,88 @@
+"""Files that must survive a power cut, and one way to say what a disk did wrong.
+
+May live here: what the log, the state and the data directory all need of the file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import lmdb
+
+from raftstate.errors import StorageError
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free or add space, then start the node again",
+    errno.EDQUOT: "the disk quota is used up: raise it or free space, then start the node again",
+    errno.EIO: "the disk failed: check the kernel's log, the disk and its free space",
+    errno.EROFS: "the file system is read-only: check the kernel's log, remount it, start the node again",
+    errno.EACCES: "permission was denied: the node's user needs to own the data directory",
+}
+
+
+def disk_failure(doing: str, path: Path, error: OSError | lmdb.Error) -> StorageError:
+    """Make the error for a failed file or LMDB operation; the caller raises it from `error`.
+
+    Args:
+        doing: what was tried, to follow "failed while": "writing the log".
+        path: the file or directory that it was tried on.
+        error: what the operating system or LMDB raised.
+
+    Returns:
+        A `StorageError` that says what to do. Its `detail["errno"]` is the error number, 0 if there is none.
+    """
+    code = (error.code if isinstance(error, lmdb.Error) else error.errno) or 0
+    if isinstance(error, lmdb.MapFullError):
+        advice = "the LMDB map is full: start the node again with a larger map"
+    else:
+        advice = _ADVICE.get(code, "nothing that was not acknowledged can be relied on: start the node again")
+    return StorageError(f"failed while {doing} at {path}: {error}; {advice}", detail={"errno": code})
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable: what was created, renamed or removed in it.
+
+    Raises:
+        StorageError: it can't be opened or synced.
+    """
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise disk_failure("syncing a directory", path, error) from error
+
+
+def durable_write(path: Path, content: bytes) -> None:
+    """Replace a file. A crash leaves the old one or the new one, whole; the new one once this has returned.
+
+    Raises:
+        StorageError: it can't be written or synced; the old file still stands.
+    """
+    fresh = path.with_name(path.name + ".new")
+    try:
+        with open(fresh, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except OSError as error:
+        raise disk_failure("writing a file", path, error) from error
+    fsync_directory(path.parent)
+
+
+def durable_remove(path: Path) -> None:
+    """Remove a file, if it is there, so that it does not come back after a power cut.
+
+    Raises:
+        StorageError: it can't be removed, or the directory can't be synced.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_failure("removing a file", path, error) from error
+    fsync_directory(path.parent)

@@ -1,0 +1,461 @@
+"""The replicated log and hard state of one node, in an LMDB environment that is durable at every commit.
+
+Two threads use a `LogStore`, and each has its own view of it. The log thread writes (`write`, `compact`), and
+checks what it is given against what is on disk. The loop thread reads, through the core's `Storage` protocol,
+what was published to it: `publish` takes the result of a write that has been committed, so that the view in
+memory can lag behind the disk and can never be ahead of it.
+
+Recent entries are kept in memory, in a window that ends with the last published entry; older ones are read from
+LMDB, and their checksums verified. A record that does not match its checksum is never served, and never taken
+for the end of the log: commits are atomic, so it is the rot of something that was acknowledged.
+
+May live here: transactions on the log, and the window. Formats are in `log_format`, what must hold at a start,
+and why that is enough, in `log_check`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import lmdb
+import msgspec
+
+from raftstate.core.errors import Compacted, SnapshotTemporarilyUnavailable, Unavailable
+from raftstate.core.storage import entry_bytes, limit_entries
+from raftstate.core.types import NONE, ConfState, Entry, HardState, Snapshot
+from raftstate.errors import DataLossError, FailedPreconditionError, InvariantError, StorageError
+from raftstate.store import log_format
+from raftstate.store.directory import mark_eio
+from raftstate.store.files import disk_failure, fsync_directory
+from raftstate.store.log_check import check_data_file, check_rows, page_checksum
+from raftstate.store.log_format import HARD_STATE_KEY, META_KEY, MetaRow, entry_key
+from raftstate.store.log_window import LogWindow
+from raftstate.store.meta_page import read_meta_page, read_meta_pages
+
+WINDOW_BYTES = 64 << 20
+"""How much of the log's end is kept in memory, unless told otherwise."""
+
+_DATA_FILE = "data.mdb"
+_EMPTY = MetaRow(0, 0, 0, 0, 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class LogWrite:
+    """A transaction that is durable, and what it made of the log; `LogStore.publish` makes it visible to readers."""
+
+    entries: Sequence[Entry]
+    """What it appended; it also removed all that stood at or after the first of them."""
+    hard_state: HardState
+    meta: MetaRow
+
+
+class LogStore:
+    """The log in one directory. Made by `LogStore.create` or `LogStore.open`; what both threads may use is said per method.
+
+    `conf_state` is what `initial_state` returns with the hard state: the node sets it, from the state machine,
+    before the core starts. `first_damaged_index` is the lowest index whose record is known to be damaged, or
+    None; set at opening, where every record is verified, and when a read finds one.
+    """
+
+    def __init__(self, path: Path, environment: lmdb.Environment, data_file: int, page_bytes: int) -> None:
+        self.conf_state = ConfState()
+        self.first_damaged_index: int | None = None
+        self._path = path
+        self._environment = environment
+        self._data_file = data_file
+        self._page_bytes = page_bytes
+        self._failure: StorageError | None = None
+        # The log thread's view: what is on disk.
+        self._meta = _EMPTY
+        self._hard_state = HardState()
+        # The loop thread's view: what was published.
+        self._seen = _EMPTY
+        self._seen_hard_state = HardState()
+        self._window = LogWindow(WINDOW_BYTES, next_index=1)
+
+    # -- opening and closing
+
+    @classmethod
+    def open(
+        cls, path: Path, *, map_bytes: int, create: bool = False, window_bytes: int = WINDOW_BYTES
+    ) -> LogStore:
+        """Open the log, and verify all of it.
+
+        Args:
+            path: the environment's directory.
+            map_bytes: the most that the log may grow to; address space, not disk. A multiple of the page size.
+            create: make a new, empty log first. It gets its name once it is durable, so that a crash leaves none.
+            window_bytes: how much of the log's end to keep in memory.
+
+        Raises:
+            FailedPreconditionError: `create`, and there is one already.
+            DataLossError: there is none, its meta row or hard state is damaged, or its files are in no state that
+                a crash can leave. A damaged record does not raise: see `first_damaged_index`.
+            StorageError: the disk or LMDB failed.
+        """
+        if create:
+            _create(path, map_bytes)
+        newest, older = check_data_file(path / _DATA_FILE)
+        try:
+            environment = _open_environment(path, map_bytes)
+            data_file = os.open(path / _DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        except (lmdb.Error, OSError) as error:
+            raise disk_failure("opening the log", path, error) from error
+        store = cls(path, environment, data_file, newest.page_bytes)
+        try:
+            with environment.begin(buffers=True) as txn:
+                meta = log_format.decode_meta(txn.get(META_KEY))
+                hard_state = log_format.decode_hard_state(txn.get(HARD_STATE_KEY))
+                check_rows(
+                    meta,
+                    hard_state,
+                    newest=newest,
+                    older=older,
+                    transaction_id=txn.id(),
+                    rows=txn.stat()["entries"],
+                )
+                store._meta = store._seen = meta
+                store._hard_state = store._seen_hard_state = hard_state
+                store._load(txn, window_bytes)
+        except lmdb.Error as error:
+            store.close()
+            raise disk_failure("reading the log", path, error) from error
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close the environment. No other thread may be using it; closing twice does nothing."""
+        self._environment.close()
+        if self._data_file >= 0:
+            os.close(self._data_file)
+            self._data_file = -1
+
+    def _load(self, txn: lmdb.Transaction[memoryview], window_bytes: int) -> None:
+        """Verify every record, and fill the window with the last of them, as far as they are sound."""
+        self._window = LogWindow(window_bytes, next_index=self._meta.boundary_index + 1)
+        with txn.cursor() as cursor:
+            for index in range(self._meta.boundary_index + 1, self._meta.last_index + 1):
+                try:
+                    self._window.append((_read_record(cursor, index),))
+                except DataLossError:
+                    if self.first_damaged_index is None:
+                        self.first_damaged_index = index
+                    self._window = LogWindow(window_bytes, next_index=index + 1)
+
+    # -- reading: the loop thread
+
+    @property
+    def last_hard_state(self) -> HardState:
+        """The hard state of the last published write."""
+        return self._seen_hard_state
+
+    def initial_state(self) -> tuple[HardState, ConfState]:
+        """See `Storage.initial_state`."""
+        return self._seen_hard_state, self.conf_state
+
+    def first_index(self) -> int:
+        """See `Storage.first_index`."""
+        return self._seen.boundary_index + 1
+
+    def last_index(self) -> int:
+        """See `Storage.last_index`."""
+        return self._seen.last_index
+
+    def term(self, index: int) -> int:
+        """See `Storage.term`. Raises `DataLossError` if the record is damaged, `StorageError` if it can't be read."""
+        if index >= self._window.first_index and index <= self._seen.last_index:
+            return self._window.term(index)
+        if index == self._seen.last_index:
+            return self._seen.last_term
+        if index == self._seen.boundary_index:
+            return self._seen.boundary_term
+        if index < self._seen.boundary_index:
+            raise Compacted(
+                f"the term of entry {index} is compacted; the boundary is {self._seen.boundary_index}"
+            )
+        if index > self._seen.last_index:
+            raise Unavailable(f"entry {index} is not in the log; the last index is {self._seen.last_index}")
+        return self._read(index, index + 1, 0)[0].term
+
+    def entries(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+        """See `Storage.entries`. Raises `DataLossError` if a record is damaged, `StorageError` if it can't be read."""
+        if lo <= self._seen.boundary_index:
+            raise Compacted(f"entry {lo} is compacted; the first index is {self._seen.boundary_index + 1}")
+        if hi > self._seen.last_index + 1:
+            raise Unavailable(f"entry {hi - 1} is not in the log; the last index is {self._seen.last_index}")
+        start = self._window.first_index
+        if lo >= start:
+            return limit_entries(self._window.slice(lo, hi), max_bytes)
+        found = self._read(lo, min(hi, start), max_bytes)
+        if found[-1].index + 1 == start:
+            found.extend(self._window.slice(start, hi))
+        return limit_entries(found, max_bytes)
+
+    def snapshot(self) -> Snapshot:
+        """See `Storage.snapshot`."""
+        raise SnapshotTemporarilyUnavailable("the log has no snapshot; the state's is made apart from it")
+
+    def size_bytes(self) -> int:
+        """The bytes of the pages that the log's rows take up. Any thread."""
+        try:
+            stat = self._environment.stat()
+        except lmdb.Error as error:
+            raise disk_failure("measuring the log", self._path, error) from error
+        return stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+
+    def publish(self, write: LogWrite) -> None:
+        """Make a committed write visible to the reading side. Writes are published in order, each once.
+
+        Raises:
+            InvariantError: `write` is not newer than the last one published.
+        """
+        if write.meta.transaction_id <= self._seen.transaction_id:
+            raise InvariantError(
+                f"log transaction {write.meta.transaction_id} was published after {self._seen.transaction_id}"
+            )
+        if write.entries:
+            self._window.append(write.entries)
+        self._window.drop_through(write.meta.boundary_index)
+        self._seen = write.meta
+        self._seen_hard_state = write.hard_state
+
+    def _read(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+        """The entries from `lo` on that `max_bytes` has room for, and at least one, from disk."""
+        found: list[Entry] = []
+        size = 0
+        try:
+            with self._environment.begin(buffers=True) as txn, txn.cursor() as cursor:
+                # The disk may be ahead of what was published: a gap there need not be damage.
+                meta = log_format.decode_meta(txn.get(META_KEY))
+                if lo <= meta.boundary_index:
+                    raise Compacted(f"entry {lo} is compacted; the first index is {meta.boundary_index + 1}")
+                if hi > meta.last_index + 1:
+                    raise Unavailable(
+                        f"entry {hi - 1} is not in the log; the last index is {meta.last_index}"
+                    )
+                for index in range(lo, hi):
+                    try:
+                        entry = _read_record(cursor, index)
+                    except DataLossError:
+                        self._note_damage(index)
+                        raise
+                    found.append(entry)
+                    size += entry_bytes(entry)
+                    if size > max_bytes:
+                        break
+        except lmdb.Error as error:
+            raise disk_failure("reading the log", self._path, error) from error
+        return found
+
+    def _note_damage(self, index: int) -> None:
+        known = self.first_damaged_index
+        self.first_damaged_index = index if known is None else min(index, known)
+
+    # -- writing: the log thread
+
+    def write(self, hard_state: HardState | None, entries: Sequence[Entry]) -> LogWrite:
+        """Append entries and save the hard state, in one transaction that is durable when this returns.
+
+        Args:
+            hard_state: the new one; None: it stays as it is.
+            entries: contiguous; what stands at or after the first of them is removed. Empty: none.
+
+        Returns:
+            What to publish.
+
+        Raises:
+            InvariantError: the entries leave a gap, are no contiguous run or reach back to committed or compacted
+                ones, or the hard state goes backwards. Nothing was written.
+            DataLossError: entries were given, and the log has a damaged record: it must not acknowledge more.
+            StorageError: the disk or LMDB failed, now or before. Whether this write is on disk can't be known,
+                and every later one is refused.
+        """
+        target = self._hard_state if hard_state is None else hard_state
+        check_hard_state(self._hard_state, target)
+        if entries:
+            self._check_entries(entries)
+        last_index, last_term = self._meta.last_index, self._meta.last_term
+        if entries:
+            last_index, last_term = entries[-1].index, entries[-1].term
+        if target.commit > last_index:
+            raise InvariantError(
+                f"commit index {target.commit} exceeds the last index {last_index} of the log"
+            )
+        with self._transaction() as txn:
+            if entries:
+                _delete(txn, entries[0].index, self._meta.last_index)
+                _append(txn, entries)
+            meta = self._meta._replace(last_index=last_index, last_term=last_term)
+            meta = self._seal(txn, meta, target)
+        self._meta, self._hard_state = meta, target
+        return LogWrite(entries, target, meta)
+
+    def compact(self, to_index: int, entries_max: int) -> LogWrite | None:
+        """Remove entries up to and including `to_index`, which must be applied durably: one bounded slice of them.
+
+        Args:
+            to_index: the new boundary, at most the last index.
+            entries_max: how many entries to remove in this transaction, at least 1.
+
+        Returns:
+            What to publish, or None when the boundary is `to_index` or later already.
+
+        Raises:
+            InvariantError: `to_index` lies behind the log.
+            DataLossError: the record at the new boundary is damaged; nothing was removed.
+            StorageError: see `write`.
+        """
+        first = self._meta.boundary_index + 1
+        if to_index < first:
+            return None
+        if to_index > self._meta.last_index:
+            raise InvariantError(
+                f"the log can't be compacted to {to_index}: its last index is {self._meta.last_index}"
+            )
+        boundary = min(to_index, first + entries_max - 1)
+        # What is applied is committed, though the saved commit index may lag; the core refuses one before the boundary.
+        hard_state = self._hard_state
+        if hard_state.commit < boundary:
+            hard_state = msgspec.structs.replace(hard_state, commit=boundary)
+        with self._transaction() as txn:
+            with txn.cursor() as cursor:
+                term = _read_record(cursor, boundary).term
+            _delete(txn, first, boundary)
+            meta = self._meta._replace(boundary_index=boundary, boundary_term=term)
+            meta = self._seal(txn, meta, hard_state)
+        self._meta, self._hard_state = meta, hard_state
+        return LogWrite((), hard_state, meta)
+
+    def _check_entries(self, entries: Sequence[Entry]) -> None:
+        meta, first = self._meta, entries[0].index
+        if self.first_damaged_index is not None:
+            raise DataLossError(
+                f"entries {first} to {entries[-1].index} were not appended: entry {self.first_damaged_index} of this "
+                f"log is damaged; replace this node's data from the other nodes",
+                detail={"index": self.first_damaged_index},
+            )
+        if not meta.boundary_index < first <= meta.last_index + 1:
+            raise InvariantError(
+                f"entries from {first} on can't be appended: the log holds {meta.boundary_index + 1} to "
+                f"{meta.last_index}"
+            )
+        if first <= self._hard_state.commit:
+            raise InvariantError(
+                f"entries from {first} on would replace committed ones: the commit index is {self._hard_state.commit}"
+            )
+        for expected, entry in enumerate(entries, first):
+            if entry.index != expected:
+                raise InvariantError(
+                    f"entries from {first} on are not contiguous: got {entry.index}, expected {expected}"
+                )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[lmdb.Transaction[memoryview]]:
+        """A write transaction, committed durably at the end of the block, aborted when that raises."""
+        if self._failure is not None:
+            raise StorageError(
+                f"the log at {self._path} takes no more writes after an earlier failure: {self._failure}",
+                detail=self._failure.detail,
+            ) from self._failure
+        try:
+            txn = self._environment.begin(write=True, buffers=True)
+            try:
+                yield txn
+            except BaseException:
+                txn.abort()
+                raise
+            self._commit(txn)
+        except (lmdb.Error, OSError) as error:
+            self._failure = disk_failure("writing the log", self._path, error)
+            if self._failure.detail["errno"] == errno.EIO:
+                mark_eio(self._path.parent, self._failure.message)
+            raise self._failure from error
+
+    def _seal(self, txn: lmdb.Transaction[memoryview], meta: MetaRow, hard_state: HardState) -> MetaRow:
+        """Put the two fixed rows; return the meta row as written."""
+        transaction_id = txn.id()
+        slot = (transaction_id - 1) & 1
+        previous = read_meta_page(self._data_file, slot, self._page_bytes, source=str(self._path))
+        if previous.transaction_id != transaction_id - 1:
+            raise InvariantError(
+                f"log transaction {transaction_id} follows a meta page of transaction {previous.transaction_id}"
+            )
+        sealed = meta._replace(transaction_id=transaction_id, previous_page_checksum=page_checksum(previous))
+        txn.put(META_KEY, log_format.encode_meta(sealed))
+        if hard_state is not self._hard_state:
+            txn.put(HARD_STATE_KEY, log_format.encode_hard_state(hard_state))
+        return sealed
+
+    def _commit(self, txn: lmdb.Transaction[memoryview]) -> None:
+        # A method of its own so that a test can make a commit fail, or see it happen.
+        txn.commit()
+
+
+def check_hard_state(held: HardState, new: HardState) -> None:
+    """Check that `new` may follow `held`.
+
+    Raises:
+        InvariantError: the term or the commit index goes back, or the vote of a term changes.
+    """
+    if new.term < held.term:
+        raise InvariantError(f"the term went back from {held.term} to {new.term}")
+    if new.commit < held.commit:
+        raise InvariantError(f"the commit index went back from {held.commit} to {new.commit}")
+    if new.term == held.term and held.vote not in (NONE, new.vote):
+        raise InvariantError(f"the vote in term {held.term} changed from {held.vote} to {new.vote}")
+
+
+def _create(path: Path, map_bytes: int) -> None:
+    if path.exists():
+        raise FailedPreconditionError(f"there is a log at {path} already; it is opened, not made anew")
+    unfinished = path.with_name(path.name + ".new")
+    try:
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        with _open_environment(unfinished, map_bytes, create=True) as environment:
+            first, _ = read_meta_pages(unfinished / _DATA_FILE)
+            with environment.begin(write=True) as txn:
+                row = _EMPTY._replace(previous_page_checksum=page_checksum(first))
+                txn.put(META_KEY, log_format.encode_meta(row))
+                txn.put(HARD_STATE_KEY, log_format.encode_hard_state(HardState()))
+        fsync_directory(unfinished)
+        unfinished.rename(path)
+    except (lmdb.Error, OSError) as error:
+        raise disk_failure("making a log", path, error) from error
+    fsync_directory(path.parent)
+
+
+def _open_environment(path: Path, map_bytes: int, *, create: bool = False) -> lmdb.Environment:
+    # Durability flags are LMDB's defaults, on purpose: a commit that returns is on disk.
+    return lmdb.open(str(path), map_size=map_bytes, create=create, mode=0o600)
+
+
+def _read_record(cursor: lmdb.Cursor[memoryview], index: int) -> Entry:
+    value = cursor.get(entry_key(index))
+    if value is None:
+        raise DataLossError(f"log entry {index} is missing", detail={"index": index})
+    return log_format.decode_record(index, value)
+
+
+def _delete(txn: lmdb.Transaction[memoryview], first: int, last: int) -> None:
+    for index in range(first, last + 1):
+        if not txn.delete(entry_key(index)):
+            raise DataLossError(f"log entry {index} is missing", detail={"index": index})
+
+
+def _append(txn: lmdb.Transaction[memoryview], entries: Sequence[Entry]) -> None:
+    with txn.cursor() as cursor:
+        rows = map(log_format.encode_record, entries)
+        _, added = cursor.putmulti(rows, overwrite=False, append=True)
+    if added != len(entries):
+        raise InvariantError(
+            f"of {len(entries)} entries from {entries[0].index} on, {added} were appended: the log holds later ones"
+        )

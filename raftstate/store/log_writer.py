@@ -1,0 +1,231 @@
+"""The thread that writes the log: group commit.
+
+The loop thread hands over appends and does not wait. The log thread takes all that wait, makes one durable
+transaction of them, and posts one callback to the loop, which publishes the transaction and then calls each
+append's `done`, in order. What is not durable is never published, and never reported as done.
+
+After a failure nothing is written any more: what waits, and what comes later, gets an error. The commit index
+alone is not worth a transaction (it can be learned again from the leader): it goes with the next one.
+
+May live here: the thread, and how waiting appends become one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty, SimpleQueue
+
+from raftstate.core.types import Entry, HardState
+from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.store.log import LogStore, LogWrite, check_hard_state
+
+Done = Callable[[BaseException | None], None]
+"""Told None once something is durable and published, else why it is not."""
+
+COMPACTION_SLICE_ENTRIES = 512
+"""How many entries one transaction of a compaction removes: what an append may have to wait for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Append:
+    hard_state: HardState | None
+    entries: Sequence[Entry]
+    done: Done
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Compaction:
+    to_index: int
+    done: Done
+
+
+class LogWriter:
+    """Writes a log in a thread of its own. All methods, and all callbacks, belong to the loop thread.
+
+    Args:
+        log: the log; nothing else may write to it or publish.
+        post: runs a callable on the loop thread, soon, in the order of the calls; usable from any thread, as
+            `loop.call_soon_threadsafe` is.
+        clock_ns: a monotonic clock, in nanoseconds.
+    """
+
+    def __init__(
+        self, log: LogStore, post: Callable[[Callable[[], None]], object], *, clock_ns: Callable[[], int]
+    ) -> None:
+        self._log = log
+        self._post = post
+        self._clock_ns = clock_ns
+        # The loop thread's: appends not reported yet, oldest first.
+        self._outstanding: deque[_Append] = deque()
+        self._closed = False
+        # From the loop thread to the log thread; None asks it to end.
+        self._queue: SimpleQueue[_Append | _Compaction | None] = SimpleQueue()
+        # The log thread's.
+        self._compactions: deque[_Compaction] = deque()
+        self._saved = self._newest = log.last_hard_state
+        self._failure: StorageError | None = None
+        self._thread = threading.Thread(target=self._run, name="raftstate-log", daemon=True)
+        self._thread.start()
+
+    @property
+    def outstanding_since_ns(self) -> int | None:
+        """When the oldest append that is not reported yet was handed over, on the given clock; None: there is none."""
+        return self._outstanding[0].since_ns if self._outstanding else None
+
+    def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
+        """Hand over entries and a hard state, to be written after everything handed over before.
+
+        Args:
+            hard_state: the new one; None: as it was. If only its commit index differs, and there are no entries,
+                `done` may be called before it is written.
+            entries: as `LogStore.write` takes them. Not to be changed afterwards.
+            done: called with None once they are durable and published, and with the error if they are not:
+                the first to fail gets what was raised, later ones a `StorageError`.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        request = _Append(hard_state, entries, done, self._clock_ns())
+        self._outstanding.append(request)
+        self._queue.put(request)
+
+    def compact(self, to_index: int, done: Done) -> None:
+        """Remove entries up to and including `to_index`, in slices between which appends are written.
+
+        Args:
+            to_index: as `LogStore.compact` takes it.
+            done: called with None once all is removed, durably, else with the error. An error that is not of
+                the disk leaves the writer usable.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Compaction(to_index, done))
+
+    def close(self) -> None:
+        """Write what waits, and end the thread. What was handed over is still reported, after this returns.
+
+        Closing twice does nothing. The log stays open.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the log writer is closed: the node is stopping")
+
+    def _report(
+        self, appends: Sequence[_Append], write: LogWrite | None, error: BaseException | None
+    ) -> None:
+        """Publish and report one group; runs on the loop thread."""
+        if write is not None:
+            self._log.publish(write)
+        for append in appends:
+            self._outstanding.popleft()
+            append.done(error)
+
+    # -- the log thread
+
+    def _run(self) -> None:
+        running = True
+        while running:
+            appends, running = self._take()
+            if appends:
+                self._write_group(appends)
+            if self._compactions and running:
+                self._compact_slice(self._compactions[0])
+        self._finish()
+
+    def _take(self) -> tuple[list[_Append], bool]:
+        """All appends that wait, and whether to go on after them. Waits for one unless there is something to compact."""
+        appends: list[_Append] = []
+        block = not self._compactions
+        while True:
+            try:
+                request = self._queue.get(block)
+            except Empty:
+                return appends, True
+            block = False
+            if request is None:
+                return appends, False
+            if isinstance(request, _Append):
+                appends.append(request)
+            else:
+                self._compactions.append(request)
+
+    def _write_group(self, appends: list[_Append]) -> None:
+        write: LogWrite | None = None
+        error: BaseException | None = self._failure
+        if error is None:
+            try:
+                write = self._write(appends)
+            except Exception as raised:  # noqa: BLE001 - whatever it was, those who wait must hear of it
+                error = raised
+                self._failure = StorageError(
+                    f"the log takes no more writes after an earlier failure: {raised}"
+                )
+                self._failure.__cause__ = raised
+        self._post(partial(self._report, appends, write, error))
+
+    def _write(self, appends: list[_Append]) -> LogWrite | None:
+        """Write a group in one transaction; None: there was nothing that needs one."""
+        entries: list[Entry] = []
+        newest = self._newest
+        for append in appends:
+            if append.hard_state is not None:
+                check_hard_state(newest, append.hard_state)
+                newest = append.hard_state
+            if append.entries:
+                merge_entries(entries, append.entries)
+        self._newest = newest
+        if not entries and (newest.term, newest.vote) == (self._saved.term, self._saved.vote):
+            return None
+        write = self._log.write(newest, entries)
+        self._saved = write.hard_state
+        return write
+
+    def _compact_slice(self, compaction: _Compaction) -> None:
+        write: LogWrite | None = None
+        error: BaseException | None = None
+        try:
+            write = self._log.compact(compaction.to_index, COMPACTION_SLICE_ENTRIES)
+        except Exception as raised:  # noqa: BLE001 - whatever it was, the one who waits must hear of it
+            error = raised
+        if write is not None:
+            self._saved = write.hard_state
+            if self._newest.commit < self._saved.commit:
+                self._newest = self._saved
+            self._post(partial(self._report, (), write, None))
+        if write is None or write.meta.boundary_index >= compaction.to_index:
+            self._compactions.popleft()
+            self._post(partial(compaction.done, error))
+
+    def _finish(self) -> None:
+        for compaction in self._compactions:
+            error = ClosedError(f"the log writer was closed before it had compacted to {compaction.to_index}")
+            self._post(partial(compaction.done, error))
+        if self._failure is None and self._newest != self._saved:
+            write = self._log.write(self._newest, ())
+            self._post(partial(self._report, (), write, None))
+
+
+def merge_entries(waiting: list[Entry], more: Sequence[Entry]) -> None:
+    """Put `more` behind `waiting`, in place: what stands from its first index on is replaced.
+
+    Raises:
+        InvariantError: there is a gap between them.
+    """
+    kept = more[0].index - waiting[0].index if waiting else 0
+    if kept > len(waiting):
+        raise InvariantError(f"entries from {more[0].index} on leave a gap after {waiting[-1].index}")
+    waiting[max(kept, 0) :] = more

@@ -1,0 +1,173 @@
+"""Walks the pages of an LMDB file as one of its meta pages describes them, before LMDB is let near it.
+
+LMDB believes its pages. A wrong root, a wrong last page or a file that was cut off makes it read another
+tree, reuse pages that are in use, or die of a signal. The walk follows both trees from their roots and says
+whether
+
+- every page lies within the file and the last page, carries its own number and the kind it must have, and is
+  reached once;
+- page counts, entry count and depth of both trees are those of the meta page;
+- no page that is reached is on the free list, and neither is any page past the last one;
+- the free list's greatest transaction is the one of the meta page: each commit but the first frees pages.
+
+It reads each leaf once, so its cost grows with the log as that of verifying the records does. Format: LMDB 0.9
+on a 64-bit machine, main tree without sub-databases.
+
+    page header (16 bytes)  number u64, pad u16, flags u16, lower u16 and upper u16 (overflow: page count u32)
+    node (8 bytes + key)    low u16, high u16, flags u16, key size u16; a leaf's data follows the key
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from raftstate.errors import DataLossError
+from raftstate.store.files import disk_failure
+from raftstate.store.meta_page import MetaPage, TreeRecord
+
+_HEADER = struct.Struct("=QHHHH")
+_OVERFLOW_PAGES = struct.Struct("=I")
+_NODE = struct.Struct("=HHHH")
+_NUMBER = struct.Struct("=Q")
+_FIRST_DATA_PAGE = 2
+_NO_PAGE = (1 << 64) - 1
+"""The root of an empty tree."""
+_BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
+_NODE_BIG_DATA = 0x01
+
+
+def check_pages(data_file: Path, meta: MetaPage) -> None:
+    """Walk everything that `meta` leads to.
+
+    Args:
+        data_file: a data file that no one is writing to.
+        meta: the meta page to start from.
+
+    Raises:
+        DataLossError: the pages are not what the meta page says.
+        StorageError: the file can't be read.
+    """
+    try:
+        file = os.open(data_file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise disk_failure("reading the pages of an LMDB file", data_file, error) from error
+    with content:
+        try:
+            _Walk(content, meta).run()
+        except (struct.error, DataLossError) as error:
+            raise DataLossError(
+                f"the pages of {data_file} do not agree with its meta page {meta.page_number} "
+                f"(transaction {meta.transaction_id}): {error}"
+            ) from error
+
+
+class _Walk:
+    """One pass over both trees of one meta page."""
+
+    def __init__(self, content: mmap.mmap, meta: MetaPage) -> None:
+        self._content = content
+        self._meta = meta
+        self._page_count = min(meta.last_page + 1, len(content) // meta.page_bytes)
+        self._reached: set[int] = set()
+        self._branch_pages = self._leaf_pages = self._overflow_pages = 0
+
+    def run(self) -> None:
+        free_pages: set[int] = set()
+        newest = 0
+        for key_at, data_at, size in self._tree("free", self._meta.free):
+            newest = max(newest, _NUMBER.unpack_from(self._content, key_at)[0])
+            (count,) = _NUMBER.unpack_from(self._content, data_at)
+            if (count + 1) * _NUMBER.size > size:
+                raise DataLossError(f"a free list of {size} bytes says that it has {count} pages")
+            free_pages.update(struct.unpack_from(f"={count}Q", self._content, data_at + _NUMBER.size))
+        if self._meta.free.entries and newest != self._meta.transaction_id:
+            raise DataLossError(f"the free list ends with transaction {newest}")
+        if self._meta.transaction_id > 1 and not self._meta.free.entries:
+            raise DataLossError("the free list is empty, and only that of the first transaction can be")
+        for _ in self._tree("main", self._meta.main):
+            pass
+        shared = self._reached & free_pages
+        if shared:
+            raise DataLossError(f"page {min(shared)} is in use and on the free list")
+        if free_pages and not _FIRST_DATA_PAGE <= min(free_pages) <= max(free_pages) <= self._meta.last_page:
+            raise DataLossError(
+                f"free pages {min(free_pages)} to {max(free_pages)}, and the last page is {self._meta.last_page}"
+            )
+
+    def _tree(self, name: str, tree: TreeRecord) -> Iterator[tuple[int, int, int]]:
+        """Yield (offset of key, offset and size of data) of every node in the leaves; then check the counts."""
+        self._branch_pages = self._leaf_pages = self._overflow_pages = entries = 0
+        pages = [] if tree.root == _NO_PAGE else [(tree.root, 1)]
+        while pages:
+            page, depth = pages.pop()
+            offset, flags, nodes = self._page(page)
+            if flags == _BRANCH and depth < tree.depth:
+                self._branch_pages += 1
+                for node in nodes:
+                    low, high, top, _ = _NODE.unpack_from(self._content, offset + node)
+                    pages.append((low | high << 16 | top << 32, depth + 1))
+            elif flags == _LEAF and depth == tree.depth:
+                self._leaf_pages += 1
+                entries += len(nodes)
+                for node in nodes:
+                    yield self._leaf_node(offset + node)
+            else:
+                raise DataLossError(f"page {page} of the {name} tree has flags {flags:#x} at depth {depth}")
+        got = (self._branch_pages, self._leaf_pages, self._overflow_pages, entries)
+        expected = (tree.branch_pages, tree.leaf_pages, tree.overflow_pages, tree.entries)
+        if got != expected or (tree.root == _NO_PAGE and tree.depth):
+            raise DataLossError(
+                f"the {name} tree's (branch, leaf, overflow pages, entries) are {got}, and should be {expected}"
+            )
+
+    def _page(self, page: int) -> tuple[int, int, tuple[int, ...]]:
+        """Reach a branch or leaf page: its offset in the file, its flags, its nodes' offsets in the page."""
+        offset = self._reach(page, 1)
+        number, _, flags, lower, upper = _HEADER.unpack_from(self._content, offset)
+        if number != page or not _HEADER.size <= lower <= upper <= self._meta.page_bytes:
+            raise DataLossError(
+                f"page {page} says that it is page {number}, with its space at {lower} to {upper}"
+            )
+        count = (lower - _HEADER.size) // 2
+        return offset, flags, struct.unpack_from(f"={count}H", self._content, offset + _HEADER.size)
+
+    def _leaf_node(self, offset: int) -> tuple[int, int, int]:
+        low, high, flags, key_bytes = _NODE.unpack_from(self._content, offset)
+        size = low | high << 16
+        key_at = offset + _NODE.size
+        data_at = key_at + key_bytes
+        if flags == _NODE_BIG_DATA:
+            (page,) = _NUMBER.unpack_from(self._content, data_at)
+            count = -(-(size + _HEADER.size) // self._meta.page_bytes)
+            data_at = self._reach(page, count) + _HEADER.size
+            number, _, kind = _HEADER.unpack_from(self._content, data_at - _HEADER.size)[:3]
+            (held,) = _OVERFLOW_PAGES.unpack_from(self._content, data_at - _OVERFLOW_PAGES.size)
+            if (number, kind, held) != (page, _OVERFLOW, count):
+                raise DataLossError(
+                    f"overflow page {page} has (number, flags, pages) {(number, kind, held)}, "
+                    f"and should have {(page, _OVERFLOW, count)}"
+                )
+            self._overflow_pages += count
+        elif flags:
+            raise DataLossError(f"a leaf's node at offset {offset} has flags {flags:#x}")
+        return key_at, data_at, size
+
+    def _reach(self, page: int, count: int) -> int:
+        """Mark `count` pages from `page` on as in use; return the offset of the first in the file."""
+        if not _FIRST_DATA_PAGE <= page <= self._page_count - count:
+            raise DataLossError(
+                f"pages {page} to {page + count - 1} are in use, and the last page is {self._page_count - 1}"
+            )
+        pages = range(page, page + count)
+        if not self._reached.isdisjoint(pages):
+            raise DataLossError(f"page {page} is reached twice")
+        self._reached.update(pages)
+        return page * self._meta.page_bytes

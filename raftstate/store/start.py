@@ -1,0 +1,276 @@
+"""The start rule of the state: which files to open, and what must be done to them first.
+
+After a clean stop the environment is opened as it stands. After anything else the meta pages on the disk mean nothing: they may be of a
+commit of which other pages were lost, and if the machine did not go down, what can be read now is the page cache, not the disk. So the
+state goes back to its last durable checkpoint, whose meta page the file `checkpoint` holds, and the log replays what came after:
+
+    exclusive lock on `readers` granted      the checkpoint's meta page goes into both slots of data.mdb, lock.mdb is removed
+    not granted within a second, or          data.mdb is copied into a new generation, the meta pages go into the copy, the copy is
+    a sync of data.mdb failed before         synced (and after a failed sync read through), CURRENT is switched
+
+An environment that another process has open is never taken over, since its reader table is in the lock file and its map in memory.
+
+Every step may be the last one before a crash. Before the switch of CURRENT nothing that it names has changed except meta pages, which the
+next start writes again; after it, what remains is a directory to remove.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+
+from raftstate.errors import DataLossError, FailedPreconditionError, StorageError
+from raftstate.machine.tables import ReadTables, Table
+from raftstate.store.checkpoint import CheckpointRecord, sync_data
+from raftstate.store.files import disk_failure, durable_remove, durable_write
+from raftstate.store.generation import Generation, current_generation, generations
+from raftstate.store.meta_page import MetaPage, read_meta_pages
+from raftstate.store.transactions import Handles, Rows, lmdb_failure, table_name
+
+READERS_WAIT_S = 1.0
+"""How long a start waits for other processes to close the environment before it copies it."""
+
+MAX_READERS = 512
+"""Reader slots of the environment, for this node and the processes that read its files: 64 bytes each."""
+
+_CLEAN_STOP = "clean-stop"
+_COPY_BYTES = 16 << 20
+
+
+def open_environment(generation: Generation, map_bytes: int, *, create: bool = False) -> lmdb.Environment:
+    """Open the environment of a generation for writing.
+
+    `sync=False` is what this environment is about, see raftstate.store.checkpoint. Without readahead, since the keys of a batch lie
+    anywhere in the file.
+    """
+    return lmdb.open(
+        str(generation.path),
+        map_size=map_bytes,
+        max_dbs=len(Table),
+        max_readers=MAX_READERS,
+        sync=False,
+        readahead=False,
+        create=create,
+    )
+
+
+def create_first_generation(data_directory: Path, map_bytes: int) -> None:
+    """Make `state-1` with empty tables and a checkpoint at index 0. A creation that was cut short is done again from the start.
+
+    Args:
+        data_directory: the node's directory.
+        map_bytes: the size of the map, and so the most that the state can ever hold. Address space, not disk space.
+
+    Raises:
+        FailedPreconditionError: there is a state already.
+        DataLossError: there is one, but CURRENT is missing.
+        StorageError: the disk or LMDB failed.
+    """
+    if current_generation(data_directory) is not None:
+        raise FailedPreconditionError(
+            f"{data_directory} holds a state already: open it, or remove the directory to begin anew"
+        )
+    for leftover in generations(data_directory):
+        refuse_orphan(leftover)
+        leftover.remove()
+    generation = Generation(data_directory, 1)
+    generation.make_directory()
+    try:
+        with open_environment(generation, map_bytes, create=True) as environment:
+            with environment.begin(write=True) as transaction:
+                for table in Table:
+                    environment.open_db(table_name(table), txn=transaction)
+            sync_data(environment)
+            meta = max(read_meta_pages(generation.data_file), key=lambda page: page.transaction_id)
+    except lmdb.Error as error:
+        raise lmdb_failure("creating the state", generation.path, error) from error
+    durable_write(generation.checkpoint_file, CheckpointRecord(0, meta).to_bytes())
+    generation.make_current()
+
+
+def refuse_orphan(generation: Generation) -> None:
+    """Raise `DataLossError` if a generation that no CURRENT names may hold more than a creation that was cut short left behind."""
+    if (
+        generation.checkpoint_file.exists()
+        and CheckpointRecord.read(generation.checkpoint_file).applied_index > 0
+    ):
+        raise DataLossError(
+            f"{generation.data_directory / 'CURRENT'} is missing, but {generation.path} holds a state: replace this node, the others hold "
+            "the data"
+        )
+
+
+def mark_clean_stop(data_directory: Path) -> None:
+    """Note that all commits are in the last checkpoint and the environment is closed."""
+    durable_write(data_directory / _CLEAN_STOP, b"")
+
+
+@contextmanager
+def startable(
+    data_directory: Path, *, readers_wait_s: float, verify: Callable[[ReadTables], None]
+) -> Iterator[tuple[Generation, CheckpointRecord]]:
+    """Bring the state into a form that can be opened, by the rule above; open it inside the context.
+
+    Args:
+        data_directory: the node's directory, whose lock the caller holds.
+        readers_wait_s: how long to wait for other processes that have the environment open, in seconds.
+        verify: reads a copy made after a failed sync, and raises if it can't be trusted.
+
+    Returns:
+        The generation to open, and its last durable checkpoint.
+
+    Raises:
+        FailedPreconditionError: there is no state.
+        DataLossError: the checkpoint is missing or damaged, or a copy did not pass `verify`.
+        StorageError: the disk failed.
+    """
+    generation = current_generation(data_directory)
+    if generation is None:
+        for orphan in generations(data_directory):
+            refuse_orphan(orphan)
+        raise FailedPreconditionError(f"{data_directory} holds no state: create it first")
+    stopped_cleanly = (data_directory / _CLEAN_STOP).exists()
+    durable_remove(data_directory / _CLEAN_STOP)
+    record = CheckpointRecord.read(generation.checkpoint_file)
+    failed_to_sync = generation.eio_marker.exists()
+    if stopped_cleanly and not failed_to_sync and _ends_with(generation, record.meta):
+        yield generation, record
+        return
+    with generation.without_readers(readers_wait_s) as granted:
+        if granted and not failed_to_sync:
+            _rewind(generation, record)
+            yield generation, record
+            return
+    copy = _copy(generation, record, verify if failed_to_sync else None)
+    yield copy, record
+
+
+def _ends_with(generation: Generation, meta: MetaPage) -> bool:
+    """Whether LMDB would open exactly the checkpoint: then a clean stop's marker and file belong together."""
+    try:
+        pages = read_meta_pages(generation.data_file)
+    except DataLossError:
+        return False
+    except OSError as error:
+        raise disk_failure("reading the meta pages", generation.data_file, error) from error
+    return meta in pages and all(page.transaction_id <= meta.transaction_id for page in pages)
+
+
+def _rewind(generation: Generation, record: CheckpointRecord) -> None:
+    """Let LMDB open the checkpoint, in place."""
+    try:
+        fd = os.open(generation.data_file, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            write_meta_pages(fd, record.meta)
+        finally:
+            os.close(fd)
+        # Its reader table is of processes that are gone, this node's earlier runs among them.
+        generation.lock_file.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_failure("going back to the last checkpoint", generation.data_file, error) from error
+
+
+def write_meta_pages(fd: int, meta: MetaPage) -> None:
+    """Write a checkpoint's meta page into its slot of a data file, and into the other slot as the commit before.
+
+    Raises:
+        OSError: a write failed.
+    """
+    for page in (meta.predecessor(), meta):
+        content = page.to_bytes()
+        if os.pwrite(fd, content, page.page_number * page.page_bytes) != len(content):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    # The file may end before the last page if that one is free. A page that is in use and was cut off reads as zeros then, which LMDB
+    # reports; behind the end of a file its map raises SIGBUS.
+    used_bytes = (meta.last_page + 1) * meta.page_bytes
+    if os.fstat(fd).st_size < used_bytes:
+        os.ftruncate(fd, used_bytes)
+
+
+def _copy(
+    generation: Generation, record: CheckpointRecord, verify: Callable[[ReadTables], None] | None
+) -> Generation:
+    """Copy the checkpoint into a new generation and make it current."""
+    copy = Generation(generation.data_directory, generation.number + 1)
+    if copy.path.exists():
+        copy.remove()  # begun by a start that was cut short: CURRENT never named it, so nobody has it open
+    copy.make_directory()
+    try:
+        source = os.open(generation.data_file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            target = os.open(copy.data_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                _copy_bytes(source, target, (record.meta.last_page + 1) * record.meta.page_bytes)
+                write_meta_pages(target, record.meta)
+                os.fsync(target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+    except OSError as error:
+        raise disk_failure(f"copying {generation.data_file}", copy.data_file, error) from error
+    if verify is not None:
+        _verify(copy, verify)
+    durable_write(copy.checkpoint_file, record.to_bytes())
+    copy.make_current()
+    return copy
+
+
+def _copy_bytes(source: int, target: int, size: int) -> None:
+    """Copy up to `size` bytes, by reference where the file system can (copy_file_range does so on XFS and Btrfs)."""
+    done = 0
+    by_kernel = hasattr(os, "copy_file_range")
+    while done < size:
+        wanted = min(_COPY_BYTES, size - done)
+        if by_kernel:
+            try:
+                copied = os.copy_file_range(source, target, wanted if done else size, done, done)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                by_kernel = False
+                continue
+        else:
+            copied = os.pwrite(target, os.pread(source, wanted, done), done)
+        if copied == 0:
+            return
+        done += copied
+
+
+def _verify(generation: Generation, verify: Callable[[ReadTables], None]) -> None:
+    """Open a generation that is not current yet, for reading and without a lock file, and let `verify` read it."""
+    try:
+        with (
+            lmdb.open(
+                str(generation.path), max_dbs=len(Table), readonly=True, lock=False, create=False
+            ) as environment,
+            environment.begin() as transaction,
+        ):
+            verify(Rows(transaction, open_tables(environment, transaction), generation.path))
+    except (lmdb.Error, StorageError) as error:
+        raise DataLossError(
+            f"the copy of the state made after a failed sync can't be read ({error}): replace this node, the others hold the data"
+        ) from error
+
+
+def open_tables(environment: lmdb.Environment, transaction: lmdb.Transaction[bytes] | None = None) -> Handles:
+    """Open the handles of all tables, which exist since the creation."""
+    return {table: environment.open_db(table_name(table), txn=transaction, create=False) for table in Table}
+
+
+def walk(tables: ReadTables) -> None:
+    """Read every row of every table, and count them.
+
+    Raises:
+        DataLossError: a table has another number of rows than it says.
+        StorageError: a page can't be read.
+    """
+    for table in Table:
+        found = sum(1 for _ in tables.scan(table))
+        if found != tables.count(table):
+            raise DataLossError(f"table {table.name} has {found} rows, its record says {tables.count(table)}")

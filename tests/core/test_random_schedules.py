@@ -1,0 +1,149 @@
+"""Random schedules of everything that can happen to a cluster; `cluster` says what must hold all the while."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftstate.core.types import (
+    ConfChangeSingle,
+    ConfChangeTransition,
+    ConfChangeType,
+    ConfChangeV2,
+)
+from tests.core.cluster import Cluster
+
+STEPS = 4_000
+
+
+def random_change(cluster: Cluster) -> ConfChangeV2:
+    random = cluster.random
+    types = (ConfChangeType.ADD_NODE, ConfChangeType.ADD_LEARNER_NODE, ConfChangeType.REMOVE_NODE)
+    changes = [
+        ConfChangeSingle(random.choice(types), random.choice(list(cluster.members)))
+        for _ in range(random.choice((0, 1, 1, 2)))
+    ]
+    return ConfChangeV2(transition=random.choice(list(ConfChangeTransition)), changes=tuple(changes))
+
+
+def disturb(cluster: Cluster, *, members_change: bool) -> None:
+    """Do one of the rarer things."""
+    random = cluster.random
+    node_id = random.choice(list(cluster.members))
+    up = cluster.up()
+    match random.randrange(9):
+        case 0 if len(up) > 2 and node_id in up:
+            cluster.crash(node_id)
+        case 1 | 2 if node_id not in up:
+            cluster.start(node_id)
+        case 3:
+            ids = list(cluster.members)
+            random.shuffle(ids)
+            split = random.randrange(len(ids))
+            cluster.partition(tuple(ids[:split]), tuple(ids[split:])) if split else cluster.partition()
+        case 4:
+            cluster.partition()
+        case 5 | 8 if node_id in up:
+            cluster.compact(node_id)
+        case 6 if node_id in up:
+            cluster.members[node_id].node.transfer_leader(random.choice(list(cluster.members)))
+        case 7 if members_change and node_id in up:
+            cluster.propose_conf_change(node_id, random_change(cluster))
+
+
+def take_step(cluster: Cluster, number: int, *, members_change: bool) -> None:
+    random = cluster.random
+    kind = random.random()
+    if kind < 0.01:
+        disturb(cluster, members_change=members_change)
+        return
+    node_id = random.choice(cluster.up())
+    if kind < 0.45 and cluster.network:
+        # Mostly in order: reordering everything would keep any leader from being elected.
+        position = 0 if random.random() < 0.8 else random.randrange(len(cluster.network))
+        if random.random() < 0.03:
+            cluster.lose(position)
+        else:
+            cluster.deliver(position, keep=random.random() < 0.03)
+    elif kind < 0.65:
+        cluster.handle_ready(node_id)
+    elif kind < 0.77:
+        cluster.do_append_work(node_id)
+    elif kind < 0.83:
+        cluster.do_apply_work(node_id)
+    elif kind < 0.90:
+        cluster.tick(node_id)
+    elif kind < 0.98:
+        cluster.propose(node_id, b"%d" % number)
+    else:
+        cluster.read(node_id)
+
+
+def heal_and_serve(cluster: Cluster) -> None:
+    """After everything is healed, the cluster elects a leader, commits, and all members end with one log."""
+    cluster.partition()
+    for node_id in set(cluster.members) - set(cluster.up()):
+        cluster.start(node_id)
+    for attempt in range(300):
+        for node_id in cluster.up():
+            cluster.tick(node_id)
+        cluster.settle()
+        leader = cluster.leader()
+        if leader is not None and cluster.propose(leader, b"healed-%d" % attempt):
+            break
+    else:
+        raise AssertionError("no leader took a proposal within 300 ticks after everything was healed")
+    cluster.settle()
+    data = b"healed-%d" % attempt
+    config = cluster.members[leader].node.raft.tracker
+    for _ in range(10):
+        cluster.tick(leader)
+        cluster.settle()
+    for node_id in config.progress:
+        assert data in [entry.data for entry in cluster.members[node_id].applied], f"node {node_id} lags behind"
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_fixed_cluster_stays_safe_and_recovers(seed: int) -> None:
+    cluster = Cluster(
+        seed,
+        async_storage_writes=seed % 3 != 0,
+        pre_vote=seed % 2 == 0,
+        check_quorum=seed % 4 < 2,
+        max_message_bytes=(64, 1 << 20)[seed % 2],
+        max_inflight_messages=(2, 256)[seed % 2],
+    )
+    for number in range(STEPS):
+        take_step(cluster, number, members_change=False)
+    heal_and_serve(cluster)
+    assert cluster.leaders
+    assert cluster.committed
+
+
+@pytest.mark.case(17)
+@pytest.mark.case(18)
+@pytest.mark.parametrize("seed", range(24))
+def test_a_cluster_whose_members_change_stays_safe(seed: int) -> None:
+    cluster = Cluster(
+        seed,
+        spares=(4, 5),
+        async_storage_writes=seed % 3 != 0,
+        step_down_on_removal=seed % 2 == 0,
+        max_applying_bytes=(40, 1 << 20)[seed % 2],
+    )
+    for number in range(STEPS):
+        take_step(cluster, number, members_change=True)
+    assert cluster.leaders
+    assert cluster.committed
+
+
+def test_the_schedules_reach_what_they_are_meant_to_test() -> None:
+    """Safety checks prove nothing on runs in which nothing happens."""
+    snapshots = reads = leaders = 0
+    for seed in range(8):
+        cluster = Cluster(seed, spares=(4, 5))
+        for number in range(STEPS):
+            take_step(cluster, number, members_change=True)
+        snapshots += cluster.snapshots_installed
+        reads += cluster.reads_answered
+        leaders += len(cluster.leaders)
+    assert (snapshots > 5, reads > 20, leaders > 16) == (True, True, True), (snapshots, reads, leaders)

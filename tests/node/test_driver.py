@@ -1,0 +1,257 @@
+"""The driver in a simulated world: writes, reads, leadership and loss, without a socket or a real second."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftstate.core.roles import Role
+from raftstate.machine.reader import Reader
+from raftstate.machine.types import Batch, Code, Register
+from raftstate.node.environment import Executed, ForwardReply, Outcome, Rejected
+from raftstate.node.requests import Request, fill_entries
+from tests.node.world import MS, SimCluster, SimNode, was_applied
+
+
+def value_at(node: SimNode, key: str) -> bytes | None:
+    pair = Reader(node.tables).get(key.encode())
+    return None if pair is None else pair.value
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_write_through_any_node_is_applied_on_all(seed: int) -> None:
+    cluster = SimCluster(3, seed)
+    cluster.elect()
+    for node_id in cluster.ids:
+        outcomes = cluster.put(node_id, f"k{node_id}", "v")
+        cluster.run_until(lambda outcomes=outcomes: outcomes)
+        assert was_applied(outcomes)
+    cluster.run_for(0.2)
+    assert [[value_at(node, f"k{i}") for i in cluster.ids] for node in cluster.nodes.values()] == [[b"v"] * 3] * 3
+    assert len({node.machine.digest for node in cluster.nodes.values()}) == 1
+
+
+def test_a_single_node_is_its_own_majority() -> None:
+    cluster = SimCluster(1, 0)
+    cluster.elect()
+    outcomes = cluster.put(1, "a")
+    cluster.run_until(lambda: outcomes)
+    assert was_applied(outcomes)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_was_acknowledged_survives_the_leader(seed: int) -> None:
+    cluster = SimCluster(3, seed)
+    leader = cluster.elect()
+    done = [cluster.put(node_id, f"k{n}", str(n)) for n in range(30) for node_id in cluster.ids]
+    cluster.run_until(lambda: sum(map(was_applied, done)) > 20)
+    cluster.crash(leader.id)
+    acknowledged = [n // 3 for n, outcomes in enumerate(done) if was_applied(outcomes)]
+    cluster.run_until(lambda: (new := cluster.leader()) is not None and new.id != leader.id)
+    outcomes = cluster.put(cluster.elect().id, "after")
+    cluster.run_until(lambda: outcomes)
+    survivor = cluster.elect()
+    assert all(value_at(survivor, f"k{n}") == str(n).encode() for n in acknowledged)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_was_acknowledged_survives_the_crash_of_all(seed: int) -> None:
+    cluster = SimCluster(3, seed)
+    cluster.elect()
+    done = [cluster.put(1 + n % 3, f"k{n}", str(n)) for n in range(60)]
+    cluster.run_until(lambda: sum(map(was_applied, done)) > 25)
+    for node in cluster.nodes.values():
+        if cluster.random.random() < 0.5:
+            node.take_checkpoint()
+        node.crash()
+    acknowledged = [n for n, outcomes in enumerate(done) if was_applied(outcomes)]
+    for node in cluster.nodes.values():
+        node.start()
+    outcomes = cluster.put(cluster.elect().id, "after")
+    cluster.run_until(lambda: outcomes)
+    survivor = cluster.elect()
+    assert all(value_at(survivor, f"k{n}") == str(n).encode() for n in acknowledged)
+
+
+def test_a_reset_connection_to_the_leader_starts_an_election_before_a_timeout() -> None:
+    cluster = SimCluster(3, 3)
+    leader = cluster.elect()
+    cluster.run_for(0.1)
+    before_ns = cluster.time.now_ns
+    cluster.crash(leader.id)
+    cluster.run_until(lambda: (new := cluster.leader()) is not None and new.id != leader.id)
+    assert cluster.time.now_ns - before_ns < 200 * MS
+
+
+def test_a_reset_of_one_connection_does_not_depose_a_leader_that_lives() -> None:
+    cluster = SimCluster(3, 4)
+    leader = cluster.elect()
+    term = leader.driver.raw.raft.term
+    follower = next(node for node in cluster.nodes.values() if node is not leader)
+    follower.driver.link_lost(leader.id)
+    cluster.run_for(2)
+    assert (cluster.leader(), leader.driver.raw.raft.term) == (leader, term)
+
+
+def test_the_minority_refuses_new_writes_as_not_applied_and_calls_old_ones_unknown() -> None:
+    cluster = SimCluster(3, 5)
+    leader = cluster.elect()
+    cluster.isolate(leader.id)
+    appended = cluster.put(leader.id, "appended")
+    cluster.run_until(lambda: leader.driver.raw.raft.state is not Role.LEADER)
+    refused = cluster.put(leader.id, "refused")
+    began_ns = cluster.time.now_ns
+    cluster.run_until(lambda: refused)
+    assert cluster.time.now_ns - began_ns < 2_000 * MS
+    assert isinstance(refused[0], Rejected)
+    assert (refused[0].fault.code, refused[0].applied_never) == (Code.NO_LEADER, True)
+    cluster.run_until(lambda: appended)
+    assert isinstance(appended[0], Rejected)
+    assert (appended[0].fault.code, appended[0].applied_never) == (Code.UNKNOWN_OUTCOME, False)
+
+
+def test_a_write_whose_index_another_leader_filled_was_never_applied() -> None:
+    cluster = SimCluster(3, 6)
+    old = cluster.elect()
+    cluster.isolate(old.id)
+    appended = cluster.put(old.id, "lost", timeout_s=60)
+    cluster.run_until(lambda: (new := cluster.leader()) is not None and new is not old)
+    new = cluster.elect()
+    others = [cluster.put(new.id, f"n{n}") for n in range(3)]
+    cluster.run_until(lambda: all(others))
+    cluster.cut.clear()
+    cluster.run_until(lambda: appended)
+    assert isinstance(appended[0], Rejected)
+    assert appended[0].applied_never
+    assert value_at(old, "lost") is None
+
+
+def test_a_forwarded_write_whose_link_breaks_is_unknown_and_is_not_sent_again() -> None:
+    cluster = SimCluster(3, 7)
+    leader = cluster.elect()
+    follower = next(node for node in cluster.nodes.values() if node is not leader)
+    cluster.cut.add((leader.id, follower.id))
+    outcomes = cluster.put(follower.id, "once")
+    cluster.run_for(0.005)
+    follower.driver.link_lost(leader.id)
+    assert isinstance(outcomes[0], Rejected)
+    assert not outcomes[0].applied_never
+    cluster.cut.clear()
+    cluster.run_for(3)
+    pair = Reader(cluster.elect().tables).get(b"once")
+    assert pair is not None
+    assert pair.version == 1
+
+
+def test_a_late_or_repeated_answer_finds_nobody_waiting() -> None:
+    cluster = SimCluster(3, 8)
+    leader = cluster.elect()
+    follower = next(node for node in cluster.nodes.values() if node is not leader)
+    outcomes = cluster.put(follower.id, "a")
+    cluster.run_until(lambda: outcomes)
+    follower.driver.receive(leader.id, ForwardReply(1))
+    assert len(outcomes) == 1
+
+
+@pytest.mark.parametrize("at_leader", [True, False])
+def test_a_linearizable_read_sees_a_write_acknowledged_elsewhere_just_before(at_leader: bool) -> None:
+    cluster = SimCluster(3, 9)
+    leader = cluster.elect()
+    follower = next(node for node in cluster.nodes.values() if node is not leader)
+    reader = leader if at_leader else follower
+    for n in range(20):
+        outcomes = cluster.put(leader.id, "x", str(n))
+        cluster.run_until(lambda outcomes=outcomes: outcomes)
+        read = cluster.read(reader.id)
+        cluster.run_until(lambda read=read: read)
+        assert isinstance(read[0], int)
+        assert value_at(reader, "x") == str(n).encode()
+
+
+@pytest.mark.case(32)
+def test_an_isolated_leader_confirms_no_read() -> None:
+    cluster = SimCluster(3, 10)
+    leader = cluster.elect()
+    cluster.isolate(leader.id)
+    read = cluster.read(leader.id, timeout_s=1)
+    cluster.run_until(lambda: read)
+    assert isinstance(read[0], Rejected)
+
+
+@pytest.mark.case(68)
+def test_a_leader_whose_log_write_hangs_hands_leadership_over() -> None:
+    cluster = SimCluster(3, 11)
+    leader = cluster.elect()
+    cluster.run_for(0.1)
+    leader.disk_delay_ms = 60_000
+    outcomes = cluster.put(leader.id, "a", timeout_s=30)
+    cluster.run_until(lambda: (new := cluster.leader()) is not None and new is not leader, seconds=3)
+    cluster.run_until(lambda: outcomes, seconds=3)
+    assert was_applied(outcomes)
+
+
+@pytest.mark.case(29)
+def test_a_transfer_to_a_node_that_does_not_answer_is_given_up_and_writes_go_on() -> None:
+    cluster = SimCluster(3, 12)
+    leader = cluster.elect()
+    target = next(node_id for node_id in cluster.ids if node_id != leader.id)
+    cluster.isolate(target)
+    leader.driver.transfer_leader(target)
+    outcomes = cluster.put(leader.id, "a")
+    cluster.run_until(lambda: outcomes, seconds=3)
+    assert was_applied(outcomes)
+    assert cluster.leader() is leader
+
+
+def test_a_transfer_asked_of_a_follower_reaches_the_leader() -> None:
+    cluster = SimCluster(3, 13)
+    leader = cluster.elect()
+    follower = next(node for node in cluster.nodes.values() if node is not leader)
+    follower.driver.transfer_leader(follower.id)
+    cluster.run_until(lambda: cluster.leader() is follower, seconds=1)
+
+
+def test_a_failed_log_write_halts_the_node_and_answers_what_waits() -> None:
+    cluster = SimCluster(3, 14)
+    leader = cluster.elect()
+    outcomes = cluster.put(leader.id, "a")
+    leader.driver._halt(OSError("the disk is gone"))
+    assert len(leader.failures) == 1
+    assert isinstance(outcomes[0], Rejected)
+    late = cluster.put(leader.id, "b")
+    assert isinstance(late[0], Rejected)
+    assert late[0].applied_never
+
+
+def test_sessions_of_clients_that_went_silent_end_by_the_lease_clock_alone() -> None:
+    cluster = SimCluster(3, 15)
+    leader = cluster.elect()
+    outcomes: list[Outcome] = []
+    leader.driver.submit(Register(5, 10_000), 1, 5_000 * MS, outcomes.append)
+    cluster.run_until(lambda: outcomes)
+    cluster.run_for(9)
+    assert leader.machine.session_count == 1
+    cluster.run_for(5)
+    assert [node.machine.session_count for node in cluster.nodes.values()] == [0, 0, 0]
+
+
+def request(size: int, commands: int = 1, *, register: bool = False) -> Request:
+    item = Register(1, 10_000) if register else Batch(b"x" * size)
+    return Request(item, commands, size, 0, 0, None, forwarded=False)
+
+
+def test_entries_are_filled_to_a_mebibyte_or_512_commands_and_end_with_a_registration() -> None:
+    sizes = [request(700_000), request(300_000), request(100_000), request(10, 500), request(10, 20), request(64, register=True)]
+    last = request(3_000_000)
+    assert fill_entries([*sizes, last]) == [sizes[:2], sizes[2:4], sizes[4:6], [last]]
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    def run() -> list[object]:
+        cluster = SimCluster(3, 16)
+        leader = cluster.elect()
+        outcomes = [cluster.put(1 + n % 3, f"k{n}") for n in range(20)]
+        cluster.run_until(lambda: all(outcomes))
+        indexes = [item[0].index for item in outcomes if isinstance(item[0], Executed)]
+        return [leader.id, cluster.time.now_ns, leader.machine.digest, *indexes]
+
+    assert run() == run()

@@ -1,0 +1,84 @@
+"""The peer protocol's frames: what was encoded comes back, and nothing else gets through."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftstate.core.types import Entry, Message, MessageType
+from raftstate.machine.types import Batch, BatchResult, Code, Fault
+from raftstate.node.environment import Executed, Forward, ForwardReply, Rejected, TransferLeader
+from raftstate.node.frames import FRAME_BYTES_MAX, Channel, FrameError, FrameReader, Hello, Welcome, encode
+
+BODIES = [
+    Hello(7, 1, 1, 2, Channel.BULK),
+    Welcome("wrong cluster"),
+    Message(
+        MessageType.APP,
+        to=2,
+        from_=1,
+        term=3,
+        log_term=2,
+        index=9,
+        commit=8,
+        entries=[Entry(10, 3, data=b"abc"), Entry(11, 3)],
+    ),
+    Forward(5, 1000, 2, Batch(b"raw")),
+    ForwardReply(5, executed=Executed(11, 4, BatchResult([1], [4], []))),
+    ForwardReply(6, rejected=Rejected(Fault(Code.NO_LEADER, "none"), applied_never=True)),
+    TransferLeader(3),
+]
+
+
+def reader() -> FrameReader:
+    return FrameReader(FRAME_BYTES_MAX)
+
+
+def test_bodies_come_back_as_they_were_sent_in_one_piece() -> None:
+    assert list(reader().feed(b"".join(encode(body) for body in BODIES))) == BODIES
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=200))
+def test_bodies_come_back_however_the_stream_is_cut(cuts: list[int]) -> None:
+    stream = b"".join(encode(body) for body in BODIES)
+    frames, got, position = reader(), [], 0
+    for cut in cuts:
+        got += frames.feed(stream[position : position + cut])
+        position += cut
+    got += frames.feed(stream[position:])
+    assert got == BODIES
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_a_changed_byte_is_an_error_or_an_unfinished_frame_never_a_body(position: int, flip: int) -> None:
+    stream = bytearray(encode(BODIES[2]))
+    stream[position % len(stream)] ^= flip
+    with contextlib.suppress(FrameError):
+        assert list(reader().feed(bytes(stream))) == []
+
+
+@given(st.binary(min_size=16, max_size=200))
+def test_garbage_is_an_error(data: bytes) -> None:
+    with pytest.raises(FrameError):
+        list(reader().feed(b"GET " + data))
+
+
+def test_an_announced_length_over_the_limit_is_refused_before_its_bytes_arrive() -> None:
+    frame = encode(Message(MessageType.APP, entries=[Entry(1, 1, data=b"x" * 5000)]))
+    with pytest.raises(FrameError, match="over the limit of 4096"):
+        list(FrameReader().feed(frame[:16]))
+
+
+def test_another_protocol_version_is_refused_by_name() -> None:
+    frame = bytearray(encode(TransferLeader(1)))
+    frame[2] = 9
+    with pytest.raises(FrameError, match="protocol version 9; this node speaks 1"):
+        list(reader().feed(bytes(frame)))
+
+
+def test_a_body_too_large_for_any_receiver_is_refused_by_its_sender() -> None:
+    with pytest.raises(FrameError, match="over the limit"):
+        encode(Forward(1, 1, 1, Batch(b"x" * (FRAME_BYTES_MAX + 1))))

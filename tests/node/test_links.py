@@ -1,0 +1,143 @@
+"""Peer links over real sockets.
+
+Who gets in, what gets through, and what a bad connection harms (itself only).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from raftstate.core.types import Entry, Message, MessageType
+from raftstate.node.environment import PeerBody, TransferLeader
+from raftstate.node.frames import Channel, FrameReader, Hello, Welcome, encode
+from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
+
+CLUSTER = 77
+
+
+class End:
+    """One node's links, with everything that they told."""
+
+    def __init__(self, node_id: int, addresses: dict[int, str]) -> None:
+        self.bodies: list[tuple[int, PeerBody]] = []
+        self.lost: list[int] = []
+        self.changed = asyncio.Event()
+        events = LinkEvents(
+            body=lambda peer, body: self.bodies.append((peer, body)), turn=self.changed.set, lost=self._lost
+        )
+        self.links = PeerLinks(LocalPeer(CLUSTER, node_id, 1), addresses, self._admit, events, seed=node_id)
+
+    def _admit(self, hello: Hello) -> str:
+        return "" if hello.cluster_id == CLUSTER else f"this is cluster {CLUSTER}, not {hello.cluster_id}"
+
+    def _lost(self, peer: int) -> None:
+        self.lost.append(peer)
+        self.changed.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[tuple[End, End, int]]:
+    two = End(2, {})
+    port = await two.links.start("127.0.0.1", 0)
+    one = End(1, {2: f"127.0.0.1:{port}"})
+    await one.links.start("127.0.0.1", 0)
+    yield one, two, port
+    await one.links.close()
+    await two.links.close()
+
+
+async def connected(end: End, peer: int) -> None:
+    async with asyncio.timeout(10):
+        while not end.links.connected(peer):  # noqa: ASYNC110 - links tell of what is lost, not of what is made
+            await asyncio.sleep(0)
+
+
+async def test_bodies_arrive_on_both_channels(pair: tuple[End, End, int]) -> None:
+    one, two, _ = pair
+    await connected(one, 2)
+    small = Message(MessageType.HEARTBEAT, to=2, from_=1, term=1)
+    large = Message(MessageType.APP, to=2, from_=1, term=1, entries=[Entry(1, 1, data=b"x" * 3_000_000)])
+    assert one.links.send(2, large)
+    assert one.links.send(2, small)
+    await two.until(lambda: len(two.bodies) == 2)
+    assert sorted(two.bodies, key=lambda item: item[1].type) == [(1, large), (1, small)]
+
+
+async def test_sending_to_a_peer_that_is_not_connected_says_so(pair: tuple[End, End, int]) -> None:
+    _, two, _ = pair
+    assert two.links.send(1, TransferLeader(1)) is False
+
+
+async def refusal_of(port: int, hello: bytes) -> tuple[object, bytes]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(hello)
+    frames = FrameReader()
+    answer: object = None
+    while data := await reader.read(4096):
+        for body in frames.feed(data):
+            answer = body
+    writer.close()
+    await writer.wait_closed()
+    return answer, b""
+
+
+async def test_a_peer_of_another_cluster_is_told_why_it_is_refused(pair: tuple[End, End, int]) -> None:
+    answer, _ = await refusal_of(pair[2], encode(Hello(78, 1, 1, 2, Channel.BULK)))
+    assert answer == Welcome("this is cluster 77, not 78")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x00" * 64,
+        b"RS\x09\x01" + b"\x00" * 12,
+        b"RS\x01\x03\xff\xff\xff\xff" + b"\x00" * 8,
+        encode(TransferLeader(1)),
+        encode(Hello(CLUSTER, 1, 1, 2, Channel.BULK))[:-1] + b"\xff",
+    ],
+    ids=["http", "zeros", "version", "oversized", "no-hello", "checksum"],
+)
+async def test_garbage_closes_that_connection_only(pair: tuple[End, End, int], garbage: bytes) -> None:
+    one, two, port = pair
+    await connected(one, 2)
+    assert await refusal_of(port, garbage) == (None, b"")
+    assert one.links.send(2, TransferLeader(2))
+    await two.until(lambda: two.bodies == [(1, TransferLeader(2))])
+    assert two.lost == []
+
+
+async def test_garbage_after_a_good_hello_closes_that_connection_only(pair: tuple[End, End, int]) -> None:
+    one, two, port = pair
+    await connected(one, 2)
+    answer, _ = await refusal_of(
+        port, encode(Hello(CLUSTER, 3, 1, 2, Channel.BULK)) + b"RS\x02" + b"\x00" * 13
+    )
+    assert answer == Welcome()
+    assert one.links.send(2, TransferLeader(2))
+    await two.until(lambda: len(two.bodies) == 1)
+
+
+async def test_a_lost_connection_is_told_at_once_and_dialled_again(pair: tuple[End, End, int]) -> None:
+    one, two, port = pair
+    await connected(one, 2)
+    await two.links.close()
+    await one.until(lambda: 2 in one.lost)
+    assert one.links.send(2, TransferLeader(2)) is False
+    again = End(2, {})
+    await again.links.start("127.0.0.1", port)
+    try:
+        await connected(one, 2)
+        assert one.links.send(2, TransferLeader(2))
+        await again.until(lambda: again.bodies == [(1, TransferLeader(2))])
+    finally:
+        await again.links.close()

@@ -1,0 +1,305 @@
+"""A small deterministic world for drivers: simulated time, network, disks; the real core, driver, requests, reads and machine.
+
+The same seed gives the same run. A disk forgets what it has not made durable when its node crashes, and the state falls back to
+the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+
+from raftstate.core.config import Config
+from raftstate.core.rawnode import RawNode
+from raftstate.core.roles import Role
+from raftstate.core.storage import MemoryStorage
+from raftstate.core.types import ConfState, Entry, HardState
+from raftstate.machine.machine import Machine
+from raftstate.machine.types import Batch, EntryResult, Member
+from raftstate.node.driver import ELECTION_TICKS, Driver, World
+from raftstate.node.environment import Done, Executed, Outcome, PeerBody, Rejected
+from raftstate.pb.v1 import pipeline_pb2
+from tests.machine.memory_tables import MemoryTables
+
+CLUSTER_ID = 77
+MS = 1_000_000
+
+
+class SimTimer:
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class SimTime:
+    """All clocks of the world, and what happens when."""
+
+    def __init__(self) -> None:
+        self.now_ns = 1_000 * MS
+        self._heap: list[tuple[int, int, SimTimer]] = []
+        self._soon: deque[Callable[[], None]] = deque()
+        self._sequence = count()
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def wall_ns(self) -> int:
+        return 1_700_000_000_000 * MS + self.now_ns
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> SimTimer:
+        timer = SimTimer(callback)
+        heapq.heappush(self._heap, (self.now_ns + int(delay_s * 1e9), next(self._sequence), timer))
+        return timer
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def step(self) -> None:
+        """Do what is due next."""
+        if self._soon:
+            self._soon.popleft()()
+            return
+        self.now_ns, _, timer = heapq.heappop(self._heap)
+        if timer.callback is not None:
+            timer.callback()
+
+
+class SimNode:
+    """One node: what survives a crash (storage, checkpoint), and what runs (driver)."""
+
+    def __init__(self, cluster: SimCluster, node_id: int) -> None:
+        self.cluster = cluster
+        self.id = node_id
+        self.storage = MemoryStorage()
+        self.checkpoint = MemoryTables()
+        members = [Member(i, 1, f"n{i}", f"peer{i}", f"client{i}") for i in cluster.ids]
+        Machine.bootstrap(self.checkpoint, CLUSTER_ID, members)
+        self.epoch = 0
+        self.alive = False
+        self.failures: list[BaseException] = []
+        self.write_since_ns: int | None = None
+        self.disk_delay_ms = 1.0
+
+    def start(self) -> None:
+        self.epoch += 1
+        self.alive = True
+        self.tables = copy.deepcopy(self.checkpoint)
+        self.machine = Machine()
+        self.machine.load(self.tables)
+        rng = random.Random(f"{self.cluster.seed}/{self.id}/{self.epoch}")
+        storage = _Restarted(self.storage, self.machine.conf_state(), self.machine.applied_index)
+        config = Config(
+            id=self.id,
+            storage=storage,
+            random=rng,
+            election_ticks=ELECTION_TICKS,
+            heartbeat_ticks=1,
+            applied=self.machine.applied_index,
+            async_storage_writes=True,
+            max_message_bytes=1 << 20,
+            max_applying_bytes=1 << 18,
+            max_uncommitted_bytes=1 << 24,
+            check_quorum=True,
+            pre_vote=True,
+            disable_proposal_forwarding=True,
+        )
+        epoch = self.epoch
+        world = World(
+            clock=_EpochClock(self, epoch),
+            network=_Sender(self, epoch),
+            log_disk=_Disk(self, epoch),
+            applier=_Applier(self),
+            random=rng,
+            on_halt=self.failures.append,
+        )
+        self.driver = Driver(RawNode(config), self.machine, world)
+        self.driver.start()
+
+    def crash(self) -> None:
+        self.alive = False
+        self.epoch += 1
+        self.write_since_ns = None
+
+    def take_checkpoint(self) -> None:
+        self.checkpoint = copy.deepcopy(self.tables)
+
+
+class _Restarted:
+    """The storage as a restarted core sees it: the stored commit is never behind what was applied."""
+
+    def __init__(self, storage: MemoryStorage, conf_state: ConfState, applied: int) -> None:
+        self._storage = storage
+        self._conf_state = conf_state
+        self._applied = applied
+
+    def initial_state(self) -> tuple[HardState, ConfState]:
+        hard_state, _ = self._storage.initial_state()
+        return HardState(hard_state.term, hard_state.vote, max(hard_state.commit, self._applied)), self._conf_state
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._storage, name)
+
+
+class _EpochClock:
+    """The world's clock, as long as the node lives: a crash forgets its timers."""
+
+    def __init__(self, node: SimNode, epoch: int) -> None:
+        self._node, self._epoch = node, epoch
+        self._time = node.cluster.time
+
+    def monotonic_ns(self) -> int:
+        return self._time.monotonic_ns()
+
+    def wall_ns(self) -> int:
+        return self._time.wall_ns()
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> SimTimer:
+        return self._time.call_later(delay_s, self._living(callback))
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._time.call_soon(self._living(callback))
+
+    def _living(self, callback: Callable[[], None]) -> Callable[[], None]:
+        return lambda: callback() if self._node.epoch == self._epoch else None
+
+
+class _Sender:
+    def __init__(self, node: SimNode, epoch: int) -> None:
+        self._node, self._epoch = node, epoch
+
+    def send(self, to: int, body: PeerBody) -> bool:
+        cluster, sender = self._node.cluster, self._node.id
+        if not cluster.nodes[to].alive or not self._node.alive:
+            return False
+        body = copy.deepcopy(body)
+        delay_s = cluster.random.uniform(0.0001, 0.002)
+        cluster.time.call_later(delay_s, lambda: cluster.deliver(sender, to, body))
+        return True
+
+
+class _Disk:
+    """Writes take a moment, in order; a crash loses those under way."""
+
+    def __init__(self, node: SimNode, epoch: int) -> None:
+        self._node, self._epoch = node, epoch
+        self._free_ns = 0
+
+    def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
+        node, time = self._node, self._node.cluster.time
+        delay_ns = int(node.cluster.random.uniform(0.2, 1.8) * node.disk_delay_ms * MS)
+        self._free_ns = max(self._free_ns, time.now_ns) + delay_ns
+        node.write_since_ns = node.write_since_ns or time.now_ns
+
+        def finish() -> None:
+            if node.epoch != self._epoch:
+                return
+            if hard_state is not None:
+                node.storage.set_hard_state(hard_state)
+            if entries:
+                node.storage.append(list(entries))
+            if time.now_ns >= self._free_ns:
+                node.write_since_ns = None
+            done(None)
+
+        time.call_later((self._free_ns - time.now_ns) / 1e9, finish)
+
+    def outstanding_since_ns(self) -> int | None:
+        return self._node.write_since_ns
+
+
+class _Applier:
+    def __init__(self, node: SimNode) -> None:
+        self._node = node
+
+    def apply(
+        self,
+        entries: Sequence[Entry],
+        conf_states: Mapping[int, ConfState],
+        done: Callable[[list[EntryResult]], None],
+    ) -> None:
+        done(self._node.machine.apply(self._node.tables, entries, conf_states))
+
+
+class SimCluster:
+    """Nodes 1..size, and the network between them. `cut` holds the ordered pairs that lose everything."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.time = SimTime()
+        self.ids = tuple(range(1, size + 1))
+        self.cut: set[tuple[int, int]] = set()
+        self.nodes = {node_id: SimNode(self, node_id) for node_id in self.ids}
+        for node in self.nodes.values():
+            node.start()
+
+    def deliver(self, sender: int, to: int, body: PeerBody) -> None:
+        node = self.nodes[to]
+        if node.alive and (sender, to) not in self.cut:
+            node.driver.receive(sender, body)
+            node.driver.turn()
+
+    def isolate(self, node_id: int) -> None:
+        others = [other for other in self.ids if other != node_id]
+        self.cut |= {(node_id, other) for other in others} | {(other, node_id) for other in others}
+
+    def crash(self, node_id: int) -> None:
+        """Kill a node: its peers see their connections reset."""
+        self.nodes[node_id].crash()
+        for other in self.ids:
+            if other != node_id and self.nodes[other].alive:
+                self.nodes[other].driver.link_lost(node_id)
+
+    def run_until(self, condition: Callable[[], object], seconds: float = 10) -> None:
+        end_ns = self.time.now_ns + int(seconds * 1e9)
+        while not condition():
+            assert self.time.now_ns < end_ns, f"not within {seconds} simulated seconds"
+            self.time.step()
+
+    def run_for(self, seconds: float) -> None:
+        end_ns = self.time.now_ns + int(seconds * 1e9)
+        while self.time.now_ns < end_ns:
+            self.time.step()
+
+    def leader(self) -> SimNode | None:
+        """The leader of the highest term that a majority follows."""
+        living = [node for node in self.nodes.values() if node.alive]
+        leaders = [node for node in living if node.driver.raw.raft.state is Role.LEADER]
+        for node in sorted(leaders, key=lambda item: -item.driver.raw.raft.term):
+            followers = [other for other in living if other.driver.raw.raft.lead == node.id]
+            if len(followers) > len(self.ids) // 2:
+                return node
+        return None
+
+    def elect(self) -> SimNode:
+        self.run_until(self.leader)
+        leader = self.leader()
+        assert leader is not None
+        return leader
+
+    def put(self, node_id: int, key: str, value: str = "", timeout_s: float = 5.0) -> list[Outcome]:
+        """Submit a put at a node; the returned list gets its one outcome."""
+        batch = pipeline_pb2.CommandBatch()
+        command = batch.commands.add(serial=1)
+        command.put.key = key.encode()
+        command.put.value = value.encode()
+        outcomes: list[Outcome] = []
+        self.nodes[node_id].driver.submit(
+            Batch(batch.SerializeToString()), 1, int(timeout_s * 1e9), outcomes.append
+        )
+        return outcomes
+
+    def read(self, node_id: int, timeout_s: float = 5.0) -> list[int | Rejected]:
+        outcomes: list[int | Rejected] = []
+        self.nodes[node_id].driver.read(int(timeout_s * 1e9), outcomes.append)
+        return outcomes
+
+
+def was_applied(outcomes: list[Outcome]) -> bool:
+    return len(outcomes) == 1 and isinstance(outcomes[0], Executed)

@@ -1,0 +1,167 @@
+"""A node of one: the real machine over tables in memory, no log and no peers, with faults on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import msgspec
+
+from raftstate.core.types import Entry
+from raftstate.machine.machine import Machine
+from raftstate.machine.reader import RangeResult, Reader
+from raftstate.machine.types import Envelope, Item, ItemResult, KeyValue, Member
+from raftstate.node.service import NodeReader, NodeStatus, PeerStatus, ReadConsistency, Role
+from tests.machine.memory_tables import MemoryTables
+
+CLUSTER_ID = 0xC1
+NODE_ID = 2
+TERM = 7
+MEMBERS = (
+    Member(1, 11, "n1", "127.0.0.1:8001", "127.0.0.1:7001"),
+    Member(2, 12, "n2", "127.0.0.1:8002", "127.0.0.1:7002"),
+)
+
+Hook = Callable[[Item], Awaitable[None]]
+
+
+class FakeNode:
+    """Implements `NodeService`.
+
+    `on_write`, `on_read`: run before a request is served; may wait, or raise what the request is to fail with. `items`: all that was
+    given to `write`. `timeouts_s`: how long each request was to take. `waiting`, `waiting_max`: writes inside the node, now and at most.
+    """
+
+    def __init__(self) -> None:
+        self.cluster_id = CLUSTER_ID
+        self.node_id = NODE_ID
+        self.machine_version = 1
+        self.term = TERM
+        self.is_serving = True
+        self.on_write: Hook | None = None
+        self.on_read: Callable[[ReadConsistency, int], Awaitable[None]] | None = None
+        self.staleness_bound_us: int | None = None
+        self.items: list[Item] = []
+        self.timeouts_s: list[float] = []
+        self.waiting = self.waiting_max = 0
+        self._tables = MemoryTables()
+        self._machine = Machine.bootstrap(self._tables, CLUSTER_ID, MEMBERS)
+
+    @property
+    def applied_index(self) -> int:
+        return self._machine.applied_index
+
+    @property
+    def revision(self) -> int:
+        return self._machine.revision
+
+    async def write(self, item: Item, *, commands: int, timeout_s: float) -> tuple[int, int, ItemResult]:
+        self.items.append(item)
+        self.timeouts_s.append(timeout_s)
+        self.waiting += 1
+        self.waiting_max = max(self.waiting, self.waiting_max)
+        try:
+            if self.on_write is not None:
+                await self.on_write(item)
+        finally:
+            self.waiting -= 1
+        index = self._machine.applied_index + 1
+        data = msgspec.msgpack.encode(Envelope(1_000 * index, 1_000 * index, [item]))
+        (result,) = self._machine.apply(self._tables, [Entry(index, TERM, data=data)])
+        return index, result.revision, result.items[0]
+
+    def reader(
+        self, consistency: ReadConsistency, *, max_staleness_ms: int, timeout_s: float
+    ) -> AbstractAsyncContextManager[NodeReader]:
+        self.timeouts_s.append(timeout_s)
+        return self._open_reader(consistency, max_staleness_ms)
+
+    @asynccontextmanager
+    async def _open_reader(
+        self, consistency: ReadConsistency, max_staleness_ms: int
+    ) -> AsyncIterator[NodeReader]:
+        if self.on_read is not None:
+            await self.on_read(consistency, max_staleness_ms)
+        yield FakeReader(Reader(self._tables), self.staleness_bound_us)
+
+    def status(self) -> NodeStatus:
+        return NodeStatus(
+            name="n2",
+            version="1.2.3",
+            role=Role.LEADER,
+            leader_id=NODE_ID,
+            leader_silent_ms=0,
+            term=TERM,
+            commit_index=20,
+            applied_index=19,
+            durable_applied_index=18,
+            first_log_index=3,
+            last_log_index=21,
+            revision=9,
+            digest=(1 << 64) - 1,
+            machine_version=1,
+            log_bytes=4_096,
+            state_bytes=8_192,
+            sessions=5,
+            keys=6,
+            members=MEMBERS,
+            progress=(PeerStatus(1, 20, 22, "replicate", recently_active=True),),
+            alarms=("the disk is slow",),
+        )
+
+    async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
+        self.timeouts_s.append(timeout_s)
+        return target_id or 1
+
+    def leader(self) -> tuple[int, str]:
+        return NODE_ID, "127.0.0.1:7002"
+
+
+class FakeReader:
+    """Implements `NodeReader`."""
+
+    def __init__(self, reader: Reader, staleness_bound_us: int | None) -> None:
+        self._reader = reader
+        self.revision = reader.revision
+        self.applied_index = reader.applied_index
+        self.staleness_bound_us = staleness_bound_us
+
+    async def get(self, key: bytes) -> KeyValue | None:
+        return self._reader.get(key)
+
+    async def range(
+        self,
+        start: bytes,
+        end: bytes | None,
+        *,
+        limit: int,
+        keys_only: bool,
+        count_only: bool,
+        bytes_max: int,
+    ) -> RangeResult:
+        return self._reader.range(
+            start, end, limit=limit, keys_only=keys_only, count_only=count_only, bytes_max=bytes_max
+        )
+
+
+class Gate:
+    """A hook that holds writes until it is opened. `entered` counts those that arrived."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self.entered = 0
+
+    async def __call__(self, _item: Item) -> None:
+        async with self._changed:
+            self.entered += 1
+            self._changed.notify_all()
+        await self._open.wait()
+
+    async def wait_entered(self, count: int) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.entered >= count)
+
+    def open(self) -> None:
+        self._open.set()

@@ -1,0 +1,118 @@
+"""What a reader of the code may rely on.
+
+Which way imports run, which flags are never used, what a file may not hold.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "raftstate"
+
+# layer -> what it may import of raftstate. Leaves (errors, pb) stand in every row that uses them.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "pb": {"pb"},
+    "config": {"errors"},
+    "core": {"core", "errors"},
+    "machine": {"machine", "core", "pb", "errors"},
+    "store": {"store", "core", "machine.tables", "errors"},
+    "node": {"node", "store", "machine", "core", "errors"},
+    "rpc": {"rpc", "node", "machine", "pb", "errors"},
+    "lifeline": {"errors"},
+    "supervisor": {"config", "lifeline", "client", "errors"},
+    "server": {"rpc", "node", "store", "machine", "core", "config", "lifeline", "errors", "__version__"},
+    "client": {"client", "pb", "errors", "state"},
+    "state": {"state", "client", "errors"},
+    "cli": {"cli", "server", "supervisor", "client", "state", "config", "lifeline", "errors", "__version__"},
+}
+THIRD_PARTY_OF_CORE = {"msgspec"}
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if "pb" not in path.relative_to(PACKAGE).parts]
+
+
+def layer_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    layer = layer_of(path)
+    if layer == "__init__":
+        return
+    for name in imports(path):
+        if not name.startswith("raftstate."):
+            continue
+        below = name.removeprefix("raftstate.")
+        allowed = ALLOWED[layer]
+        assert any(below == item or below.startswith(item + ".") for item in allowed), (
+            f"{layer} may not import {name}"
+        )
+
+
+def test_the_core_needs_nothing_but_msgspec() -> None:
+    for path in sorted((PACKAGE / "core").rglob("*.py")):
+        for name in imports(path):
+            top = name.partition(".")[0]
+            assert top in sys.stdlib_module_names or top in THIRD_PARTY_OF_CORE | {"raftstate"}, (
+                f"{path.name}: {name}"
+            )
+            assert top not in {"asyncio", "time", "threading", "socket"}, (
+                f"{path.name} imports {name}: the core has no clock and no I/O"
+            )
+
+
+def test_only_the_store_imports_lmdb() -> None:
+    users = {
+        layer_of(path) for path in modules() if any(name.split(".")[0] == "lmdb" for name in imports(path))
+    }
+    assert users == {"store"}
+
+
+def keywords_of_calls() -> Iterator[tuple[str, ast.keyword]]:
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                yield from ((str(path.relative_to(PACKAGE)), keyword) for keyword in node.keywords)
+
+
+@pytest.mark.case(49)
+def test_no_durability_flag_is_weakened_but_sync_of_the_state_in_one_place() -> None:
+    flags = [
+        (path, keyword.arg)
+        for path, keyword in keywords_of_calls()
+        if keyword.arg in {"writemap", "map_async", "metasync", "sync"}
+    ]
+    assert flags == [("store/start.py", "sync")]
+
+
+def test_the_project_names_no_machine_and_no_package_index() -> None:
+    pattern = re.compile(r"https?://[^ \"]*/(simple|packages)/|--index-url|/home/[a-z]|/root/")
+    for path in ROOT.rglob("*"):
+        if path.suffix in {".py", ".md", ".toml", ".txt", ".proto"} and not {".venv", ".git", "build"} & set(
+            path.parts
+        ):
+            if path == Path(__file__):
+                continue
+            match = pattern.search(path.read_text())
+            assert match is None, f"{path.relative_to(ROOT)}: {match and match[0]}"
