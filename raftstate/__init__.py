@@ -1,1 +1,95 @@
 """raftstate: a replicated state store for Python programs that must not forget."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from raftstate.errors import (
+    ClosedError,
+    ConfigError,
+    ConflictError,
+    DataLossError,
+    DeadlineError,
+    FailedPreconditionError,
+    IndefiniteError,
+    InvalidArgumentError,
+    InvariantError,
+    NoLeaderError,
+    OutOfRangeError,
+    RaftstateError,
+    ResourceExhaustedError,
+    SessionExpiredError,
+    StorageError,
+    UnimplementedError,
+    WrongClusterError,
+)
+
+if TYPE_CHECKING:
+    from raftstate.client import (
+        AsyncClient,
+        Client,
+        Consistency,
+        DeleteResult,
+        KeyValue,
+        MemberStatus,
+        NodeStatus,
+        PeerProgress,
+        PutResult,
+        RangeResult,
+        connect,
+        connect_async,
+    )
+
+    __version__: str
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClosedError",
+    "ConfigError",
+    "ConflictError",
+    "Consistency",
+    "DataLossError",
+    "DeadlineError",
+    "DeleteResult",
+    "FailedPreconditionError",
+    "IndefiniteError",
+    "InvalidArgumentError",
+    "InvariantError",
+    "KeyValue",
+    "MemberStatus",
+    "NoLeaderError",
+    "NodeStatus",
+    "OutOfRangeError",
+    "PeerProgress",
+    "PutResult",
+    "RaftstateError",
+    "RangeResult",
+    "ResourceExhaustedError",
+    "SessionExpiredError",
+    "StorageError",
+    "UnimplementedError",
+    "WrongClusterError",
+    "__version__",
+    "connect",
+    "connect_async",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load the client at its first use: gRPC takes longer to import than all the rest, and nodes and tools
+    have no need of the client.
+    """
+    if name == "__version__":
+        value: object = importlib.import_module("importlib.metadata").version("raftstate")
+    elif name in __all__:
+        value = getattr(importlib.import_module("raftstate.client"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

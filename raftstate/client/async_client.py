@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-
-from raftstate.client import fork, limits
+from raftstate.client import fork, limits, requests
 from raftstate.client.channels import Channels
 from raftstate.client.faults import RpcFailure
 from raftstate.client.leader import LeaderTracker
@@ -27,24 +25,15 @@ from raftstate.client.types import (
     RangeResult,
 )
 from raftstate.client.url import endpoints_of
-from raftstate.errors import (
-    ClosedError,
-    FailedPreconditionError,
-    IndefiniteError,
-    InvalidArgumentError,
-    RaftstateError,
-    WrongClusterError,
-)
-from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, common_pb2, kv_pb2
+from raftstate.errors import ClosedError, FailedPreconditionError, IndefiniteError, InvalidArgumentError
+from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, kv_pb2
 
 TIMEOUT_S_DEFAULT = 5.0
 MAX_LAG_MS_DEFAULT = 50
 
-_CONSISTENCIES = {
-    "linearizable": common_pb2.CONSISTENCY_LINEARIZABLE,
-    "bounded": common_pb2.CONSISTENCY_BOUNDED,
-    "local": common_pb2.CONSISTENCY_LOCAL,
-}
+STATUS_S_MAX = 2.0
+"""A node that takes longer to tell its status is told apart from a dead one by nobody who waits for the list.
+"""
 
 
 def connect_async(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT) -> AsyncClient:
@@ -52,7 +41,8 @@ def connect_async(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT)
 
     Args:
         url: `[raftstate://]host:port[,host:port...]`; None: the environment variable RAFTSTATE_URL, else
-            127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003. One node is enough, the others are needed when it is down.
+            127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003. One node is enough, the others are needed when it is
+            down.
         timeout: the default of all calls, in seconds.
 
     Raises:
@@ -65,13 +55,15 @@ def connect_async(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT)
 class AsyncClient:
     """A client for one event loop: the one of its first call. Use it as `async with`, or call `close`.
 
-    Every call takes `timeout` in seconds (None: the client's) and is safe to cancel. All raise `RaftstateError` subclasses: `InvalidArgumentError`
-    before anything is sent; `NoLeaderError`, `DeadlineError` and what the cluster refuses when certainly nothing was done; `IndefiniteError`
-    when a write was sent and its outcome can't be known; `ClosedError` after `close`.
+    Every call takes `timeout` in seconds (None: the client's) and is safe to cancel. All raise
+    `RaftstateError` subclasses: `InvalidArgumentError` before anything is sent; `NoLeaderError`,
+    `DeadlineError` and what the cluster refuses when certainly nothing was done; `IndefiniteError` when a
+    write was sent and its outcome can't be known; `ClosedError` after `close`.
 
-    Writes go through a session, so that each is applied exactly once however often it is sent. Those that run at the same time share batches, and
-    may be applied in any order: await one before the other where order matters. A write cancelled may or may not have been applied,
-    and will not be after a later write of this client.
+    Writes go through a session, so that each is applied exactly once however often it is sent. Those that run
+    at the same time share batches, and may be applied in any order: await one before the other where order
+    matters. A write cancelled may or may not have been applied, and will not be after a later write of this
+    client.
 
     In a forked child the client begins anew, with a session of its own.
     """
@@ -92,7 +84,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """End the session and the connections. Calls that still wait raise `ClosedError`, or `IndefiniteError` for writes that were sent."""
+        """End the session and the connections.
+
+        Calls that still wait raise `ClosedError`, or `IndefiniteError` for writes that were sent.
+        """
         self._closed = True
         links, self._links = self._links, None
         if links is not None:
@@ -103,27 +98,32 @@ class AsyncClient:
     async def put(
         self, key: Key, value: BytesLike, *, prev_kv: bool = False, timeout: float | None = None
     ) -> PutResult:
-        """Store `value` (bytes-like, at most 8 MiB) under `key` (str or bytes, 1 to 480 bytes). With `prev_kv`, return the pair as it was before."""
-        return await self._write(
+        """Store `value` (bytes-like, at most 8 MiB) under `key` (str or bytes, 1 to 480 bytes).
+
+        With `prev_kv`, return the pair as it was before.
+        """
+        result: PutResult = await self._write(
             limits.encode_key(key), limits.encode_value(value), prev_kv, timeout, is_delete=False
         )
 
     async def put_many(
         self, items: Iterable[tuple[Key, BytesLike]], *, timeout: float | None = None
     ) -> list[PutResult]:
-        """Store many pairs at once, as fast as the cluster takes them; return their results in the order given.
+        """Store many pairs at once, as fast as the cluster takes them; return the results in their order.
 
-        Not a transaction: each is a write of its own, in any order, and has `timeout` for itself. Nothing is sent when one argument is wrong.
-        All are waited for; then the first error is raised, an `IndefiniteError` before others.
+        Not a transaction: each is a write of its own, in any order, and has `timeout` for itself. Nothing is
+        sent when one argument is wrong. All are waited for; then the first error is raised, an
+        `IndefiniteError` before others.
         """
         pairs = [(limits.encode_key(key), limits.encode_value(value)) for key, value in items]
-        pipeline = self._connected().pipeline
-        writes = [self._submit(key, value, False, timeout, is_delete=False) for key, value in pairs]
+        timeout_s = self._timeout_s(timeout)
+        links = self._connected()
+        writes = [links.submit(key, value, False, timeout_s, False) for key, value in pairs]
         try:
             outcomes = await asyncio.gather(*(write.future for write in writes), return_exceptions=True)
         except asyncio.CancelledError:
             for write in writes:
-                pipeline.give_up(write)
+                links.pipeline.give_up(write)
             raise
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for error in sorted(errors, key=lambda each: not isinstance(each, IndefiniteError)):
@@ -139,12 +139,14 @@ class AsyncClient:
         prev_kv: bool = False,
         timeout: float | None = None,
     ) -> DeleteResult:
-        """Delete `key`; with `range_end` all keys of [key, range_end); with `prefix` all keys that begin with `key` ("": every key).
+        """Delete one key, or many.
 
-        At most 100,000 keys at once. With `prev_kv`, return the pairs as they were.
+        With `range_end`, all keys of [key, range_end); with `prefix`, all that begin with `key` ("": every
+        key). At most 100,000 keys at once. With `prev_kv`, return the pairs as they were.
         """
-        start, end = _interval_to_delete(key, range_end, prefix)
-        return await self._write(start, end, prev_kv, timeout, is_delete=True)
+        start, end = requests.interval_to_delete(key, range_end, prefix)
+        result: DeleteResult = await self._write(start, end, prev_kv, timeout, is_delete=True)
+        return result
 
     # ---- reads
 
@@ -158,10 +160,10 @@ class AsyncClient:
     ) -> KeyValue | None:
         """Return the pair of `key`, or None when there is none.
 
-        consistency: "linearizable" includes every write acknowledged before the call; "bounded" is no older than `max_lag_ms`; "local" is
-        whatever the asked node has applied.
+        consistency: "linearizable" includes every write acknowledged before the call; "bounded" is no older
+        than `max_lag_ms`; "local" is whatever the asked node has applied.
         """
-        request = kv_pb2.GetRequest(key=limits.encode_key(key), **_freshness(consistency, max_lag_ms))
+        request = requests.get_request(key, consistency, max_lag_ms)
         reply: kv_pb2.GetResponse = await self._read("Get", request, timeout)
         return key_value(reply.kv) if reply.HasField("kv") else None
 
@@ -178,42 +180,37 @@ class AsyncClient:
         max_lag_ms: int = MAX_LAG_MS_DEFAULT,
         timeout: float | None = None,
     ) -> RangeResult:
-        """Return the pairs of [start, end) in the order of their keys, or those under `prefix`; None leaves an end open.
+        """Return the pairs of [start, end), or those under `prefix`, in the order of their keys.
 
-        At most `limit` pairs, and no more than fit a reply: `more` says whether there are others. With `keys_only` the values are empty, with
-        `count_only` no pairs are returned. `consistency` and `max_lag_ms` as in `get`.
+        None leaves an end open.         At most `limit` pairs, and no more than fit a reply: `more` says
+        whether there are others. With `keys_only` the values are empty, with `count_only` no pairs are
+        returned. `consistency` and `max_lag_ms` as in `get`.
         """
-        first, range_end = _interval_to_read(start, end, prefix)
-        request = kv_pb2.RangeRequest(
-            key=first,
-            range_end=range_end,
-            limit=0 if limit is None else limits.check_count(limit, "limit", 1, limits.COUNT_MAX),
-            keys_only=keys_only,
-            count_only=count_only,
-            **_freshness(consistency, max_lag_ms),
-        )
+        interval = requests.interval_to_read(start, end, prefix)
+        request = requests.range_request(interval, limit, keys_only, count_only, consistency, max_lag_ms)
         return range_result(await self._read("Range", request, timeout))
 
     # ---- the cluster
 
-    async def status(
-        self, endpoint: str | None = None, *, timeout: float | None = None
-    ) -> list[NodeStatus]:
-        """Return what each node says of itself, or the one at `endpoint` (host:port): those of the URL first, then those that they name.
+    async def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> list[NodeStatus]:
+        """Return what each node says of itself: those of the URL first, then those that they name.
 
-        A node that does not answer is in the list with its `error`. Raises `NoLeaderError` when none does.
+        With `endpoint` (host:port), the one there only.         A node that does not answer is in the list
+        with its `error`. Raises `NoLeaderError` when none does.
         """
         tracker = self._connected().tracker
         timeout_s = self._timeout_s(timeout)
-        endpoints = self.endpoints if endpoint is None else endpoints_of(endpoint)
-        found = list(await asyncio.gather(*(_ask(tracker, each, timeout_s) for each in endpoints)))
+        asked = self.endpoints if endpoint is None else endpoints_of(endpoint)
+        found = await _statuses(tracker, asked, timeout_s)
         if endpoint is None:
-            known = {*endpoints, *(member.client_address for node in found for member in node.members if member.id in {each.node_id for each in found})}
-            named = dict.fromkeys(
-                member.client_address for node in found for member in node.members if member.client_address
-            )
-            others = [address for address in named if address not in known]
-            found += await asyncio.gather(*(_ask(tracker, each, timeout_s) for each in others))
+            answered = {node.node_id for node in found}
+            others = {
+                member.client_address
+                for node in found
+                for member in node.members
+                if member.client_address and member.id not in answered
+            }
+            found += await _statuses(tracker, sorted(others.difference(asked)), timeout_s)
         if all(node.error for node in found):
             raise tracker.no_leader(timeout_s, "no node answered")
         return found
@@ -221,26 +218,25 @@ class AsyncClient:
     async def transfer_leader(self, target: int | str | None = None, *, timeout: float | None = None) -> int:
         """Hand leadership to another voter and return the id of the node that leads then.
 
-        target: its id or its name; None: the most up-to-date one. Raises `InvalidArgumentError` for a name that no member has.
+        target: its id or its name; None: the most up-to-date one. Raises `InvalidArgumentError` for a name
+        that no member has.
         """
         links = self._connected()
+        tracker = links.tracker
         timeout_s = self._timeout_s(timeout)
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        address = await links.tracker.find(deadline, timeout_s)
-        left_s = deadline - asyncio.get_running_loop().time()
+        deadline = links.loop.time() + timeout_s
+        address = await tracker.find(deadline, timeout_s)
+        request = cluster_pb2.TransferLeaderRequest()
         try:
-            target_id = target if isinstance(target, int) else await _member_id(links.tracker, address, target, left_s)
+            if target is not None:
+                request.target_id = await _member_id(tracker, address, target, deadline - links.loop.time())
             reply: cluster_pb2.TransferLeaderResponse = await links.channels.unary(
-                address,
-                cluster_pb2_grpc.ClusterStub,
-                "TransferLeader",
-                cluster_pb2.TransferLeaderRequest(target_id=target_id),
-                left_s,
+                address, cluster_pb2_grpc.ClusterStub, "TransferLeader", request, deadline - links.loop.time()
             )
         except RpcFailure as failure:
-            links.tracker.forget(address)
+            tracker.forget(address)
             raise failure.as_error(write=True) from failure
-        links.tracker.observe(reply.header)
+        tracker.observe(reply.header)
         return reply.leader_id
 
     # ---- inside
@@ -248,9 +244,89 @@ class AsyncClient:
     async def _write(
         self, key: bytes, tail: bytes, prev_kv: bool, timeout: float | None, *, is_delete: bool
     ) -> Any:
-        write = self._submit(key, tail, prev_kv, timeout, is_delete=is_delete)
+        links = self._connected()
+        write = links.submit(key, tail, prev_kv, self._timeout_s(timeout), is_delete)
         try:
             return await write.future
         except asyncio.CancelledError:
-            self._connected().pipeline.give_up(write)
+            links.pipeline.give_up(write)
             raise
+
+    async def _read(
+        self, method: str, request: kv_pb2.GetRequest | kv_pb2.RangeRequest, timeout: float | None
+    ) -> Any:
+        links = self._connected()
+        return await read(links.channels, links.tracker, method, request, self._timeout_s(timeout))
+
+    def _timeout_s(self, timeout: float | None) -> float:
+        return self.timeout_s if timeout is None else limits.check_timeout(timeout)
+
+    def _connected(self) -> _Links:
+        """Return what this client has on the running loop.
+
+        Raises `ClosedError`, `FailedPreconditionError`.
+        """
+        links = self._links
+        loop = asyncio.get_running_loop()
+        if links is not None and links.loop is loop:
+            return links
+        if self._closed:
+            raise ClosedError("the client is closed; connect again")
+        if links is not None:
+            raise FailedPreconditionError(
+                "this client belongs to another event loop, that of its first call; connect in each loop,"
+                " or use raftstate.connect"
+            )
+        self._links = _Links(self.endpoints, loop)
+        return self._links
+
+    def _forget_parent(self) -> None:
+        fork.inherited.append(self._links)
+        self._links = None
+
+
+class _Links:
+    """What a client has on one event loop: channels, what it knows of the leader, the pipeline of writes."""
+
+    def __init__(self, endpoints: tuple[str, ...], loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.channels = Channels()
+        self.tracker = LeaderTracker(endpoints, self.channels)
+        self.pipeline = Pipeline(self.channels, self.tracker)
+
+    def submit(self, key: bytes, tail: bytes, prev_kv: bool, timeout_s: float, is_delete: bool) -> Write:
+        """Hand a write to the pipeline."""
+        loop = self.loop
+        write = Write(loop.create_future(), key, tail, is_delete, prev_kv, loop.time() + timeout_s, timeout_s)
+        self.pipeline.submit(write)
+        return write
+
+    async def close(self) -> None:
+        """Give everything up, in the order that lets a session be closed."""
+        self.tracker.close()
+        await self.pipeline.close()
+        await self.channels.close()
+
+
+async def _statuses(tracker: LeaderTracker, endpoints: Iterable[str], timeout_s: float) -> list[NodeStatus]:
+    """Ask nodes for their status, all at once. Raises `WrongClusterError`."""
+
+    async def ask(endpoint: str) -> NodeStatus:
+        try:
+            return node_status(endpoint, await tracker.ask(endpoint, min(timeout_s, STATUS_S_MAX)))
+        except RpcFailure as failure:
+            return NodeStatus(endpoint=endpoint, error=failure.text)
+
+    return list(await asyncio.gather(*map(ask, endpoints)))
+
+
+async def _member_id(tracker: LeaderTracker, address: str, target: int | str, timeout_s: float) -> int:
+    """Return the id of a member given by id or name. Raises `InvalidArgumentError`, `RpcFailure`."""
+    if isinstance(target, int):
+        return limits.check_count(target, "target", 1, limits.COUNT_MAX)
+    status = await tracker.ask(address, timeout_s)
+    for member in status.members:
+        if member.name == target:
+            return int(member.id)
+    names = ", ".join(member.name for member in status.members)
+    raise InvalidArgumentError(f"no member is named {target!r}; members are {names}", field="target")

@@ -15,7 +15,8 @@ from raftstate.client.limits import MESSAGE_BYTES_MAX
 _OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX + (1 << 20)),
-    # gRPC's defaults are made for the open internet: up to 120 s between attempts to reach a node that has come back long ago.
+    # gRPC's defaults are made for the open internet: up to 120 s between attempts to reach a node that has
+    # come back long ago.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 1_000),
@@ -48,7 +49,8 @@ class Channels:
         except grpc.aio.AioRpcError as failure:
             raise RpcFailure.of(address, failure) from failure
         except asyncio.CancelledError:
-            # A node that stops cancels its calls, and gRPC tells this in the way that a cancelled task is told.
+            # A node that stops cancels its calls, and gRPC tells this in the way that a cancelled task is
+            # told.
             task = asyncio.current_task()
             if task is None or task.cancelling() or not call.cancelled():
                 raise

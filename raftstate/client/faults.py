@@ -1,6 +1,7 @@
 """From what the wire says to the errors of `raftstate.errors`.
 
-An answer is *not applied* only when it says so. What came back without raftstate's own error beside it says nothing of the outcome of a write.
+An answer is *not applied* only when it says so. What came back without raftstate's own error beside it says
+nothing of the outcome of a write.
 """
 
 from __future__ import annotations
@@ -51,10 +52,15 @@ _CLASS_OF_STATUS: dict[grpc.StatusCode, type[RaftstateError]] = {
     grpc.StatusCode.CANCELLED: NoLeaderError,
 }
 
-class RpcFailure(Exception):
-    """A unary call that failed: its gRPC status, what gRPC said, and raftstate's own error where the node sent one."""
 
-    def __init__(self, address: str, status: grpc.StatusCode, text: str, error: common_pb2.Error | None) -> None:
+class RpcFailure(Exception):  # noqa: N818  # not for users: it becomes one of their errors
+    """A unary call that failed: its gRPC status, what gRPC said, and raftstate's own error where the node
+    sent one.
+    """
+
+    def __init__(
+        self, address: str, status: grpc.StatusCode, text: str, error: common_pb2.Error | None
+    ) -> None:
         super().__init__(f"{address}: {text}")
         self.address = address
         self.status = status
@@ -71,7 +77,10 @@ class RpcFailure(Exception):
         return cls(address, failure.code(), _brief(failure), error)
 
     def as_error(self, *, write: bool) -> RaftstateError:
-        """Return the error to raise. `write`: without a word from the node, what became of the request is unknown."""
+        """Return the error to raise.
+
+        `write`: without a word from the node, what became of the request is unknown.
+        """
         if self.error is not None:
             return as_error(self.error)
         message = f"{self.address} answered {self.status.name}: {self.text}"
@@ -91,8 +100,8 @@ def as_error(error: common_pb2.Error) -> RaftstateError:
 def as_indefinite(error: common_pb2.Error) -> IndefiniteError:
     """Return the error for a refusal of one copy of a write while the fate of another copy is not known."""
     return IndefiniteError(
-        "the write was sent more than once; the last copy was refused, but an earlier one may have been applied"
-        f" (the refusal: {error.message})",
+        "the write was sent more than once; the last copy was refused, but an earlier one may have been"
+        f" applied (the refusal: {error.message})",
         field=error.field,
         detail=detail_of(error),
     )
@@ -125,8 +134,10 @@ def detail_of(error: common_pb2.Error) -> dict[str, object]:
 
 
 def _brief(failure: grpc.aio.AioRpcError) -> str:
-    """Return gRPC's text without the layers it wraps around the operating system's: "Connection refused (111)"."""
-    text = failure.details() or failure.code().name
+    """Return gRPC's text without the layers it wraps around the operating system's: "Connection refused
+    (111)".
+    """
+    text: str = failure.details() or failure.code().name
     if failure.code() is grpc.StatusCode.UNAVAILABLE and "last error: " in text:
         return text.rpartition(": ")[2]
     return text

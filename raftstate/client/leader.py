@@ -1,8 +1,9 @@
 """Which node leads.
 
-Nodes are asked for their status, all at once. A node is taken for the leader when it says itself that it leads, in a term no lower than any seen:
-a deposed leader that has not noticed yet is not believed twice. When others name a leader they hear, but it can't be reached from here, one
-of them will do: every node forwards writes. A tracker belongs to one event loop.
+Nodes are asked for their status, all at once. A node is taken for the leader when it says itself that it
+leads, in a term no lower than any seen: a deposed leader that has not noticed yet is not believed twice. When
+others name a leader they hear, but it can't be reached from here, one of them will do: every node forwards
+writes. A tracker belongs to one event loop.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, common_pb2
 
 _ASK_S_MIN = 0.5
 _ASK_S_MAX = 4.0
-"""How long a node may take to tell its status. It doubles while none answers: a far cluster is not a dead one."""
+"""How long a node may take to tell its status.
+
+It doubles while none answers: a far cluster is not a dead one.
+"""
 
 _SILENT_MS_MAX = 200
-"""A leader that its followers have not heard for so long (over ten heartbeats) is not worth forwarding to."""
+"""A leader not heard by its followers for so long (over ten heartbeats) is not worth forwarding to."""
 
 BACKOFF_S_MIN = 0.01
 BACKOFF_S_MAX = 0.2
@@ -54,11 +58,16 @@ class LeaderTracker:
 
     @property
     def home(self) -> str:
-        """The endpoint for reads that need no leader: any one, but the same one while it answers, so that what is read does not move back."""
+        """The endpoint for reads that need no leader: any one, but the same one while it answers, so that
+        what is read does not move back.
+        """
         return self.endpoints[self._home]
 
     def observe(self, header: common_pb2.ResponseHeader) -> None:
-        """Learn from a reply. Raises `WrongClusterError` when it comes from another cluster than earlier ones."""
+        """Learn from a reply.
+
+        Raises `WrongClusterError` when it comes from another cluster than earlier ones.
+        """
         if header.cluster_id != self.cluster_id:
             self._learn_cluster(header)
         if header.term > self.term:
@@ -77,7 +86,9 @@ class LeaderTracker:
         self._tried[address] = reason
 
     def no_leader(self, waited_s: float, what: str) -> NoLeaderError:
-        """Return the error for a request that found no leader; `what` says what did not happen, for example "nothing was sent"."""
+        """Return the error for a request that found no leader; `what` says what did not happen, for example
+        "nothing was sent".
+        """
         tried = ", ".join(
             f"{address} ({self._tried.get(address, 'no answer yet')})"
             for address in dict.fromkeys((*self.endpoints, *self._tried))
@@ -97,7 +108,10 @@ class LeaderTracker:
         return await asyncio.shield(self._round)
 
     async def find(self, deadline: float, timeout_s: float) -> str:
-        """Return the leader's address, asking until `deadline` (of the loop's clock). Raises `NoLeaderError` then."""
+        """Return the leader's address, asking until `deadline` (of the loop's clock).
+
+        Raises `NoLeaderError` then.
+        """
         loop = asyncio.get_running_loop()
         attempt = 0
         while self.leader is None:
@@ -128,7 +142,9 @@ class LeaderTracker:
             self._round.cancel()
 
     async def _ask_all(self) -> str | None:
-        """One round: every endpoint, and the leader that they name, until one confirms itself or all have spoken."""
+        """One round: every endpoint, and the leader that they name, until one confirms itself or all have
+        spoken.
+        """
         asking = {asyncio.create_task(self._claim(address)): address for address in self.endpoints}
         asked = set(self.endpoints)
         named: list[tuple[int, str]] = []
@@ -165,7 +181,11 @@ class LeaderTracker:
             reply = await self.ask(address, self._ask_s)
         except RpcFailure:
             return None
-        leader = f"follows {_leader_address(reply) or 'a leader without address'}" if reply.leader_id else "knows no leader"
+        leader = (
+            f"follows {_leader_address(reply) or 'a leader without address'}"
+            if reply.leader_id
+            else "knows no leader"
+        )
         self._tried[address] = f"{leader}, term {reply.header.term}"
         return reply
 
@@ -189,5 +209,5 @@ def _leader_address(reply: cluster_pb2.StatusResponse) -> str:
     """Return the client address of the leader that a node names, or nothing."""
     for member in reply.members:
         if member.id == reply.leader_id:
-            return member.client_address
+            return str(member.client_address)
     return ""

@@ -1,17 +1,19 @@
-"""The books of one client's writes: what waits, what was sent, what is known of it. No I/O and no clock: time is an argument.
+"""The books of one client's writes: what waits, what was sent, what is known of it. No I/O and no clock.
 
-A write gets a serial when it is first sent; a serial is never used again. From then on it is *open* until it is answered or given up:
+A write gets a serial when it is first sent; a serial is never used again. From then on it is *open* until it
+is answered or given up:
 
     queued --next_batch--> in flight --answer--> settled
       ^                       |
       +---- refused, for now -+   (every copy sent so far was refused: not applied, sent again)
       +---- stream broken ----+   (a copy is *lost*: its fate is unknown, sent again under the same serial)
 
-Whatever ends a write that has a lost copy, or one still in flight, ends it as `IndefiniteError`, unless an answer does: the server runs a
-serial once and gives every copy the first answer. A new session ends those with a lost copy, since there they would be run again.
+Whatever ends a write that has a lost copy, or one still in flight, ends it as `IndefiniteError`, unless an
+answer does: the server runs a serial once and gives every copy the first answer. A new session ends those
+with a lost copy, since there they would be run again.
 
-The floor of a batch is the lowest open serial; serials above it that are no longer waited for travel as given up, so that a late
-copy of them is not run.
+The floor of a batch is the lowest open serial; serials above it that are no longer waited for travel as given
+up, so that a late copy of them is not run.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ BATCHES_EAGER = 2
 """While fewer batches are in flight, what waits is sent at once: a lone write sees no delay."""
 
 BATCHES_MAX = SESSION_WINDOW // BATCH_COMMANDS_MAX
-"""From BATCHES_EAGER up to here only full batches are sent: a long line is kept busy, and a short one gets big batches."""
+"""From BATCHES_EAGER up to here only full batches are sent: a long line is kept busy, and a short one gets
+big batches.
+"""
 
 _COMMAND_BYTES = 40
 """More than the wire adds to a command's key and value: serial, tags and lengths."""
@@ -59,7 +63,11 @@ class Batch:
 
 
 class Write:
-    """One put or delete. `tail` is a put's value or a delete's range end. `deadline` is on the loop's clock, `timeout_s` what the caller gave."""
+    """One put or delete.
+
+    `tail` is a put's value or a delete's range end. `deadline` is on the loop's clock, `timeout_s` what the
+    caller gave.
+    """
 
     __slots__ = (
         "batch",
@@ -81,7 +89,6 @@ class Write:
         future: asyncio.Future[PutResult] | asyncio.Future[DeleteResult],
         key: bytes,
         tail: bytes,
-        *,
         is_delete: bool,
         prev_kv: bool,
         deadline: float,
@@ -111,7 +118,9 @@ class Write:
             self.future.set_exception(error)
 
     def end(self, definite: RaftstateError) -> None:
-        """Fail without an answer: with `definite` if no copy can be applied, else as indefinite for the same reason."""
+        """Fail without an answer: with `definite` if no copy can be applied, else as indefinite for the same
+        reason.
+        """
         if self.lost or self.batch is not None:
             self.fail(IndefiniteError(f"the write was sent, and its outcome is unknown: {definite.message}"))
         else:
@@ -141,14 +150,15 @@ class Ledger:
 
     @property
     def floor(self) -> int:
-        """The lowest serial that is still waited for, or the next one. Open writes stand in the order of their serials."""
+        """The lowest serial that is still waited for, or the next one.
+
+        Open writes stand in the order of their serials.
+        """
         return next(iter(self._open), self._serial + 1)
 
     # ---- sending
 
-    def next_batch(
-        self, session: common_pb2.SessionId, cluster_id: int, now: float
-    ) -> Batch | None:
+    def next_batch(self, session: common_pb2.SessionId, cluster_id: int, now: float) -> Batch | None:
         """Take from the queue what should be sent now; None: nothing, or it is better to wait for answers."""
         self._queue_again()
         if not self.queue or self.batches_in_flight >= BATCHES_MAX:
@@ -176,7 +186,10 @@ class Ledger:
             self._again.clear()
 
     def _fill(self, batch: Batch, ceiling: int) -> float:
-        """Move writes from the queue into a batch and return their latest deadline. Serials stay below `ceiling`."""
+        """Move writes from the queue into a batch and return their latest deadline.
+
+        Serials stay below `ceiling`.
+        """
         queue, opened, add = self.queue, self._open, batch.message.commands.add
         free_bytes = BATCH_BYTES_MAX - _HEADER_BYTES - _SERIAL_BYTES * len(self._given_up)
         deadline = 0.0
@@ -229,7 +242,9 @@ class Ledger:
     # ---- answers
 
     def accept(self, reply: pipeline_pb2.BatchReply) -> tuple[Advice, common_pb2.Error] | None:
-        """Enter the answers of one message; return what the pipeline should do about them, if anything, and the error that says so."""
+        """Enter the answers of one message; return what the pipeline should do about them, if anything, and
+        the error that says so.
+        """
         self.answers += 1
         opened = self._open
         for serial, revision in zip(reply.serials, reply.revisions, strict=False):
@@ -270,14 +285,16 @@ class Ledger:
             self._again.append(write)
             return Advice.MOVE, error
         if code == common_pb2.ERROR_CODE_WINDOW:
-            # Answers that wait for the floor to pass them fill the session; it has moved by the time of the next batch.
+            # Answers that wait for the floor to pass them fill the session; it has moved by the time of the
+            # next batch.
             self._again.append(write)
             return None
         if code == common_pb2.ERROR_CODE_SESSION_EXPIRED and not write.lost:
             self._again.append(write)
             return Advice.RENEW, error
         del self._open[write.serial]
-        # STALE: the server has forgotten the answer to a serial that is still waited for, so it may well have run.
+        # STALE: the server has forgotten the answer to a serial that is still waited for, so it may well have
+        # run.
         unknown = write.lost or code == common_pb2.ERROR_CODE_STALE
         write.fail(as_indefinite(error) if unknown else as_error(error))
         return (Advice.RENEW, error) if code == common_pb2.ERROR_CODE_SESSION_EXPIRED else None
@@ -294,7 +311,9 @@ class Ledger:
         self.batches_in_flight = 0
 
     def session_lost(self, reason: RaftstateError) -> None:
-        """A new session begins, with nothing in flight: no copy of the old serials that may have run must run again."""
+        """A new session begins, with nothing in flight: no copy of the old serials that may have run must run
+        again.
+        """
         self._queue_again()
         for write in self._open.values():
             write.serial = 0
@@ -313,7 +332,10 @@ class Ledger:
             write.future.exception()
 
     def expire(self, now: float, no_leader: Callable[[float], NoLeaderError]) -> None:
-        """End the writes whose deadline has passed. `no_leader(timeout_s)` is the error for those that met no leader at all."""
+        """End the writes whose deadline has passed.
+
+        `no_leader(timeout_s)` is the error for those that met no leader at all.
+        """
         self._queue_again()
         for write in self._waiting():
             if write.deadline <= now and not write.future.done():

@@ -1,6 +1,7 @@
 """What a request may hold, checked before anything is sent.
 
-The numbers are the server's; it checks them again. Checked here, a bad argument fails at the line that gave it, and can't hold up a batch.
+The numbers are the server's; it checks them again. Checked here, a bad argument fails at the line that gave
+it, and can't hold up a batch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ BytesLike = bytes | bytearray | memoryview
 
 
 def encode_key(key: Key, field: str = "key") -> bytes:
-    """Return a key as bytes, a str in UTF-8. Raises `InvalidArgumentError` naming `field` unless it has 1 to 480 bytes."""
+    """Return a key as bytes, a str in UTF-8.
+
+    Raises `InvalidArgumentError` naming `field` unless it has 1 to 480 bytes.
+    """
     encoded = key if type(key) is bytes else encode_text(key, field)
     if 1 <= len(encoded) <= KEY_BYTES_MAX:
         return encoded
@@ -38,7 +42,10 @@ def encode_key(key: Key, field: str = "key") -> bytes:
 
 
 def encode_text(text: Key, field: str) -> bytes:
-    """Return str (as UTF-8) or bytes as bytes of any length. Raises `InvalidArgumentError` for anything else."""
+    """Return str (as UTF-8) or bytes as bytes of any length.
+
+    Raises `InvalidArgumentError` for anything else.
+    """
     if isinstance(text, str):
         try:
             return text.encode()
@@ -52,7 +59,10 @@ def encode_text(text: Key, field: str) -> bytes:
 
 
 def encode_value(value: BytesLike) -> bytes:
-    """Return a value as bytes (a copy, unless it is bytes). Raises `InvalidArgumentError` for other types and beyond 8 MiB."""
+    """Return a value as bytes (a copy, unless it is bytes).
+
+    Raises `InvalidArgumentError` for other types and beyond 8 MiB.
+    """
     if type(value) is not bytes:
         if not isinstance(value, bytes | bytearray | memoryview):
             advice = "; encode text first, for example value.encode()" if isinstance(value, str) else ""
@@ -68,9 +78,13 @@ def encode_value(value: BytesLike) -> bytes:
     return value
 
 
-def encode_range_end(end: Key, field: str) -> bytes:
-    """Return the end of a range as bytes. It may be one zero byte longer than a key: the successor of the longest one."""
-    encoded = encode_text(end, field)
+def encode_bound(bound: Key, field: str) -> bytes:
+    """Return an end of a range as bytes.
+
+    It may be one zero byte longer than a key may be: the successor of the longest one.
+    Raises `InvalidArgumentError` naming `field`.
+    """
+    encoded = encode_text(bound, field)
     if 1 <= len(encoded) <= KEY_BYTES_MAX + encoded.endswith(b"\x00"):
         return encoded
     raise InvalidArgumentError(
@@ -98,7 +112,10 @@ def check_timeout(timeout_s: float) -> float:
 
 
 def check_count(count: int, field: str, least: int, most: int) -> int:
-    """Return a whole number. Raises `InvalidArgumentError` naming `field` unless it is one within [least, most]."""
+    """Return a whole number.
+
+    Raises `InvalidArgumentError` naming `field` unless it is one within [least, most].
+    """
     if not isinstance(count, int) or isinstance(count, bool) or not least <= count <= most:
         raise InvalidArgumentError(
             f"{field} must be a whole number from {least} to {most}, got {count!r}", field=field

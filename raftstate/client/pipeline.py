@@ -1,15 +1,18 @@
 """The way of writes: one stream to the leader, batches on it, and what to do when either goes away.
 
-One task (`_run`) finds the leader, opens a session and a stream, and begins again when the stream is done for. On a stream, a sender
-takes batches from the ledger and a receiver enters the answers. A stream ends when it breaks; when its node refuses for want of a
-leader, or the term changes (then it is drained first: what is in flight is answered, nothing more is sent); and when nothing is
-answered for a second while another node leads. Which writes may be sent again, and what their callers are told, is the ledger's affair.
+One task (`_run`) finds the leader, opens a session and a stream, and begins again when the stream is done
+for. On a stream, a sender takes batches from the ledger and a receiver enters the answers. A stream ends when
+it breaks; when its node refuses for want of a leader, or the term changes (then it is drained first: what is
+in flight is answered, nothing more is sent); and when nothing is answered for a second while another node
+leads. Which writes may be sent again, and what their callers are told, is the ledger's affair.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Iterable
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -31,10 +34,9 @@ CLOSE_SESSION_S = 0.5
 SWEEP_S_MIN = 0.01
 """Deadlines are this coarse: one timer stands for all writes."""
 
-# Cancelled: by us, or by the node that stops. InvalidStateError: the sender met a stream that had ended; the receiver knows why.
+# Cancelled: by us, or by the node that stops. InvalidStateError: the sender met a stream that had ended; the
+# receiver knows why.
 _ENDS_OF_STREAM = (asyncio.CancelledError, asyncio.InvalidStateError)
-
-_Stream = grpc.aio.StreamStreamCall
 
 
 class Pipeline:
@@ -124,10 +126,8 @@ class Pipeline:
         if self._session is None:
             self._session = await self._register(address)
         self._draining = False
-        stream: # Cancelled: by us, or by the node that stops. InvalidStateError: the sender met a stream that had ended; the receiver knows why.
-_ENDS_OF_STREAM = (asyncio.CancelledError, asyncio.InvalidStateError)
-
-_Stream = pipeline_pb2_grpc.PipelineStub(self._channels[address]).Write()
+        stub: Any = pipeline_pb2_grpc.PipelineStub  # generated without types
+        stream: grpc.aio.StreamStreamCall = stub(self._channels[address]).Write()
         tasks = (
             asyncio.create_task(self._send(stream, self._session)),
             asyncio.create_task(self._receive(stream, address)),
@@ -155,8 +155,10 @@ _Stream = pipeline_pb2_grpc.PipelineStub(self._channels[address]).Write()
                     self._tracker.note_failure(address, f"gave no answer for {STALL_S:g} s")
                     return
 
-    def _end_of_stream(self, outcomes: list[BaseException | None], address: str) -> None:
-        """Draw the conclusions from how the tasks of a stream ended: raise what is final, forget a node that went away."""
+    def _end_of_stream(self, outcomes: Iterable[BaseException | None], address: str) -> None:
+        """Draw the conclusions from how the tasks of a stream ended: raise what is final, forget a node that
+        went away.
+        """
         for outcome in outcomes:
             if isinstance(outcome, grpc.aio.AioRpcError):
                 self._tracker.note_failure(address, RpcFailure.of(address, outcome).text)
@@ -165,7 +167,7 @@ _Stream = pipeline_pb2_grpc.PipelineStub(self._channels[address]).Write()
         if not self._draining:
             self._tracker.forget(address)
 
-    async def _send(self, stream: _Stream, session: common_pb2.SessionId) -> None:
+    async def _send(self, stream: grpc.aio.StreamStreamCall, session: common_pb2.SessionId) -> None:
         ledger, tracker, work, loop = self._ledger, self._tracker, self._work, self._loop
         while True:
             batch = None if self._draining else ledger.next_batch(session, tracker.cluster_id, loop.time())
@@ -175,15 +177,14 @@ _Stream = pipeline_pb2_grpc.PipelineStub(self._channels[address]).Write()
             else:
                 await stream.write(batch.message)
 
-    async def _receive(self, stream: _Stream, address: str) -> None:
+    async def _receive(self, stream: grpc.aio.StreamStreamCall, address: str) -> None:
         ledger, tracker = self._ledger, self._tracker
         while True:
             reply: pipeline_pb2.BatchReply = await stream.read()
             if reply is grpc.aio.EOF:
                 return
-            term = tracker.term
             tracker.observe(reply.header)
-            if tracker.term != term:
+            if tracker.leader != address:
                 self._draining = True
             advice = ledger.accept(reply)
             if advice is not None:
@@ -205,7 +206,11 @@ _Stream = pipeline_pb2_grpc.PipelineStub(self._channels[address]).Write()
     # ---- the session
 
     async def _register(self, address: str) -> common_pb2.SessionId:
-        """Open a session. Its nonce makes it this process's own: a stranger's session can have the same index, not the same bits."""
+        """Open a session.
+
+        Its nonce makes it this process's own: a stranger's session can have the same index, not the same
+        bits.
+        """
         request = session_pb2.RegisterRequest(nonce=secrets.randbits(64), cluster_id=self._tracker.cluster_id)
         try:
             reply: session_pb2.RegisterResponse = await self._channels.unary(

@@ -15,7 +15,8 @@ from raftstate.pb.v1 import common_pb2, kv_pb2, kv_pb2_grpc
 
 _ATTEMPT_S_MIN = 1.0
 _ATTEMPTS = 5
-"""A node that says nothing gets a fifth of the time, at least 1 s; then another is asked, with twice as much."""
+"""A node that says nothing gets a fifth of the time, at least 1 s; then another is asked, with twice as much.
+"""
 
 
 async def read(
@@ -25,9 +26,11 @@ async def read(
     request: kv_pb2.GetRequest | kv_pb2.RangeRequest,
     timeout_s: float,
 ) -> Any:
-    """Return the reply to a Get or Range: from the leader when linearizable, else from one node that is kept while it answers.
+    """Return the reply to a Get or Range.
 
-    Raises `NoLeaderError` and `DeadlineError` when `timeout_s` has passed, and whatever else a node answers at once.
+    A linearizable read goes to the leader; others to one node, the same while it answers.
+    Raises `NoLeaderError` and `DeadlineError` when `timeout_s` has passed, and whatever else a node answers
+    at once.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -35,10 +38,9 @@ async def read(
     attempt_s = max(_ATTEMPT_S_MIN, timeout_s / _ATTEMPTS)
     attempt = 0
     while True:
+        address = tracker.home
         if linearizable:
             address = tracker.leader or await tracker.find(deadline, timeout_s)
-        else:
-            address = tracker.home
         left_s = deadline - loop.time()
         try:
             reply = await channels.unary(address, kv_pb2_grpc.KVStub, method, request, min(left_s, attempt_s))
@@ -72,4 +74,6 @@ def _late(tracker: LeaderTracker, failure: RpcFailure, timeout_s: float) -> Exce
     """Return the error for a read that ran out of time, by what its last attempt met."""
     if failure.status is grpc.StatusCode.UNAVAILABLE:
         return tracker.no_leader(timeout_s, "nothing was read")
-    return DeadlineError(f"the read was not answered within {timeout_s:g} s; the last node asked, {failure.address}: {failure.text}")
+    return DeadlineError(
+        f"the read was not answered within {timeout_s:g} s; {failure.address} was asked last: {failure.text}"
+    )

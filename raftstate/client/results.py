@@ -60,7 +60,9 @@ def node_status(endpoint: str, reply: cluster_pb2.StatusResponse) -> NodeStatus:
         state_bytes=reply.state_bytes,
         sessions=reply.sessions,
         members=tuple(
-            MemberStatus(each.id, each.name, each.peer_address, each.client_address, each.incarnation, each.learner)
+            MemberStatus(
+                each.id, each.name, each.peer_address, each.client_address, each.incarnation, each.learner
+            )
             for each in reply.members
         ),
         progress=tuple(

@@ -8,8 +8,11 @@ from typing import Literal
 import msgspec
 
 Consistency = Literal["linearizable", "bounded", "local"]
-"""How fresh a read must be: includes every write acknowledged before it began (the default); no older than `max_lag_ms`;
-whatever the serving node has applied."""
+"""How fresh a read must be.
+
+In this order: includes every write acknowledged before it began (the default); is no older than `max_lag_ms`;
+whatever the serving node has applied.
+"""
 
 
 class KeyValue(msgspec.Struct, frozen=True):
@@ -31,7 +34,10 @@ class PutResult(msgspec.Struct, frozen=True):
 
 
 class DeleteResult(msgspec.Struct, frozen=True):
-    """A delete that was applied. `deleted`: how many keys; `prev_kvs`: the pairs as they were, when asked for."""
+    """A delete that was applied.
+
+    `deleted`: how many keys; `prev_kvs`: the pairs as they were, when asked for.
+    """
 
     revision: int
     deleted: int
@@ -41,7 +47,8 @@ class DeleteResult(msgspec.Struct, frozen=True):
 class RangeResult(msgspec.Struct, frozen=True):
     """Pairs in the order of their keys; iterable, with a length.
 
-    `more`: the range holds pairs beyond those returned. `count`: how many keys it holds, whatever the limit. `revision`: of the store, when read.
+    `more`: the range holds pairs beyond those returned. `count`: how many keys it holds, whatever the limit.
+    `revision`: of the store, when read.
     """
 
     kvs: tuple[KeyValue, ...]
@@ -80,7 +87,8 @@ class PeerProgress(msgspec.Struct, frozen=True):
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What one node says of itself; with `error` set it did not answer, and only `endpoint` means anything.
 
-    `durable_applied_index` can't be taken back by a power cut. `digest` is equal on all nodes at equal `applied_index`. `progress` is the leader's only.
+    `durable_applied_index` can't be taken back by a power cut. `digest` is equal on all nodes at equal
+    `applied_index`. `progress` is the leader's only.
     """
 
     endpoint: str

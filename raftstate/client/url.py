@@ -11,20 +11,25 @@ URL_DEFAULT = "raftstate://127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003"
 """Where `raftstate dev` serves."""
 
 _SCHEME = "raftstate://"
-_FORM = "a URL is [raftstate://]host:port[,host:port...], for example raftstate://127.0.0.1:7001,127.0.0.1:7002"
+_FORM = (
+    "a URL is [raftstate://]host:port[,host:port...], for example raftstate://127.0.0.1:7001,127.0.0.1:7002"
+)
 
 
 def endpoints_of(url: str | None) -> tuple[str, ...]:
     """Return the host:port endpoints of a URL, in its order, each once.
 
-    None means the environment variable RAFTSTATE_URL, else the three nodes of `raftstate dev`. Raises `ConfigError` that says what is wrong.
+    None means the environment variable RAFTSTATE_URL, else the three nodes of `raftstate dev`. Raises
+    `ConfigError` that says what is wrong.
     """
     source = "URL"
     if url is None:
         url = os.environ.get(ENVIRONMENT_VARIABLE) or URL_DEFAULT
         source = f"URL (from the environment variable {ENVIRONMENT_VARIABLE})"
     if url.startswith("embedded:"):
-        raise ConfigError(f"{source} {url!r}: embedded nodes are not available in this version; {_FORM}", field="url")
+        raise ConfigError(
+            f"{source} {url!r}: embedded nodes are not available in this version; {_FORM}", field="url"
+        )
     rest = url.removeprefix(_SCHEME)
     if "://" in rest:
         raise ConfigError(f"{source} {url!r} has an unknown scheme; {_FORM}", field="url")

@@ -101,22 +101,26 @@ class Raft:
 
         hard_state, conf_state = config.storage.initial_state()
         reconfigure.restore_configuration(self, conf_state)
-        if hard_state != HardState():
-            self._load(hard_state)
-        if config.applied:
-            self.raft_log.applied_to(config.applied, [])
+        self._load(hard_state, config.applied)
         self.become_follower(self.term, NONE)
 
-    def _load(self, hard_state: HardState) -> None:
+    def _load(self, hard_state: HardState, applied: int) -> None:
         log = self.raft_log
-        if not log.committed <= hard_state.commit <= log.last_index():
+        # What is applied or compacted away was committed, even if the crash came before that was written down.
+        commit = max(hard_state.commit, log.committed, applied)
+        last = log.last_entry_id()
+        if commit > last.index:
             raise InvariantError(
-                f"node {self.id}: the stored commit index {hard_state.commit} is outside of the stored log "
-                f"[{log.committed}, {log.last_index()}]"
+                f"node {self.id}: {commit} is committed or applied, but the stored log ends at {last.index}"
+            )
+        if hard_state != HardState() and hard_state.term < last.term:
+            raise InvariantError(
+                f"node {self.id}: the stored term is {hard_state.term}, but the log has an entry of {last.term}"
             )
         self.term = hard_state.term
         self.vote = hard_state.vote
-        log.committed = hard_state.commit
+        log.commit_to(commit)
+        log.applied_to(max(log.applied, applied), [])
 
     # -- messages in
 
@@ -292,13 +296,14 @@ class Raft:
         own = self.tracker.progress[self.id]
         own.become_replicate()
         own.recent_active = True
-        # Changes left by earlier leaders may be anywhere in the log: no new one until all of it is applied.
-        self.pending_conf_index = self.raft_log.last_index()
         if not self.append_entries([Entry(index=0, term=self.term)]):
             raise InvariantError(
                 f"node {self.id}: no room for the first entry of term {self.term}: {self.uncommitted_bytes} "
                 f"bytes are uncommitted, the limit is {self.max_uncommitted_bytes}"
             )
+        # Changes left by earlier leaders may be anywhere in the log, and none of this term is safe before this entry
+        # is committed (Ongaro 2015): no new one until all of it is applied.
+        self.pending_conf_index = self.raft_log.last_index()
 
     def _change_role(self, role: Role) -> None:
         check_change(self.id, self.term, self.state, role)

@@ -49,7 +49,7 @@ class Keyspace:
         self._checksums: list[int] = []
 
     def put(self, key: bytes, value: bytes, want_previous: bool) -> KeyValue | None:
-        """Write one key at the next revision; return the pair as it was, if that is wanted and there was one."""
+        """Write one key at the next revision; return the pair as it was, if wanted and there was one."""
         live = self._find(key) or _NEVER
         previous_revision, previous_sub, create, version, _, previous_checksum = live
         previous = self._pair(key, live) if want_previous and version else None

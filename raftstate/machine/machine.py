@@ -285,7 +285,7 @@ class Machine:
         if len(self._sessions) >= SESSIONS_MAX:
             return Fault(
                 Code.RESOURCE_EXHAUSTED,
-                f"the cluster holds {len(self._sessions)} sessions, {SESSIONS_MAX} is the limit; close some, or "
+                f"the cluster holds {len(self._sessions)} sessions, limit {SESSIONS_MAX}; close some or "
                 "wait until unused ones expire",
             )
         if self._sessions.opened_by(index):
@@ -352,7 +352,7 @@ class Machine:
             return None
         return Fault(
             Code.WRONG_CLUSTER,
-            f"this is cluster {self.cluster_id:016x}, the request is for cluster {asked:016x}; not run; check "
-            "the addresses that the client was given",
+            f"this is cluster {self.cluster_id:016x}, the request is for cluster {asked:016x}; not run; "
+            "check the addresses that the client was given",
             "cluster_id",
         )

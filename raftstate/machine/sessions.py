@@ -49,7 +49,7 @@ class Session:
         self.ttl_ms = ttl_ms
         self.floor = floor
         self.results: dict[int, int | Answer] = {}
-        """Answers to serials >= floor. A number: the revision that the command made, and nothing else to say."""
+        """Answers to serials >= floor. A number: the revision that it made, and nothing else to say."""
         self.stored_bytes = 0
         """The size of its rows of answers, those parts included that lie below the floor."""
         self.rows: list[tuple[int, bytes, int]] = []

@@ -56,21 +56,32 @@ from raftstate.node.requests import Requests
 
 log = structlog.get_logger(__name__)
 
-TICK_NS = 15_000_000
-"""One heartbeat interval. A follower's staleness bound can't be tighter than this, and a stalled one is
-noticed within a few."""
-ELECTION_TICKS = 27
-"""27 x 15 ms = 405 ms; the core draws each timeout from [27, 54) ticks: 405 to 795 ms."""
 LOG_WRITE_STALL_NS = 400_000_000
 """A leader whose log write has been under way for so long gives leadership up: it can't acknowledge
 anything."""
 GRACE_NS = 2_000_000_000
 """Nothing expires for so long after an election or a stall: renewals may wait in the sockets."""
-EARLY_CAMPAIGN_S = (0.02, 0.06)
-"""After the connection to the leader broke: long enough for a leader that lives to say so (one heartbeat),
-short beside a timeout."""
+EARLY_CAMPAIGN_S = 0.02
+"""After the connection to the leader broke: longer than a heartbeat, with which a leader that lives says so."""
+EARLY_CAMPAIGN_STEP_S = 0.05
+"""Between the survivors, by rank of their ids: time to win before the next one stands, so that votes do not split."""
 _NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER})
 """Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The cluster's times: all its nodes must use the same."""
+
+    heartbeat_ms: int = 15
+    """A tick: between two heartbeats of a leader. A staleness bound can't be tighter."""
+    election_timeout_ms: int = 405
+    """The core draws each election timeout from [this, 2 x this)."""
+
+    @property
+    def election_ticks(self) -> int:
+        """The election timeout in heartbeats."""
+        return max(2, round(self.election_timeout_ms / self.heartbeat_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +99,8 @@ class World:
 class Driver:
     """Runs `raw` in `world`. All methods are called on one thread, and none blocks."""
 
-    def __init__(self, raw: RawNode, machine: Machine, world: World) -> None:
+    def __init__(self, raw: RawNode, machine: Machine, world: World, timing: Timing) -> None:
+        self._tick_ns = timing.heartbeat_ms * 1_000_000
         self.raw = raw
         self.machine = machine
         self._world = world
@@ -216,9 +228,9 @@ class Driver:
             # vote at once, instead of after an election timeout; PreVote keeps that harmless when only one
             # connection broke.
             self._guard(self.raw.forget_leader)
-            self._clock.call_later(
-                self._world.random.uniform(*EARLY_CAMPAIGN_S), self._campaign_if_leaderless
-            )
+            survivors = sorted(set(self.machine.conf_state().voters) - {peer})
+            delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
+            self._clock.call_later(delay_s, self._campaign_if_leaderless)
         self.schedule_turn()
 
     def _campaign_if_leaderless(self) -> None:
@@ -250,14 +262,14 @@ class Driver:
     # -- time
 
     def _schedule_tick(self) -> None:
-        self._tick_due_ns = self._clock.monotonic_ns() + TICK_NS
-        self._clock.call_later(TICK_NS / 1e9, self._tick_timer)
+        self._tick_due_ns = self._clock.monotonic_ns() + self._tick_ns
+        self._clock.call_later(self._tick_ns / 1e9, self._tick_timer)
 
     def _tick_timer(self) -> None:
         if not self.running:
             return
         late_ns = self._clock.monotonic_ns() - self._tick_due_ns
-        if late_ns > TICK_NS:
+        if late_ns > self._tick_ns:
             # After a stall what waits in the sockets comes first: a heartbeat among it means that the leader
             # lives. The loop polls its sockets between two turns, so the tick takes the turn after the next.
             # One tick is counted, however long it was.

@@ -24,7 +24,7 @@ from raftstate.errors import (
     ResourceExhaustedError,
 )
 from raftstate.machine.machine import Machine
-from raftstate.machine.reader import RangeResult, Reader
+from raftstate.machine.reader import RangePage, Reader
 from raftstate.machine.tables import Table
 from raftstate.machine.types import Code, Fault, Item, ItemResult, KeyValue, Member
 from raftstate.node.driver import Driver
@@ -315,7 +315,7 @@ class _LocalReader:
         keys_only: bool,
         count_only: bool,
         bytes_max: int,
-    ) -> RangeResult:
+    ) -> RangePage:
         return await self._beside(
             lambda: self._reader.range(
                 start, end, limit=limit, keys_only=keys_only, count_only=count_only, bytes_max=bytes_max

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
+from raftstate.machine.reader import RangePage
 from raftstate.machine.types import Item, ItemResult, KeyValue, Member
 
 TIMEOUT_S_DEFAULT = 5.0
@@ -89,25 +90,6 @@ class NodeStatus:
     """Sentences for the operator; empty: all is well."""
 
 
-class RangeView(Protocol):
-    """A part of a range of keys, as of one revision."""
-
-    @property
-    def kvs(self) -> Sequence[KeyValue]:
-        """The pairs, in order of key."""
-        ...
-
-    @property
-    def more(self) -> bool:
-        """Whether pairs of the range were left out by the limits."""
-        ...
-
-    @property
-    def count(self) -> int:
-        """How many keys the range holds, whatever the limits."""
-        ...
-
-
 class NodeReader(Protocol):
     """Reads of one state, as of one applied index.
 
@@ -145,7 +127,7 @@ class NodeReader(Protocol):
         keys_only: bool,
         count_only: bool,
         bytes_max: int,
-    ) -> RangeView:
+    ) -> RangePage:
         """Return the pairs of start <= key < end (None: no end): at most `limit` (0: any number), and
         `bytes_max` bytes but at least one."""
         ...

@@ -105,7 +105,9 @@ class LogStore:
         try:
             environment = _open_environment(path, map_bytes)
             data_file = os.open(path / _DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
-        except (lmdb.Error, OSError) as error:
+        except lmdb.Error as error:
+            raise _read_failure(path, error) from error
+        except OSError as error:
             raise disk_failure("opening the log", path, error) from error
         store = cls(path, environment, data_file, newest.page_bytes)
         try:
@@ -125,7 +127,7 @@ class LogStore:
                 store._load(txn, window_bytes)
         except lmdb.Error as error:
             store.close()
-            raise disk_failure("reading the log", path, error) from error
+            raise _read_failure(path, error) from error
         except BaseException:
             store.close()
             raise
@@ -252,7 +254,7 @@ class LogStore:
                     if size > max_bytes:
                         break
         except lmdb.Error as error:
-            raise disk_failure("reading the log", self._path, error) from error
+            raise _read_failure(self._path, error) from error
         return found
 
     def _note_damage(self, index: int) -> None:
@@ -436,6 +438,12 @@ def _create(path: Path, map_bytes: int) -> None:
 def _open_environment(path: Path, map_bytes: int, *, create: bool = False) -> lmdb.Environment:
     # Durability flags are LMDB's defaults, on purpose: a commit that returns is on disk.
     return lmdb.open(str(path), map_size=map_bytes, create=create, mode=0o600)
+
+
+def _read_failure(path: Path, error: lmdb.Error) -> DataLossError | StorageError:
+    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
+        return DataLossError(f"the pages of the log at {path} are damaged: {error}")
+    return disk_failure("reading the log", path, error)
 
 
 def _read_record(cursor: lmdb.Cursor[memoryview], index: int) -> Entry:

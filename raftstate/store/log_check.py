@@ -66,11 +66,16 @@ def check_data_file(data_file: Path) -> tuple[MetaPage, MetaPage]:
             f"the meta pages of {data_file} hold transactions {pages[0].transaction_id} (page 0) and "
             f"{pages[1].transaction_id} (page 1); they must be consecutive, the even one on page 0"
         )
-    if (older.page_bytes, older.free.flags) != (newest.page_bytes, newest.free.flags) or newest.main.flags:
+    if (older.page_bytes, older.free.flags) != (newest.page_bytes, newest.free.flags) or (newest.main.pad, newest.main.flags) != (0, 0):
         raise DataLossError(
             f"the meta pages of {data_file} disagree: page sizes {older.page_bytes} and {newest.page_bytes}, "
             f"free tree's flags {older.free.flags:#x} and {newest.free.flags:#x}; "
-            f"main tree's flags {newest.main.flags:#x} must be 0"
+            f"main tree's pad {newest.main.pad} and flags {newest.main.flags:#x} must be 0"
+        )
+    if newest.last_page >= newest.map_bytes // newest.page_bytes:
+        raise DataLossError(
+            f"the newest meta page of {data_file} says that the last page is {newest.last_page}, "
+            f"and that the map has {newest.map_bytes // newest.page_bytes}"
         )
     check_pages(data_file, newest)
     return newest, older

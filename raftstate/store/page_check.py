@@ -156,8 +156,8 @@ class _Walk:
                     f"and should have {(page, _OVERFLOW, count)}"
                 )
             self._overflow_pages += count
-        elif flags:
-            raise DataLossError(f"a leaf's node at offset {offset} has flags {flags:#x}")
+        elif flags or data_at + size > (offset // self._meta.page_bytes + 1) * self._meta.page_bytes:
+            raise DataLossError(f"the node at offset {offset} has flags {flags:#x} and {size} bytes of data")
         return key_at, data_at, size
 
     def _reach(self, page: int, count: int) -> int:

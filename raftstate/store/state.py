@@ -153,13 +153,7 @@ class StateStore:
             StorageError: the disk or LMDB failed.
         """
         with startable(data_directory, readers_wait_s=readers_wait_s, verify=verify) as (generation, record):
-            try:
-                environment = open_environment(generation, record.meta.map_bytes)
-                store = cls(environment, open_tables(environment), generation, record)
-            except lmdb.Error as error:
-                raise lmdb_failure("opening the state", generation.path, error) from error
-            except OSError as error:
-                raise disk_failure("opening the state", generation.path, error) from error
+            store = cls._opened(generation, record)
         try:
             store.clear_dead_readers()
             store.checkpoint(record.applied_index)
@@ -168,6 +162,20 @@ class StateStore:
             store.close(clean=False)
             raise
         return store
+
+    @classmethod
+    def _opened(cls, generation: Generation, record: CheckpointRecord) -> StateStore:
+        try:
+            environment = open_environment(generation, record.meta.map_bytes)
+            try:
+                return cls(environment, open_tables(environment), generation, record)
+            except BaseException:
+                environment.close()
+                raise
+        except lmdb.Error as error:
+            raise lmdb_failure("opening the state", generation.path, error) from error
+        except OSError as error:
+            raise disk_failure("opening the state", generation.path, error) from error
 
     @property
     def path(self) -> Path:

@@ -92,7 +92,9 @@ class Cluster:
         for node_id in (*voters, *spares):
             storage = MemoryStorage()
             if node_id in voters:
-                storage.apply_snapshot(Snapshot(APPLIED_NOTHING, SnapshotMetadata(ConfState(voters=voters), 1, 1)))
+                storage.apply_snapshot(
+                    Snapshot(APPLIED_NOTHING, SnapshotMetadata(ConfState(voters=voters), 1, 1))
+                )
             self.members[node_id] = Member(node_id, storage, settings | options)
             self.start(node_id)
 
@@ -104,7 +106,9 @@ class Cluster:
         snapshot = member.storage.snapshot()
         member.applied = APPLIED.decode(snapshot.data) if snapshot.data else []
         member.conf_state = snapshot.metadata.conf_state
-        config = Config(id=node_id, storage=member.storage, random=Random(self.random.random()), election_ticks=5)
+        config = Config(
+            id=node_id, storage=member.storage, random=Random(self.random.random()), election_ticks=5
+        )
         for name, value in member.options.items():
             setattr(config, name, value)
         member.raw = RawNode(config)
@@ -172,7 +176,9 @@ class Cluster:
             return
         ready = member.node.ready()
         for state in ready.read_states:
-            assert state.index >= self.reads[state.context], f"stale read: {state.index} < {self.reads[state.context]}"
+            assert state.index >= self.reads[state.context], (
+                f"stale read: {state.index} < {self.reads[state.context]}"
+            )
             self.reads_answered += 1
         self._record_entries(member, ready)
         if member.options["async_storage_writes"]:
@@ -310,6 +316,9 @@ class Cluster:
             while self.network:
                 self.deliver(0)
         raise AssertionError(f"the cluster did not settle within {rounds} rounds: {self.network[:3]}")
+
+    def has_applied(self, node_id: int, data: bytes) -> bool:
+        return any(entry.data == data for entry in self.members[node_id].applied)
 
     # -- what must hold
 

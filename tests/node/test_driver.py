@@ -72,14 +72,15 @@ def test_what_was_acknowledged_survives_the_crash_of_all(seed: int) -> None:
     assert all(value_at(survivor, f"k{n}") == str(n).encode() for n in acknowledged)
 
 
-def test_a_reset_connection_to_the_leader_starts_an_election_before_a_timeout() -> None:
-    cluster = SimCluster(3, 3)
+@pytest.mark.parametrize("seed", range(20))
+def test_a_reset_connection_to_the_leader_ends_in_an_election_before_a_timeout(seed: int) -> None:
+    cluster = SimCluster(3, seed)
     leader = cluster.elect()
     cluster.run_for(0.1)
     before_ns = cluster.time.now_ns
     cluster.crash(leader.id)
     cluster.run_until(lambda: (new := cluster.leader()) is not None and new.id != leader.id)
-    assert cluster.time.now_ns - before_ns < 200 * MS
+    assert cluster.time.now_ns - before_ns < 150 * MS
 
 
 def test_a_reset_of_one_connection_does_not_depose_a_leader_that_lives() -> None:
@@ -185,8 +186,8 @@ def test_a_leader_whose_log_write_hangs_hands_leadership_over() -> None:
     leader.disk_delay_ms = 60_000
     outcomes = cluster.put(leader.id, "a", timeout_s=30)
     cluster.run_until(lambda: (new := cluster.leader()) is not None and new is not leader, seconds=3)
-    cluster.run_until(lambda: outcomes, seconds=3)
-    assert was_applied(outcomes)
+    cluster.run_until(lambda: value_at(cluster.elect(), "a") is not None, seconds=3)
+    assert outcomes == []  # the old leader can't apply what it can't store; its client learns at the deadline: unknown
 
 
 @pytest.mark.case(29)
@@ -206,6 +207,7 @@ def test_a_transfer_asked_of_a_follower_reaches_the_leader() -> None:
     cluster = SimCluster(3, 13)
     leader = cluster.elect()
     follower = next(node for node in cluster.nodes.values() if node is not leader)
+    cluster.run_for(0.1)
     follower.driver.transfer_leader(follower.id)
     cluster.run_until(lambda: cluster.leader() is follower, seconds=1)
 

@@ -20,13 +20,15 @@ from raftstate.core.storage import MemoryStorage
 from raftstate.core.types import ConfState, Entry, HardState
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import Batch, EntryResult, Member
-from raftstate.node.driver import ELECTION_TICKS, Driver, World
+from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import Done, Executed, Outcome, PeerBody, Rejected
+from raftstate.node.startup import StartStorage
 from raftstate.pb.v1 import pipeline_pb2
 from tests.machine.memory_tables import MemoryTables
 
 CLUSTER_ID = 77
 MS = 1_000_000
+TIMING = Timing(heartbeat_ms=15, election_timeout_ms=405)
 
 
 class SimTimer:
@@ -90,15 +92,14 @@ class SimNode:
         self.epoch += 1
         self.alive = True
         self.tables = copy.deepcopy(self.checkpoint)
-        self.machine = Machine()
-        self.machine.load(self.tables)
+        self.machine = Machine(self.tables)
         rng = random.Random(f"{self.cluster.seed}/{self.id}/{self.epoch}")
-        storage = _Restarted(self.storage, self.machine.conf_state(), self.machine.applied_index)
+        storage = StartStorage(self.storage, self.machine.conf_state(), self.machine.applied_index)
         config = Config(
             id=self.id,
             storage=storage,
             random=rng,
-            election_ticks=ELECTION_TICKS,
+            election_ticks=TIMING.election_ticks,
             heartbeat_ticks=1,
             applied=self.machine.applied_index,
             async_storage_writes=True,
@@ -118,7 +119,7 @@ class SimNode:
             random=rng,
             on_halt=self.failures.append,
         )
-        self.driver = Driver(RawNode(config), self.machine, world)
+        self.driver = Driver(RawNode(config), self.machine, world, TIMING)
         self.driver.start()
 
     def crash(self) -> None:
@@ -128,22 +129,6 @@ class SimNode:
 
     def take_checkpoint(self) -> None:
         self.checkpoint = copy.deepcopy(self.tables)
-
-
-class _Restarted:
-    """The storage as a restarted core sees it: the stored commit is never behind what was applied."""
-
-    def __init__(self, storage: MemoryStorage, conf_state: ConfState, applied: int) -> None:
-        self._storage = storage
-        self._conf_state = conf_state
-        self._applied = applied
-
-    def initial_state(self) -> tuple[HardState, ConfState]:
-        hard_state, _ = self._storage.initial_state()
-        return HardState(hard_state.term, hard_state.vote, max(hard_state.commit, self._applied)), self._conf_state
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._storage, name)
 
 
 class _EpochClock:
@@ -179,7 +164,14 @@ class _Sender:
             return False
         body = copy.deepcopy(body)
         delay_s = cluster.random.uniform(0.0001, 0.002)
-        cluster.time.call_later(delay_s, lambda: cluster.deliver(sender, to, body))
+        epoch = self._epoch
+
+        def arrive() -> None:
+            # Peers see a reset when a node dies: after that nothing of it is on its way any more.
+            if self._node.epoch == epoch:
+                cluster.deliver(sender, to, body)
+
+        cluster.time.call_later(delay_s, arrive)
         return True
 
 

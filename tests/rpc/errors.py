@@ -25,6 +25,6 @@ async def refusal(call: Awaitable[Any]) -> Told:
 
 
 def told_by(failure: grpc.aio.AioRpcError) -> Told:
-    trailers = {name: value for name, value in failure.trailing_metadata() or ()}
+    trailers = dict(failure.trailing_metadata() or ())
     error = common_pb2.Error.FromString(trailers["raftstate-error-bin"])
     return Told(failure.code(), failure.details() or "", error)

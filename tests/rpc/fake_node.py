@@ -10,7 +10,7 @@ import msgspec
 
 from raftstate.core.types import Entry
 from raftstate.machine.machine import Machine
-from raftstate.machine.reader import RangeResult, Reader
+from raftstate.machine.reader import RangePage, Reader
 from raftstate.machine.types import Envelope, Item, ItemResult, KeyValue, Member
 from raftstate.node.service import NodeReader, NodeStatus, PeerStatus, ReadConsistency, Role
 from tests.machine.memory_tables import MemoryTables
@@ -29,8 +29,8 @@ Hook = Callable[[Item], Awaitable[None]]
 class FakeNode:
     """Implements `NodeService`.
 
-    `on_write`, `on_read`: run before a request is served; may wait, or raise what the request is to fail with. `items`: all that was
-    given to `write`. `timeouts_s`: how long each request was to take. `waiting`, `waiting_max`: writes inside the node, now and at most.
+    `on_write`, `on_read`: run before a request is served; may wait, or raise what the request is to fail with.
+    `items`: all that was given to `write`. `timeouts_s`: how long each request was to take.
     """
 
     def __init__(self) -> None:
@@ -44,9 +44,9 @@ class FakeNode:
         self.staleness_bound_us: int | None = None
         self.items: list[Item] = []
         self.timeouts_s: list[float] = []
-        self.waiting = self.waiting_max = 0
         self._tables = MemoryTables()
-        self._machine = Machine.bootstrap(self._tables, CLUSTER_ID, MEMBERS)
+        Machine.bootstrap(self._tables, CLUSTER_ID, MEMBERS)
+        self._machine = Machine(self._tables)
 
     @property
     def applied_index(self) -> int:
@@ -59,13 +59,8 @@ class FakeNode:
     async def write(self, item: Item, *, commands: int, timeout_s: float) -> tuple[int, int, ItemResult]:
         self.items.append(item)
         self.timeouts_s.append(timeout_s)
-        self.waiting += 1
-        self.waiting_max = max(self.waiting, self.waiting_max)
-        try:
-            if self.on_write is not None:
-                await self.on_write(item)
-        finally:
-            self.waiting -= 1
+        if self.on_write is not None:
+            await self.on_write(item)
         index = self._machine.applied_index + 1
         data = msgspec.msgpack.encode(Envelope(1_000 * index, 1_000 * index, [item]))
         (result,) = self._machine.apply(self._tables, [Entry(index, TERM, data=data)])
@@ -139,29 +134,33 @@ class FakeReader:
         keys_only: bool,
         count_only: bool,
         bytes_max: int,
-    ) -> RangeResult:
+    ) -> RangePage:
         return self._reader.range(
             start, end, limit=limit, keys_only=keys_only, count_only=count_only, bytes_max=bytes_max
         )
 
 
 class Gate:
-    """A hook that holds writes until it is opened. `entered` counts those that arrived."""
+    """A hook that holds writes until it is opened. `entered`, `left`: an item for each write that came, and that went."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()
-        self._changed = asyncio.Condition()
-        self.entered = 0
+        self.entered: asyncio.Queue[Item] = asyncio.Queue()
+        self.left: asyncio.Queue[Item] = asyncio.Queue()
 
-    async def __call__(self, _item: Item) -> None:
-        async with self._changed:
-            self.entered += 1
-            self._changed.notify_all()
-        await self._open.wait()
-
-    async def wait_entered(self, count: int) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.entered >= count)
+    async def __call__(self, item: Item) -> None:
+        self.entered.put_nowait(item)
+        try:
+            await self._open.wait()
+        finally:
+            self.left.put_nowait(item)
 
     def open(self) -> None:
         self._open.set()
+
+
+async def take(queue: asyncio.Queue[Item], count: int) -> None:
+    """Wait until so many more writes came to a gate, or went from it."""
+    async with asyncio.timeout(10):
+        for _ in range(count):
+            await queue.get()

@@ -1,0 +1,53 @@
+"""What a node checks between opening its stores and running: that log and state fit together."""
+
+from __future__ import annotations
+
+from raftstate.core.errors import Compacted, Unavailable
+from raftstate.core.storage import Storage
+from raftstate.core.types import ConfState, HardState
+from raftstate.errors import DataLossError
+
+
+class StartStorage:
+    """The log as a starting core sees it: a `core.storage.Storage` over `log`.
+
+    A change of the commit index alone forces no write, so the stored one may lie behind what the state has
+    durably applied; applied is committed, so the higher of the two is the commit index.
+
+    Args:
+        log: the log.
+        conf_state: the configuration as of the applied index, from the state.
+        applied_index: of the state.
+
+    """
+
+    def __init__(self, log: Storage, conf_state: ConfState, applied_index: int) -> None:
+        self._log = log
+        self._conf_state = conf_state
+        self._applied_index = applied_index
+        self.entries = log.entries
+        self.term = log.term
+        self.first_index = log.first_index
+        self.last_index = log.last_index
+        self.snapshot = log.snapshot
+
+    def initial_state(self) -> tuple[HardState, ConfState]:
+        """Return the saved hard state, its commit index raised to the applied one, and the configuration."""
+        saved, _ = self._log.initial_state()
+        return HardState(saved.term, saved.vote, max(saved.commit, self._applied_index)), self._conf_state
+
+
+def check_state_fits_log(log: Storage, applied_index: int, applied_term: int) -> None:
+    """Raise `DataLossError` unless the log holds, or was cut at, the entry that the state applied last."""
+    try:
+        term = log.term(applied_index)
+    except (Compacted, Unavailable) as error:
+        raise DataLossError(
+            f"the state has applied index {applied_index}, the log reaches from {log.first_index()} to "
+            f"{log.last_index()}: they are not of one node, or one of them was replaced; replace this node"
+        ) from error
+    if term != applied_term:
+        raise DataLossError(
+            f"the state has applied index {applied_index} in term {applied_term}, the log holds that index "
+            f"in term {term}: they are not of one node; replace this node"
+        )

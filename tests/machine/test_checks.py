@@ -1,0 +1,183 @@
+"""What is refused, by `check` and alike where it is applied."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftstate.machine.command import check, check_batch, find_unknown, parse_batch
+from raftstate.machine.types import (
+    BATCH_BYTES_MAX,
+    BATCH_COMMANDS_MAX,
+    KEY_BYTES_MAX,
+    MACHINE_VERSION,
+    SESSION_WINDOW,
+    VALUE_BYTES_MAX,
+    Answer,
+    Batch,
+    Code,
+    Fault,
+    SessionId,
+)
+from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch
+from tests.machine.rig import Rig, batch, delete, put, refusal
+
+LONGEST = b"k" * KEY_BYTES_MAX
+UNKNOWN = b"\xfa\x01\x01x"
+"""Field 31, one byte long: known to no message."""
+
+
+def with_unknown(command: Command, where: str = "") -> Command:
+    raw = command.SerializeToString()
+    if not where:
+        return Command.FromString(raw + UNKNOWN)
+    getattr(command, where).MergeFromString(UNKNOWN)
+    return command
+
+
+GOOD = [
+    put(1, LONGEST, b""),
+    put(0, b"\x00", b"." * VALUE_BYTES_MAX),
+    delete(1, LONGEST),
+    delete(1, LONGEST + b"\x00", b"l"),
+    delete(1, b"a", LONGEST + b"\x00"),
+    delete(1, b"b", b"a"),
+]
+BAD = [
+    (put(1, b""), "key", "key must have 1 to 480 bytes, got 0"),
+    (put(1, LONGEST + b"k"), "key", "key must have 1 to 480 bytes, got 481"),
+    (
+        put(1, b"k", b"." * (VALUE_BYTES_MAX + 1)),
+        "value",
+        "value must have at most 8388608 bytes, got 8388609",
+    ),
+    (delete(1, b""), "key", "key must have 1 to 480 bytes, got 0"),
+    (delete(1, LONGEST + b"\x00"), "key", "key must have 1 to 480 bytes, got 481"),
+    (delete(1, b"", b"z"), "key", "key must have 1 to 480 bytes, got 0"),
+    (delete(1, LONGEST + b"k", b"z"), "key", "key must have 1 to 480 bytes, got 481"),
+    (delete(1, b"a", LONGEST + b"\x00\x00"), "range_end", "range_end must have 1 to 481 bytes, got 482"),
+    (Command(serial=1), "op", "a command must hold an operation, got none"),
+    (
+        with_unknown(put(1, b"k")),
+        "31",
+        "field number 31 is not known to this version; upgrade the nodes, or leave it out",
+    ),
+    (
+        with_unknown(put(1, b"k"), "put"),
+        "put.31",
+        "field number 31 of put is not known to this version; upgrade the nodes, or leave it out",
+    ),
+    (
+        with_unknown(Command(serial=1)),
+        "31",
+        "field number 31 is not known to this version; upgrade the nodes, or leave it out",
+    ),
+]
+
+
+@pytest.mark.parametrize("command", GOOD, ids=range(len(GOOD)))
+def test_what_lies_within_the_limits_passes(command: Command) -> None:
+    assert check(command, MACHINE_VERSION) is None
+    assert check_batch(CommandBatch(commands=[command]), command.ByteSize() + 8, MACHINE_VERSION).faults == {}
+
+
+@pytest.mark.parametrize(("command", "field", "message"), BAD, ids=range(len(BAD)))
+def test_a_command_out_of_bounds_is_refused_by_name_and_limit(
+    command: Command, field: str, message: str
+) -> None:
+    fault = Fault(Code.INVALID, message, field)
+    assert check(command, MACHINE_VERSION) == fault
+    found = check_batch(CommandBatch(commands=[put(7, b"k"), command]), 100, MACHINE_VERSION)
+    assert (found.fault, found.faults) == (None, {1: fault})
+
+
+@pytest.mark.case(66)
+@pytest.mark.case(75)
+@pytest.mark.parametrize(("command", "field", "message"), BAD, ids=range(len(BAD)))
+def test_a_refused_command_is_an_answer_and_the_rest_of_its_batch_runs(
+    command: Command, field: str, message: str
+) -> None:
+    rig = Rig()
+    sid = rig.register()
+    command.serial = 1
+    refused = Answer(1, 1, Fault(Code.INVALID, message, field))
+    if command.ByteSize() > BATCH_BYTES_MAX:
+        assert rig.write(command, session=sid) == {1: refused}
+    else:
+        assert rig.write(command, put(2, b"k"), session=sid) == {1: refused, 2: Answer(2, 2)}
+    # It is stored as any answer: the serial is used up.
+    rig.reload()
+    assert rig.write(put(1, b"k"), session=sid) == {1: refused}
+    assert rig.machine.applied_index == len(rig.log)
+
+
+def batch_of(**fields: object) -> CommandBatch:
+    return CommandBatch(commands=[put(1, b"k"), put(2, b"k")], **fields)  # type: ignore[arg-type]
+
+
+def in_session(*commands: Command) -> CommandBatch:
+    message = CommandBatch(commands=commands)
+    message.session.index = 1
+    return message
+
+
+BAD_BATCHES = [
+    (CommandBatch(commands=[put(n, b"k") for n in range(BATCH_COMMANDS_MAX + 1)]), "commands"),
+    (CommandBatch(commands=[put(n, b"k", b"." * (BATCH_BYTES_MAX // 2)) for n in (1, 2)]), "commands"),
+    (CommandBatch(commands=[put(1, b"k"), put(1, b"l")]), "serial"),
+    (in_session(put(0, b"k")), "serial"),
+    (batch_of(given_up=[5]), "given_up"),
+    (batch_of(given_up=range(SESSION_WINDOW + 1)), "given_up"),
+    (CommandBatch.FromString(batch_of().SerializeToString() + UNKNOWN), "31"),
+    (CommandBatch.FromString(b"\x12\x04" + UNKNOWN), "session.31"),
+]
+
+
+@pytest.mark.case(66)
+@pytest.mark.parametrize(("message", "field"), BAD_BATCHES, ids=range(len(BAD_BATCHES)))
+def test_a_batch_out_of_bounds_is_refused_as_a_whole(message: CommandBatch, field: str) -> None:
+    raw = message.SerializeToString()
+    fault = check_batch(message, len(raw), MACHINE_VERSION).fault
+    assert fault is not None
+    assert (fault.code, fault.field) == (Code.INVALID, field)
+    rig = Rig()
+    [result] = rig.run(Batch(raw))
+    assert refusal(result) == (Code.INVALID, field)
+    assert (rig.machine.applied_index, rig.machine.revision) == (1, 1)
+
+
+@pytest.mark.case(66)
+@pytest.mark.parametrize("raw", [b"\xff", b"\x12\x05a", b"garbage", b"\x32" * 100])
+def test_bytes_that_are_no_batch_are_refused(raw: bytes) -> None:
+    assert isinstance(parse_batch(raw), Fault)
+    rig = Rig()
+    [result] = rig.run(Batch(raw))
+    assert refusal(result) == (Code.INVALID, "commands")
+
+
+def test_a_single_command_may_be_larger_than_a_batch() -> None:
+    rig = Rig()
+    assert rig.write(put(1, b"k", b"." * VALUE_BYTES_MAX)) == {1: Answer(1, 2)}
+    raw = batch(put(1, b"k", b"." * VALUE_BYTES_MAX)).raw
+    assert check_batch(CommandBatch.FromString(raw), len(raw), MACHINE_VERSION).fault is None
+
+
+@pytest.mark.case(75)
+def test_a_batch_keeps_its_unknown_fields_while_it_is_checked() -> None:
+    message = CommandBatch(commands=[with_unknown(put(1, b"k"), "put")])
+    raw = message.SerializeToString()
+    check_batch(message, len(raw), MACHINE_VERSION)
+    assert message.SerializeToString() == raw
+    assert find_unknown(message.commands[0]) == ("put", 31)
+
+
+def test_an_operation_newer_than_the_machine_version_is_unimplemented() -> None:
+    fault = check(put(1, b"k"), 0)
+    assert fault == Fault(
+        Code.UNIMPLEMENTED, "put needs machine version 1, and the cluster is at 0; upgrade all nodes", "put"
+    )
+
+
+def test_a_session_that_is_all_zero_is_unknown() -> None:
+    rig = Rig()
+    [result] = rig.run(batch(put(1, b"k"), session=SessionId(0, 0)))
+    assert refusal(result) == (Code.SESSION_EXPIRED, "session")

@@ -1,0 +1,194 @@
+"""Single requests, over a real channel, to the real machine."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from raftstate.machine.types import Batch
+from raftstate.node.service import ReadConsistency
+from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2
+from raftstate.rpc.unary import time_to_answer_s
+from tests.rpc.conftest import Served
+from tests.rpc.fake_node import CLUSTER_ID, NODE_ID, TERM, Gate, take
+
+
+def header(
+    *, revision: int, applied_index: int, staleness_bound_us: int | None = None
+) -> common_pb2.ResponseHeader:
+    return common_pb2.ResponseHeader(
+        cluster_id=CLUSTER_ID,
+        node_id=NODE_ID,
+        revision=revision,
+        applied_index=applied_index,
+        term=TERM,
+        staleness_bound_us=staleness_bound_us,
+    )
+
+
+def pair(key: bytes, value: bytes, create: int, mod: int, version: int) -> common_pb2.KeyValue:
+    return common_pb2.KeyValue(
+        key=key, value=value, create_revision=create, mod_revision=mod, version=version
+    )
+
+
+async def put(served: Served, key: bytes, value: bytes) -> kv_pb2.PutResponse:
+    return await served.kv.Put(kv_pb2.PutRequest(key=key, value=value))
+
+
+async def test_a_put_is_answered_with_its_revision_and_log_position(served: Served) -> None:
+    assert await put(served, b"a", b"1") == kv_pb2.PutResponse(header=header(revision=2, applied_index=1))
+
+
+async def test_a_put_returns_the_previous_pair_when_asked(served: Served) -> None:
+    await put(served, b"a", b"1")
+    again = await served.kv.Put(kv_pb2.PutRequest(key=b"a", value=b"2", prev_kv=True))
+    assert again == kv_pb2.PutResponse(
+        header=header(revision=3, applied_index=2), prev_kv=pair(b"a", b"1", 2, 2, 1)
+    )
+
+
+async def test_a_put_without_a_session_stands_in_the_log_as_a_batch_of_one(served: Served) -> None:
+    await served.kv.Put(
+        kv_pb2.PutRequest(key=b"a", value=b"1", context=kv_pb2.WriteContext(cluster_id=CLUSTER_ID))
+    )
+    command = pipeline_pb2.Command(serial=1, put=pipeline_pb2.PutCommand(key=b"a", value=b"1"))
+    batch = pipeline_pb2.CommandBatch(cluster_id=CLUSTER_ID, commands=[command])
+    assert served.node.items == [Batch(batch.SerializeToString())]
+
+
+async def test_get_tells_an_absent_key_from_an_empty_value(served: Served) -> None:
+    await put(served, b"empty", b"")
+    absent = await served.kv.Get(kv_pb2.GetRequest(key=b"absent"))
+    assert absent == kv_pb2.GetResponse(header=header(revision=2, applied_index=1))
+    assert not absent.HasField("kv")
+    empty = await served.kv.Get(kv_pb2.GetRequest(key=b"empty"))
+    assert empty.HasField("kv")
+    assert empty.kv == pair(b"empty", b"", 2, 2, 1)
+
+
+async def test_a_read_carries_the_staleness_bound_only_when_one_is_known(served: Served) -> None:
+    plain = await served.kv.Get(kv_pb2.GetRequest(key=b"a"))
+    assert not plain.header.HasField("staleness_bound_us")
+    served.node.staleness_bound_us = 0
+    bounded = await served.kv.Get(kv_pb2.GetRequest(key=b"a"))
+    assert bounded.header.HasField("staleness_bound_us")
+    served.node.staleness_bound_us = 38_000
+    scanned = await served.kv.Range(kv_pb2.RangeRequest(key=b"a"))
+    assert scanned.header == header(revision=1, applied_index=0, staleness_bound_us=38_000)
+
+
+async def test_reads_pass_on_the_consistency_that_was_asked_for(served: Served) -> None:
+    asked: list[tuple[ReadConsistency, int]] = []
+
+    async def note(consistency: ReadConsistency, max_staleness_ms: int) -> None:
+        asked.append((consistency, max_staleness_ms))
+
+    served.node.on_read = note
+    await served.kv.Get(kv_pb2.GetRequest(key=b"a"))
+    await served.kv.Get(kv_pb2.GetRequest(key=b"a", consistency=common_pb2.CONSISTENCY_BOUNDED))
+    await served.kv.Range(
+        kv_pb2.RangeRequest(key=b"a", consistency=common_pb2.CONSISTENCY_BOUNDED, max_staleness_ms=200)
+    )
+    await served.kv.Range(kv_pb2.RangeRequest(key=b"a", consistency=common_pb2.CONSISTENCY_LOCAL))
+    assert asked == [
+        (ReadConsistency.LINEARIZABLE, 50),
+        (ReadConsistency.BOUNDED, 50),
+        (ReadConsistency.BOUNDED, 200),
+        (ReadConsistency.LOCAL, 50),
+    ]
+
+
+async def test_delete_of_one_key_of_none_and_of_a_range(served: Served) -> None:
+    for key in (b"a", b"b", b"c"):
+        await put(served, key, b"v")
+    absent = await served.kv.Delete(kv_pb2.DeleteRequest(key=b"zz"))
+    assert absent == kv_pb2.DeleteResponse(header=header(revision=4, applied_index=4))
+    one = await served.kv.Delete(kv_pb2.DeleteRequest(key=b"a"))
+    assert one == kv_pb2.DeleteResponse(header=header(revision=5, applied_index=5), deleted=1)
+    rest = await served.kv.Delete(kv_pb2.DeleteRequest(key=b"a", range_end=b"z", prev_kv=True))
+    assert rest == kv_pb2.DeleteResponse(
+        header=header(revision=6, applied_index=6),
+        deleted=2,
+        prev_kvs=[pair(b"b", b"v", 3, 3, 1), pair(b"c", b"v", 4, 4, 1)],
+    )
+
+
+async def test_range_by_limit_keys_count_and_open_end(served: Served) -> None:
+    for key in (b"a", b"b", b"c"):
+        await put(served, key, b"v")
+    head = header(revision=4, applied_index=3)
+    a, b, c = (pair(key, b"v", n, n, 1) for n, key in enumerate((b"a", b"b", b"c"), start=2))
+    limited = await served.kv.Range(kv_pb2.RangeRequest(key=b"a", range_end=b"z", limit=2))
+    assert limited == kv_pb2.RangeResponse(header=head, kvs=[a, b], more=True, count=3)
+    keys = await served.kv.Range(kv_pb2.RangeRequest(key=b"b", range_end=b"\x00", keys_only=True))
+    for each in (b, c):
+        each.value = b""
+    assert keys == kv_pb2.RangeResponse(header=head, kvs=[b, c], count=2)
+    counted = await served.kv.Range(kv_pb2.RangeRequest(key=b"a", range_end=b"c", count_only=True))
+    assert counted == kv_pb2.RangeResponse(header=head, count=2)
+    alone = await served.kv.Range(kv_pb2.RangeRequest(key=b"a"))
+    assert alone == kv_pb2.RangeResponse(header=head, kvs=[a], count=1)
+
+
+async def test_a_range_too_large_for_a_default_client_is_cut_and_says_so(served: Served) -> None:
+    keys = [b"%02d" % number for number in range(5)]
+    for key in keys:
+        await put(served, key, bytes(1 << 20))
+    first = await served.kv.Range(kv_pb2.RangeRequest(key=b"0", range_end=b"1"))
+    assert ([kv.key for kv in first.kvs], first.more, first.count) == (keys[:2], True, 5)
+    next_key = first.kvs[-1].key + b"\x00"
+    second = await served.kv.Range(kv_pb2.RangeRequest(key=next_key, range_end=b"1"))
+    assert ([kv.key for kv in second.kvs], second.more, second.count) == (keys[2:4], True, 3)
+
+
+async def test_the_next_page_may_start_behind_the_longest_key(served: Served) -> None:
+    longest = b"k" * 480
+    await put(served, longest, b"v")
+    await put(served, b"l", b"v")
+    page = await served.kv.Range(kv_pb2.RangeRequest(key=longest + b"\x00", range_end=b"z"))
+    assert [kv.key for kv in page.kvs] == [b"l"]
+
+
+async def test_the_largest_value_passes(served: Served) -> None:
+    value = b"x" * (8 << 20)
+    await put(served, b"large", value)
+    options = [("grpc.max_receive_message_length", 20 << 20)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{served.server.port}", options=options) as channel:
+        got = await channel.unary_unary(
+            "/raftstate.v1.KV/Get", response_deserializer=kv_pb2.GetResponse.FromString
+        )(kv_pb2.GetRequest(key=b"large").SerializeToString())
+    assert got.kv.value == value
+
+
+@pytest.mark.parametrize(
+    ("remaining_s", "timeout_s"), [(None, 5.0), (10.0, 9.75), (1.0, 0.9), (0.1, 0.09), (0.0, 0.0)]
+)
+def test_the_node_is_given_less_time_than_the_client_waits(
+    remaining_s: float | None, timeout_s: float
+) -> None:
+    assert time_to_answer_s(remaining_s) == pytest.approx(timeout_s)
+
+
+async def test_each_kind_of_request_passes_on_its_deadline(served: Served) -> None:
+    await served.kv.Put(kv_pb2.PutRequest(key=b"a"), timeout=3)
+    await served.kv.Get(kv_pb2.GetRequest(key=b"a"), timeout=3)
+    await served.kv.Get(kv_pb2.GetRequest(key=b"a"))
+    given, read, without = served.node.timeouts_s
+    assert 2 < given < 2.9
+    assert 2 < read < 2.9
+    assert without == 5.0
+
+
+async def test_a_cancelled_call_ends_its_waiting_and_nothing_else(served: Served) -> None:
+    gate = Gate()
+    served.node.on_write = gate
+    call = served.kv.Put(kv_pb2.PutRequest(key=b"a", value=b"1"))
+    other = asyncio.ensure_future(put(served, b"b", b"2"))
+    await take(gate.entered, 2)
+    call.cancel()
+    await take(gate.left, 1)
+    gate.open()
+    assert (await other).header.revision == 2
