@@ -94,18 +94,13 @@ class ClusterConfig(_Section):
         le=10_000,
         description="Between two heartbeats of a leader, in ms; a follower renews its freshness as often.",
     )
-    election_timeout_min_ms: int = Field(
+    election_timeout_ms: int = Field(
         default=400,
         ge=10,
         le=100_000,
-        description="A follower that hears nothing waits at least this long, in ms. Raft paper, section 5.6:"
-        " well above the time of a broadcast; here also above the longest stall of a busy loop.",
-    )
-    election_timeout_max_ms: int = Field(
-        default=800,
-        ge=10,
-        le=200_000,
-        description="And at most this long, in ms; the spread keeps votes from splitting (section 9.3).",
+        description="A follower that hears nothing waits for a random time between this and twice this, in ms, before"
+        " it campaigns (Raft paper, section 9.3): well above the time of a broadcast, and above the longest stall of"
+        " a busy loop.",
     )
 
     @model_validator(mode="after")
@@ -119,13 +114,9 @@ class ClusterConfig(_Section):
                 raise _fault(
                     "members", f"{', '.join(twice)} more than once", f"a different {key} for each member"
                 )
-        low, high = self.election_timeout_min_ms, self.election_timeout_max_ms
-        if low < 5 * self.heartbeat_ms:
-            raise _fault(
-                "election_timeout_min_ms", low, f"at least 5 heartbeats ({5 * self.heartbeat_ms} ms)"
-            )
-        if high <= low:
-            raise _fault("election_timeout_max_ms", high, f"more than election_timeout_min_ms ({low} ms)")
+        if self.election_timeout_ms < 5 * self.heartbeat_ms:
+            allowed = f"at least 5 heartbeats ({5 * self.heartbeat_ms} ms)"
+            raise _fault("election_timeout_ms", self.election_timeout_ms, allowed)
         return self
 
 

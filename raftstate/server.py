@@ -1,32 +1,31 @@
 """One running node: the only place where its parts are wired together.
 
-    data directory ─ log store ─ log writer ┐
-                   └ state store ─ machine ─┴─ applier ─┐
-    peer links ─────────────────────────────────────────┼─ driver ─ local node ─ gRPC services
-    clock, random ──────────────────────────────────────┘
+data directory ─ log store ─ log writer ┐
+               └ state store ─ machine ─┴─ applier ─┐
+peer links ─────────────────────────────────────────┼─ driver ─ local node ─ gRPC services
+clock, random ──────────────────────────────────────┘
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.metadata
 import random
 import secrets
 import signal
 import sys
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import structlog
 
 from raftstate.config import ClusterConfig, NodeSettings, split_address
 from raftstate.core.config import Config
-from raftstate.core.errors import Compacted, Unavailable
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
-from raftstate.core.types import NONE, ConfState, Entry, HardState, Snapshot
-from raftstate.errors import DataLossError, FailedPreconditionError, RaftstateError, WrongClusterError
+from raftstate.core.types import NONE
+from raftstate.errors import FailedPreconditionError
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import Member
 from raftstate.node.applier import StateApplier
@@ -35,23 +34,24 @@ from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.frames import Hello
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
-from raftstate.rpc.server import RpcServer
+from raftstate.node.startup import StartStorage, check_state_fits_log
+from raftstate.rpc.server import RpcServer, build_server
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
-from raftstate.version import __version__
 
 log = structlog.get_logger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
-"""How long a thread keeps the interpreter while another waits for it. Python's default of 5 ms is a third of a heartbeat: with one
-busy thread it costs the loop 5 ms at p50, with this 1.9 ms at p99."""
+"""How long a thread keeps the interpreter while another waits for it. Python's default of 5 ms is a third of
+a heartbeat: with one busy thread it costs the loop 5 ms at p50, with this 1.9 ms at p99."""
 MESSAGE_BYTES_MAX = 1 << 20
 APPLYING_BYTES_MAX = 256 << 10
 """Committed entries in one portion: some 800 small writes, a few milliseconds of the loop."""
 UNCOMMITTED_BYTES_MAX = 64 << 20
 INFLIGHT_BYTES_MAX = 16 << 20
+LOG_FOLDER = "log"
 HANDOVER_S_MAX = 1.0
 """How long a leader that is told to stop tries to hand leadership over first."""
 
@@ -72,18 +72,219 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    async with AsyncExitStack() as stack:
-        stores = open_stores(settings)
-        stack.callback(stores.close)
+    stores = Stores(settings)
+    try:
         node = Node(settings, stores, stop.set)
-        stack.push_async_callback(node.stop)
-        await node.start()
-        # What lives now lives as long as the node: the collector need not look at it again and again.
-        gc.collect()
-        gc.freeze()
-        if ready is not None:
-            ready()
-        await stop.wait()
-        await node.hand_over()
+        try:
+            await node.start()
+            # What lives now lives as long as the node: the collector need not look at it again and again.
+            gc.collect()
+            gc.freeze()
+            if ready is not None:
+                ready()
+            await stop.wait()
+            await node.hand_over()
+        finally:
+            await node.stop()
+    finally:
+        stores.close()
     if node.failure is not None:
         raise node.failure
+
+
+class Stores:
+    """A node's data directory and what is in it, opened by this process alone.
+
+    Raises what `serve` does when it can't start.
+    """
+
+    def __init__(self, settings: NodeSettings) -> None:
+        cluster = settings.cluster
+        member = settings.member
+        identity = Identity(
+            cluster_id=cluster.cluster_id, node_id=member.id, incarnation=member.incarnation, name=member.name
+        )
+        self.directory = open_directory(settings, identity)
+        try:
+            self.state = StateStore.open(self.directory.path)
+            try:
+                with self.state.read() as tables:
+                    self.machine = Machine(tables)
+                self.log = LogStore.open(self.directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
+                check_state_fits_log(self.log, self.machine.applied_index, self.machine.applied_term)
+            except BaseException:
+                self.state.close(clean=False)
+                raise
+        except BaseException:
+            self.directory.close()
+            raise
+        self.clean = False
+        """Whether the state was checkpointed at the end; the node says so when it has."""
+
+    def close(self) -> None:
+        """Close everything."""
+        self.log.close()
+        self.state.close(clean=self.clean)
+        self.directory.close()
+
+
+def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
+    """Open the data directory, or create it if this is the very first start and the settings say so."""
+    path = settings.data_path
+    if (path / "identity").exists():
+        return DataDirectory.open(path, identity)
+    if not settings.bootstrap:
+        raise FailedPreconditionError(
+            f"{path} holds no data of node {identity.name!r}. If this is the very first start of a new cluster, "
+            "give --bootstrap; a node that lost its data must not come back under its old identity"
+        )
+
+    def populate(directory: Path) -> None:
+        LogStore.open(directory / LOG_FOLDER, map_bytes=settings.log_map_bytes, create=True).close()
+        state = StateStore.create(directory, settings.state_map_bytes)
+        members = initial_members(settings.cluster)
+        with state.write() as tables:
+            Machine.bootstrap(tables, settings.cluster.cluster_id, members)
+        state.checkpoint(0)
+        state.close(clean=True)
+
+    return DataDirectory.create(path, identity, populate)
+
+
+def initial_members(cluster: ClusterConfig) -> list[Member]:
+    """Return the members of a new cluster, as its state records them."""
+    return [
+        Member(member.id, member.incarnation, member.name, member.peer_address, member.client_address)
+        for member in cluster.members
+    ]
+
+
+class Node:
+    """A node's moving parts. `start`, then `hand_over` and `stop`.
+
+    Args:
+        settings: of the node.
+        stores: opened; the caller closes them after `stop`.
+        on_halt: called when the node can't go on; `failure` then says why.
+    """
+
+    def __init__(self, settings: NodeSettings, stores: Stores, on_halt: Callable[[], None]) -> None:
+        self.failure: BaseException | None = None
+        self._settings = settings
+        self._stores = stores
+        self._on_halt = on_halt
+        loop = asyncio.get_running_loop()
+        clock = LoopClock(loop)
+        rng = random.Random(secrets.randbits(64))
+        machine = stores.machine
+        self._log_writer = LogWriter(stores.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
+        self._applier = StateApplier(machine, stores.state, self._log_writer, clock, self._halt)
+        member = settings.member
+        self._links = PeerLinks(
+            LocalPeer(settings.cluster.cluster_id, member.id, member.incarnation),
+            {other.id: settings.peer_address(other) for other in settings.cluster.members},
+            self._admit,
+            LinkEvents(
+                body=lambda sender, body: self.driver.receive(sender, body),
+                turn=lambda: self.driver.turn(),
+                lost=lambda peer: self.driver.link_lost(peer),
+            ),
+            seed=rng.getrandbits(64),
+        )
+        world = World(clock, self._links, self._log_writer, self._applier, rng, self._halt)
+        timing = Timing(settings.cluster.heartbeat_ms, settings.cluster.election_timeout_ms)
+        storage = StartStorage(stores.log, machine.conf_state(), machine.applied_index)
+        raw = RawNode(core_config(member.id, storage, timing, machine.applied_index, rng))
+        self.driver = Driver(raw, machine, world, timing)
+        self.service = LocalNode(
+            self.driver,
+            machine,
+            stores.log,
+            stores.state,
+            clock,
+            name=member.name,
+            version=importlib.metadata.version("raftstate"),
+        )
+        host, port = split_address(settings.client_listener)
+        self._rpc: RpcServer = build_server(self.service, host=host, port=port, insecure=settings.insecure)
+
+    async def start(self) -> None:
+        """Open the ports and take part."""
+        host, port = split_address(self._settings.peer_listener)
+        await self._links.start(host, port)
+        self.driver.start()
+        await self._rpc.start()
+        log.info(
+            "serving",
+            node=self._settings.name,
+            client=self._settings.client_listener,
+            peer=self._settings.peer_listener,
+            applied=self._stores.machine.applied_index,
+        )
+
+    async def hand_over(self) -> None:
+        """If this node leads others, let one of them lead before it goes: a stop is no failure."""
+        raft = self.driver.raw.raft
+        if (
+            self.driver.running
+            and raft.state is Role.LEADER
+            and len(self._stores.machine.conf_state().voters) > 1
+        ):
+            try:
+                await self.service.transfer_leader(NONE, timeout_s=HANDOVER_S_MAX)
+            except FailedPreconditionError as error:
+                log.warning("stopping while leading", reason=str(error))
+
+    async def stop(self) -> None:
+        """Take no more part, let go of ports and threads, and checkpoint the state."""
+        await self._rpc.set_serving(False)
+        self.driver.stop()
+        await self._rpc.stop(grace_s=1.0)
+        await self._links.close()
+        self._log_writer.close()
+        self.service.close()
+        self._stores.clean = await self._applier.close() and self.failure is None
+
+    def _halt(self, error: BaseException) -> None:
+        if self.failure is None:
+            self.failure = error
+            log.error("halted", node=self._settings.name, error=str(error), kind=type(error).__name__)
+            self._on_halt()
+
+    def _admit(self, hello: Hello) -> str:
+        local = self._settings.cluster
+        if hello.cluster_id != local.cluster_id:
+            return f"this node is of cluster {local.cluster_id:#x}, the caller of {hello.cluster_id:#x}"
+        if hello.to_id != self._settings.node_id:
+            return f"this is node {self._settings.node_id}, the caller means node {hello.to_id}"
+        known = {member.id: member.incarnation for member in self._stores.machine.members}
+        if hello.from_id == hello.to_id or hello.from_id not in known:
+            return f"node {hello.from_id} is no other member of this cluster"
+        if hello.from_incarnation != known[hello.from_id]:
+            return (
+                f"node {hello.from_id} has incarnation {known[hello.from_id]}, "
+                f"the caller says {hello.from_incarnation}: it was replaced"
+            )
+        return ""
+
+
+def core_config(
+    node_id: int, storage: StartStorage, timing: Timing, applied_index: int, rng: random.Random
+) -> Config:
+    """Return the core's settings as the product uses it."""
+    return Config(
+        id=node_id,
+        storage=storage,
+        random=rng,
+        election_ticks=timing.election_ticks,
+        heartbeat_ticks=1,
+        applied=applied_index,
+        async_storage_writes=True,
+        max_message_bytes=MESSAGE_BYTES_MAX,
+        max_applying_bytes=APPLYING_BYTES_MAX,
+        max_uncommitted_bytes=UNCOMMITTED_BYTES_MAX,
+        max_inflight_bytes=INFLIGHT_BYTES_MAX,
+        check_quorum=True,
+        pre_vote=True,
+        disable_proposal_forwarding=True,
+    )

@@ -105,6 +105,7 @@ class AsyncClient:
         result: PutResult = await self._write(
             limits.encode_key(key), limits.encode_value(value), prev_kv, timeout, is_delete=False
         )
+        return result
 
     async def put_many(
         self, items: Iterable[tuple[Key, BytesLike]], *, timeout: float | None = None
@@ -303,9 +304,9 @@ class _Links:
 
     async def close(self) -> None:
         """Give everything up, in the order that lets a session be closed."""
-        self.tracker.close()
         await self.pipeline.close()
         await self.channels.close()
+        await self.tracker.close()
 
 
 async def _statuses(tracker: LeaderTracker, endpoints: Iterable[str], timeout_s: float) -> list[NodeStatus]:

@@ -11,6 +11,7 @@ import grpc.aio
 
 from raftstate.client.faults import RpcFailure
 from raftstate.client.limits import MESSAGE_BYTES_MAX
+from raftstate.errors import ClosedError
 
 _OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -34,15 +35,21 @@ class Channels:
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closed = False
 
     def __getitem__(self, address: str) -> grpc.aio.Channel:
+        if self._closed:
+            raise ClosedError("the client was closed")
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
         return channel
 
     async def unary(self, address: str, stub: Stub, method: str, request: Any, timeout_s: float) -> Any:
-        """Call `method` of the service at an address and return its reply. Raises `RpcFailure`."""
+        """Call `method` of the service at an address and return its reply.
+
+        Raises `RpcFailure`, `ClosedError`.
+        """
         call = getattr(stub(self[address]), method)(request, timeout=timeout_s)
         try:
             return await call
@@ -57,7 +64,7 @@ class Channels:
         raise RpcFailure(address, grpc.StatusCode.CANCELLED, "the node cancelled the call", None)
 
     async def close(self) -> None:
-        """Close every channel; calls under way on them end."""
-        channels, self._channels = list(self._channels.values()), {}
-        for channel in channels:
+        """Close every channel, for good; calls under way on them end."""
+        self._closed = True
+        for channel in self._channels.values():
             await channel.close()

@@ -25,7 +25,7 @@ It doubles while none answers: a far cluster is not a dead one.
 """
 
 _SILENT_MS_MAX = 200
-"""A leader not heard by its followers for so long (over ten heartbeats) is not worth forwarding to."""
+"""A leader that a follower has not heard for so long (ten heartbeats) is not worth forwarding to."""
 
 BACKOFF_S_MIN = 0.01
 BACKOFF_S_MAX = 0.2
@@ -68,7 +68,7 @@ class LeaderTracker:
 
         Raises `WrongClusterError` when it comes from another cluster than earlier ones.
         """
-        if header.cluster_id != self.cluster_id:
+        if header.cluster_id not in (0, self.cluster_id):
             self._learn_cluster(header)
         if header.term > self.term:
             self.term = header.term
@@ -136,10 +136,10 @@ class LeaderTracker:
         self.observe(reply.header)
         return reply
 
-    def close(self) -> None:
-        """Give up a round that is under way."""
+    async def close(self) -> None:
+        """Wait for a round that is under way; closed channels end it."""
         if self._round is not None:
-            self._round.cancel()
+            await asyncio.wait([self._round])
 
     async def _ask_all(self) -> str | None:
         """One round: every endpoint, and the leader that they name, until one confirms itself or all have
@@ -200,8 +200,8 @@ class LeaderTracker:
             self.cluster_id = header.cluster_id
             return
         raise WrongClusterError(
-            f"a node (id {header.node_id}) of cluster {header.cluster_id:016x} answered, and this client is of cluster"
-            f" {self.cluster_id:016x}; check the addresses {', '.join(self.endpoints)}"
+            f"a node (id {header.node_id}) of cluster {header.cluster_id:016x} answered, and this client is of"
+            f" cluster {self.cluster_id:016x}; check the addresses {', '.join(self.endpoints)}"
         )
 
 

@@ -122,7 +122,8 @@ class Write:
         reason.
         """
         if self.lost or self.batch is not None:
-            self.fail(IndefiniteError(f"the write was sent, and its outcome is unknown: {definite.message}"))
+            message = f"the write was sent, and its outcome is unknown: {definite.message}"
+            self.fail(IndefiniteError(message, detail=definite.detail))
         else:
             self.fail(definite)
 
@@ -293,7 +294,7 @@ class Ledger:
             self._again.append(write)
             return Advice.RENEW, error
         del self._open[write.serial]
-        # STALE: the server has forgotten the answer to a serial that is still waited for, so it may well have
+        # STALE: the server has forgotten the answer to a serial that is still waited for; it may well have
         # run.
         unknown = write.lost or code == common_pb2.ERROR_CODE_STALE
         write.fail(as_indefinite(error) if unknown else as_error(error))
@@ -302,7 +303,7 @@ class Ledger:
     # ---- what ends without an answer
 
     def stream_broken(self) -> None:
-        """The stream is gone: what was in flight on it is queued again, first, with a copy of unknown fate."""
+        """The stream is gone: what was in flight on it is queued again, with a copy of unknown fate."""
         unanswered = [write for write in self._open.values() if write.batch is not None]
         for write in unanswered:
             write.batch = None
@@ -361,6 +362,8 @@ class Ledger:
 
     def _late(self, write: Write, no_leader: Callable[[float], NoLeaderError]) -> RaftstateError:
         """Return why a write that ran out of time did so, as if it was never sent or always refused."""
+        if write.batch is not None or write.lost:
+            return DeadlineError(f"no answer came within {write.timeout_s:g} s")
         if write.refusal is not None:
             error = write.refusal
             return NoLeaderError(
@@ -368,11 +371,10 @@ class Ledger:
                 field=error.field,
                 detail=detail_of(error),
             )
-        if write.batch is not None or write.lost:
-            return DeadlineError(f"no answer came within {write.timeout_s:g} s")
         if self.batches_in_flight:
             return DeadlineError(
-                f"the write waited {write.timeout_s:g} s behind {len(self._open)} others and was not sent; write less at once"
+                f"the write waited {write.timeout_s:g} s behind {len(self._open)} others and was not sent;"
+                " write less at once"
             )
         return no_leader(write.timeout_s)
 

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,6 +25,9 @@ from raftstate.client.url import endpoints_of
 from raftstate.errors import ClosedError, FailedPreconditionError
 
 T = TypeVar("T")
+
+WIND_UP_S = 1.0
+"""How long calls of other threads have to hear that the client was closed."""
 
 
 def connect(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT) -> Client:
@@ -158,8 +162,7 @@ class Client:
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         try:
-            thread = self._started()
-            future = asyncio.run_coroutine_threadsafe(call, thread.loop)
+            future = self._start(call)
         except BaseException:
             call.close()
             raise
@@ -169,22 +172,20 @@ class Client:
             future.cancel()
             raise
 
-    def _started(self) -> _LoopThread:
-        thread = self._thread
-        if thread is None or self._closed:
-            with self._lock:
-                if self._closed:
-                    raise ClosedError("the client is closed; connect again")
-                if self._thread is None:
-                    self._thread = _LoopThread()
-                    # Also runs when the client is collected, and at exit.
-                    self._finalizer = weakref.finalize(self, self._thread.stop, self._async)
-                thread = self._thread
-        if threading.get_ident() == thread.ident:
-            raise FailedPreconditionError(
-                "a Client can't be used on its own event loop; use connect_async there"
-            )
-        return thread
+    def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        # Under the lock, so that a call is either told of the close or waited for by it.
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the client is closed; connect again")
+            if self._thread is None:
+                self._thread = _LoopThread()
+                # Also runs when the client is collected, and at exit.
+                self._finalizer = weakref.finalize(self, self._thread.stop, self._async)
+            if threading.get_ident() == self._thread.ident:
+                raise FailedPreconditionError(
+                    "a Client can't be used on its own event loop; use connect_async there"
+                )
+            return asyncio.run_coroutine_threadsafe(call, self._thread.loop)
 
     def _forget_parent(self) -> None:
         # The lock may be held, for ever, by a thread that this process does not have.
@@ -213,19 +214,26 @@ class _LoopThread:
 
         Called on the thread itself (by the garbage collector), it does not wait.
         """
-        closing = asyncio.run_coroutine_threadsafe(client.close(), self.loop)
-        closing.add_done_callback(lambda _: self.loop.call_soon_threadsafe(self.loop.stop))
+        asyncio.run_coroutine_threadsafe(self._wind_up(client), self.loop)
         if threading.get_ident() != self.ident:
             self._thread.join()
+
+    async def _wind_up(self, client: AsyncClient) -> None:
+        try:
+            await client.close()
+            calls = asyncio.all_tasks() - {asyncio.current_task()}
+            if calls:
+                # Each learns from its closed channel that it is over, at the latest after its pause between
+                # attempts.
+                _, late = await asyncio.wait(calls, timeout=WIND_UP_S)
+                for call in late:
+                    call.cancel()
+        finally:
+            self.loop.stop()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
-        # What still waits was told of the end by `close`; it needs turns of the loop to hear it.
-        tasks = asyncio.all_tasks(self.loop)
-        for task in tasks:
-            task.cancel()
-        self.loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         self.loop.close()
 
 

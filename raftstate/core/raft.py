@@ -106,7 +106,8 @@ class Raft:
 
     def _load(self, hard_state: HardState, applied: int) -> None:
         log = self.raft_log
-        # What is applied or compacted away was committed, even if the crash came before that was written down.
+        # What is applied or compacted away was committed, even if the crash came before that was written
+        # down.
         commit = max(hard_state.commit, log.committed, applied)
         last = log.last_entry_id()
         if commit > last.index:
@@ -115,7 +116,7 @@ class Raft:
             )
         if hard_state != HardState() and hard_state.term < last.term:
             raise InvariantError(
-                f"node {self.id}: the stored term is {hard_state.term}, but the log has an entry of {last.term}"
+                f"node {self.id}: the stored term is {hard_state.term}, but the log ends in term {last.term}"
             )
         self.term = hard_state.term
         self.vote = hard_state.vote
@@ -296,14 +297,15 @@ class Raft:
         own = self.tracker.progress[self.id]
         own.become_replicate()
         own.recent_active = True
+        # Changes left by earlier leaders may be anywhere in the log: no new one until all of it is applied.
+        # A change of this term may be proposed at once: it takes effect when it is applied, and so only
+        # after the entry that is appended here is committed (Ongaro 2015).
+        self.pending_conf_index = self.raft_log.last_index()
         if not self.append_entries([Entry(index=0, term=self.term)]):
             raise InvariantError(
                 f"node {self.id}: no room for the first entry of term {self.term}: {self.uncommitted_bytes} "
                 f"bytes are uncommitted, the limit is {self.max_uncommitted_bytes}"
             )
-        # Changes left by earlier leaders may be anywhere in the log, and none of this term is safe before this entry
-        # is committed (Ongaro 2015): no new one until all of it is applied.
-        self.pending_conf_index = self.raft_log.last_index()
 
     def _change_role(self, role: Role) -> None:
         check_change(self.id, self.term, self.state, role)

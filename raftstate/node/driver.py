@@ -62,9 +62,11 @@ anything."""
 GRACE_NS = 2_000_000_000
 """Nothing expires for so long after an election or a stall: renewals may wait in the sockets."""
 EARLY_CAMPAIGN_S = 0.02
-"""After the connection to the leader broke: longer than a heartbeat, with which a leader that lives says so."""
+"""After the connection to the leader broke: longer than a heartbeat, with which a leader that lives says
+so."""
 EARLY_CAMPAIGN_STEP_S = 0.05
-"""Between the survivors, by rank of their ids: time to win before the next one stands, so that votes do not split."""
+"""Between the survivors, by rank of their ids: time to win before the next one stands, so that votes do not
+split."""
 _NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER})
 """Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's."""
 
@@ -294,7 +296,7 @@ class Driver:
     def _lead_tick(self) -> None:
         now_ns = self._clock.monotonic_ns()
         self.leader_heard_ns = now_ns
-        since_ns = self._world.log_disk.outstanding_since_ns()
+        since_ns = self._world.log_disk.outstanding_since_ns
         if (
             since_ns is not None
             and now_ns - since_ns > LOG_WRITE_STALL_NS

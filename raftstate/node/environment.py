@@ -106,8 +106,12 @@ class LogDisk(Protocol):
         """
         ...
 
+    @property
     def outstanding_since_ns(self) -> int | None:
-        """Return when the write that is under way began, in the clock's monotonic time, or None."""
+        """When the oldest request that is not durable yet was given, in the clock's monotonic time.
+
+        Or None.
+        """
         ...
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
+from typing import Any
 
 import msgspec
 import xxhash
@@ -85,7 +86,9 @@ _KINDS: dict[type, Kind] = {
     TransferLeader: Kind.TRANSFER_LEADER,
 }
 _encode = msgspec.msgpack.Encoder().encode
-_DECODERS = {kind: msgspec.msgpack.Decoder(type_) for type_, kind in _KINDS.items()}
+_DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {
+    kind: msgspec.msgpack.Decoder(type_) for type_, kind in _KINDS.items()
+}
 
 
 def encode(body: PeerBody | Hello | Welcome) -> bytes:

@@ -150,7 +150,8 @@ class _Stream:
             self._window.leave(len(ready), sum(done.size_bytes for done in ready))
 
     async def _run(self, raw: bytes, batch: pipeline_pb2.CommandBatch) -> None:
-        self._ready.append(await self._answer(raw, batch))
+        done = await self._answer(raw, batch)
+        self._ready.append(done)
         self._any_ready.set()
 
     async def _answer(self, raw: bytes, batch: pipeline_pb2.CommandBatch) -> _Done:

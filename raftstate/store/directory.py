@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from raftstate.errors import DataLossError, FailedPreconditionError, StorageError, WrongClusterError
+from raftstate.errors import DataLossError, FailedPreconditionError, WrongClusterError
 from raftstate.store.files import disk_failure, durable_remove, durable_write, fsync_directory
 
 FORMAT_VERSION = 1

@@ -33,7 +33,8 @@ def disk_failure(doing: str, path: Path, error: OSError | lmdb.Error) -> Storage
     Returns:
         A `StorageError` that says what to do. Its `detail["errno"]` is the error number, 0 if there is none.
     """
-    code = (error.code if isinstance(error, lmdb.Error) else error.errno) or 0
+    # py-lmdb sets `code` on what LMDB returned, and leaves it out when opening an environment fails.
+    code = getattr(error, "code", 0) if isinstance(error, lmdb.Error) else error.errno or 0
     if isinstance(error, lmdb.MapFullError):
         advice = "the LMDB map is full: start the node again with a larger map"
     else:

@@ -66,7 +66,10 @@ def check_data_file(data_file: Path) -> tuple[MetaPage, MetaPage]:
             f"the meta pages of {data_file} hold transactions {pages[0].transaction_id} (page 0) and "
             f"{pages[1].transaction_id} (page 1); they must be consecutive, the even one on page 0"
         )
-    if (older.page_bytes, older.free.flags) != (newest.page_bytes, newest.free.flags) or (newest.main.pad, newest.main.flags) != (0, 0):
+    if (older.page_bytes, older.free.flags) != (newest.page_bytes, newest.free.flags) or (
+        newest.main.pad,
+        newest.main.flags,
+    ) != (0, 0):
         raise DataLossError(
             f"the meta pages of {data_file} disagree: page sizes {older.page_bytes} and {newest.page_bytes}, "
             f"free tree's flags {older.free.flags:#x} and {newest.free.flags:#x}; "

@@ -69,20 +69,22 @@ class LogWriter:
         self._compactions: deque[_Compaction] = deque()
         self._saved = self._newest = log.last_hard_state
         self._failure: StorageError | None = None
+        # Set when the thread could not save what it still had to: read once it has ended.
+        self._last_failure: StorageError | None = None
         self._thread = threading.Thread(target=self._run, name="raftstate-log", daemon=True)
         self._thread.start()
 
     @property
     def outstanding_since_ns(self) -> int | None:
-        """When the oldest append that is not reported yet was handed over, on the given clock; None: there is none."""
+        """When the oldest append that is not reported yet was handed over, on the given clock; None: all are."""
         return self._outstanding[0].since_ns if self._outstanding else None
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
         """Hand over entries and a hard state, to be written after everything handed over before.
 
         Args:
-            hard_state: the new one; None: as it was. If only its commit index differs, and there are no entries,
-                `done` may be called before it is written.
+            hard_state: the new one; None: as it was. If only its commit index differs, and there are no
+                entries, `done` may be called before it is written.
             entries: as `LogStore.write` takes them. Not to be changed afterwards.
             done: called with None once they are durable and published, and with the error if they are not:
                 the first to fail gets what was raised, later ones a `StorageError`.
@@ -113,12 +115,17 @@ class LogWriter:
         """Write what waits, and end the thread. What was handed over is still reported, after this returns.
 
         Closing twice does nothing. The log stays open.
+
+        Raises:
+            StorageError: a commit index that was still to be written could not be; nothing else is lost.
         """
         if self._closed:
             return
         self._closed = True
         self._queue.put(None)
         self._thread.join()
+        if self._last_failure is not None:
+            raise self._last_failure
 
     def _check_open(self) -> None:
         if self._closed:
@@ -147,7 +154,7 @@ class LogWriter:
         self._finish()
 
     def _take(self) -> tuple[list[_Append], bool]:
-        """All appends that wait, and whether to go on after them. Waits for one unless there is something to compact."""
+        """All appends that wait, and whether to go on after them; waits for one if there is nothing to compact."""
         appends: list[_Append] = []
         block = not self._compactions
         while True:
@@ -215,8 +222,12 @@ class LogWriter:
             error = ClosedError(f"the log writer was closed before it had compacted to {compaction.to_index}")
             self._post(partial(compaction.done, error))
         if self._failure is None and self._newest != self._saved:
-            write = self._log.write(self._newest, ())
-            self._post(partial(self._report, (), write, None))
+            try:
+                write = self._log.write(self._newest, ())
+            except StorageError as error:
+                self._last_failure = error
+            else:
+                self._post(partial(self._report, (), write, None))
 
 
 def merge_entries(waiting: list[Entry], more: Sequence[Entry]) -> None:

@@ -255,8 +255,7 @@ class StateStore:
             ClosedError: the store is closed.
         """
         environment = self._open_environment()
-        if self._failure is not None:
-            raise self._failure
+        self._require_no_failure()
         if self._writing or self._checkpoint is not None:
             raise InvariantError(
                 "a checkpoint is begun within a transaction, or while another checkpoint is in progress"
@@ -314,13 +313,17 @@ class StateStore:
             raise ClosedError(f"the state in {self.path} is closed")
         return self._environment
 
+    def _require_no_failure(self) -> None:
+        if self._failure is not None:
+            message = f"the state takes no writes until the node is started again: {self._failure.message}"
+            raise StorageError(message, detail=self._failure.detail) from self._failure
+
     def _require_protection(self) -> None:
         """Raise unless the last durable checkpoint's pages are safe from being written to.
 
         Asked before a transaction, which may spill pages, and before it commits: at 0.3 us each, all but the moment of the write itself.
         """
-        if self._failure is not None:
-            raise self._failure
+        self._require_no_failure()
         if self._pin is None:
             raise InvariantError("a transaction before the checkpoint that every start begins with")
         if not self._pin.stands():

@@ -98,7 +98,6 @@ def test_a_refused_command_is_an_answer_and_the_rest_of_its_batch_runs(
 ) -> None:
     rig = Rig()
     sid = rig.register()
-    command.serial = 1
     refused = Answer(1, 1, Fault(Code.INVALID, message, field))
     if command.ByteSize() > BATCH_BYTES_MAX:
         assert rig.write(command, session=sid) == {1: refused}

@@ -201,6 +201,7 @@ class _Disk:
 
         time.call_later((self._free_ns - time.now_ns) / 1e9, finish)
 
+    @property
     def outstanding_since_ns(self) -> int | None:
         return self._node.write_since_ns
 

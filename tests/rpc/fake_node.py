@@ -29,7 +29,7 @@ Hook = Callable[[Item], Awaitable[None]]
 class FakeNode:
     """Implements `NodeService`.
 
-    `on_write`, `on_read`: run before a request is served; may wait, or raise what the request is to fail with.
+    `on_write`, `on_read`: run before a request is served; may wait, or raise what it is to fail with.
     `items`: all that was given to `write`. `timeouts_s`: how long each request was to take.
     """
 
@@ -141,7 +141,7 @@ class FakeReader:
 
 
 class Gate:
-    """A hook that holds writes until it is opened. `entered`, `left`: an item for each write that came, and that went."""
+    """A hook that holds writes until it is opened. `entered`, `left`: the items that came, and that went."""
 
     def __init__(self) -> None:
         self._open = asyncio.Event()

@@ -259,7 +259,9 @@ async def test_serials_given_up_by_a_batch_without_commands_never_run(served: Se
     await stream.write(pipeline_pb2.CommandBatch(session=session, floor=1, given_up=[1]))
     late = pipeline_pb2.CommandBatch(session=session, floor=1, commands=[put(1), put(2)])
     answers = await exchange(stream, late)
-    assert errors_of(answers) == {1: (common_pb2.ERROR_CODE_CANCELLED, common_pb2.OUTCOME_NOT_APPLIED, "")}
+    assert errors_of(answers) == {
+        1: (common_pb2.ERROR_CODE_CANCELLED, common_pb2.OUTCOME_NOT_APPLIED, "serial")
+    }
     assert answers[2] == 2
 
 
@@ -279,7 +281,7 @@ async def test_garbage_ends_its_stream_once_all_before_it_is_answered_and_no_oth
         await stream.read()
     told = told_by(caught.value)
     assert (told.status, told.error.code) == (grpc.StatusCode.INVALID_ARGUMENT, common_pb2.ERROR_CODE_INVALID)
-    assert "3 bytes is no raftstate.v1.CommandBatch" in told.text
+    assert "3 bytes are no raftstate.v1.CommandBatch" in told.text
     await assert_goes_on(other)
 
 
@@ -329,6 +331,22 @@ async def test_a_stream_has_a_bounded_number_of_batches_and_bytes_in_flight(
     assert gate.entered.qsize() == 0
     gate.open()
     assert await read_answers(stream, 20) == {serial: serial + 1 for serial in range(1, 21)}
+    await writing
+
+
+async def test_a_client_that_does_not_read_its_answers_is_not_read_from_either(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "IN_FLIGHT_BATCHES_MAX", 2)
+    # Each answer holds the value before it: more than flow control lets through to a client that does not read.
+    value = bytes(512 << 10)
+    messages = [batch([put(serial, value=value, prev_kv=True)]) for serial in range(1, 41)]
+    stream = served.pipeline.Write()
+    writing = asyncio.ensure_future(write_all(stream, messages))
+    for _ in range(100):
+        await served.kv.Get(kv_pb2.GetRequest(key=b"absent"))
+    assert len(served.node.items) < 40
+    assert len(await read_answers(stream, 40)) == 40
     await writing
 
 

@@ -8,8 +8,8 @@ from structlog.testing import capture_logs
 
 from raftstate import errors
 from raftstate.machine.types import Code, Fault, Item
-from raftstate.node.service import ReadConsistency
-from raftstate.pb.v1 import common_pb2, kv_pb2
+from raftstate.node.service import ReadConsistency, Role
+from raftstate.pb.v1 import cluster_pb2, common_pb2, kv_pb2
 from raftstate.rpc.status import MESSAGE_CHARACTERS_MAX, refusal_of_error, refusal_of_fault
 from tests.rpc.conftest import Served
 from tests.rpc.errors import refusal
@@ -78,6 +78,16 @@ def test_the_table_above_holds_every_error_there_is() -> None:
     }
     assert {row[0] for row in ERRORS} == known - {errors.RaftstateError}
     assert set(FAULTS) == set(Code)
+
+
+def test_the_machines_codes_and_the_nodes_enums_have_the_wires_numbers() -> None:
+    wire = {name: number for name, number in common_pb2.ErrorCode.items() if number}
+    assert {f"ERROR_CODE_{code.name}": code.value for code in Code} == wire
+    assert {f"CONSISTENCY_{each.name}": each.value for each in ReadConsistency} == dict(
+        common_pb2.Consistency.items()
+    )
+    roles = {name: number for name, number in cluster_pb2.Role.items() if number}
+    assert {f"ROLE_{role.name}": role.value for role in Role} == roles
 
 
 @pytest.mark.parametrize("row", ERRORS, ids=lambda row: row[0].__name__)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
-from raftstate.machine.tables import ReadTables, Table, WriteTables
+import lmdb
+
+from raftstate.machine.tables import Table, WriteTables
 from raftstate.store.state import StateStore
 
 Model = dict[Table, dict[bytes, bytes]]
@@ -21,13 +22,9 @@ def copy_model(model: Model) -> Model:
     return {table: dict(rows) for table, rows in model.items()}
 
 
-def rows_of(tables: ReadTables) -> Model:
-    return {table: dict(tables.scan(table)) for table in Table}
-
-
 def rows_in(store: StateStore) -> Model:
     with store.read() as tables:
-        return rows_of(tables)
+        return {table: dict(tables.scan(table)) for table in Table}
 
 
 class Workload:
@@ -67,10 +64,8 @@ class Workload:
             assert tables.delete(table, key) == was_there
 
 
-def refused(write: Callable[[], object]) -> BaseException:
-    """Return what a call raises; fail if it does not."""
-    try:
-        write()
-    except Exception as error:  # noqa: BLE001 - the caller asserts on the class
-        return error
-    raise AssertionError("nothing was raised")
+def lmdb_error(kind: type[lmdb.Error], message: str, code: int) -> lmdb.Error:
+    """Make an error as LMDB's binding does."""
+    error = kind(message)
+    error.code = code  # type: ignore[misc]
+    return error

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
@@ -259,43 +263,53 @@ def test_making_a_log_starts_over_after_a_crash_in_the_middle_of_it(tmp_path: Pa
     log.close()
 
 
-def fail_commits(monkeypatch: pytest.MonkeyPatch, log: LogStore, code: int) -> None:
-    def commit(txn: lmdb.Transaction) -> None:
-        txn.abort()
-        raise lmdb.Error("mdb_txn_commit", code)
-
-    monkeypatch.setattr(log, "_commit", commit)
+@contextmanager
+def file_size_limit(limit_bytes: int) -> Iterator[None]:
+    """While in the block, writes past this size fail, and LMDB's commit says EIO, as a disk that is full makes it."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.case(6)
 @pytest.mark.case(53)
-def test_after_a_failed_commit_nothing_is_written_any_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_a_failed_commit_nothing_is_written_any_more(tmp_path: Path) -> None:
     log = new_log(tmp_path / "log")
     put(log, run(1, 2), HardState(1, 1, 1))
-    with monkeypatch.context() as patch:
-        fail_commits(patch, log, errno.EIO)
-        with pytest.raises(StorageError, match="writing the log") as failure:
-            log.write(HardState(2, 2, 2), run(3, 4))
-    assert failure.value.detail == {"errno": errno.EIO}
+    with (
+        file_size_limit(100_000),
+        pytest.raises(StorageError, match="Input/output error; the disk failed") as raised,
+    ):
+        log.write(HardState(2, 2, 2), [entry(3, data=b"x" * 200_000)])
+    assert raised.value.detail == {"errno": errno.EIO}
     # The disk seems well again: it is not believed.
     with pytest.raises(StorageError, match="no more writes after an earlier failure"):
         log.write(None, run(3, 3))
     with pytest.raises(StorageError, match="no more writes after an earlier failure"):
         log.compact(1, 10)
     assert content(log) == (HardState(1, 1, 1), 1, run(1, 2))
-    reason = read_eio(tmp_path)
-    assert reason is not None
-    assert "Input/output error" in reason or "mdb_txn_commit" in reason
+    assert read_eio(tmp_path) == raised.value.message
     log.close()
+    again = reopen(tmp_path / "log")
+    assert content(again) == (HardState(1, 1, 1), 1, run(1, 2))
+    again.close()
 
 
 def test_a_full_disk_is_said_to_be_full_and_leaves_no_marker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = new_log(tmp_path / "log")
-    fail_commits(monkeypatch, log, errno.ENOSPC)
+
+    def commit(txn: lmdb.Transaction[memoryview]) -> None:
+        txn.abort()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(log, "_commit", commit)
     with pytest.raises(StorageError, match="free or add space"):
         log.write(None, run(1, 1))
     assert read_eio(tmp_path) is None

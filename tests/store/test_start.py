@@ -22,15 +22,11 @@ from raftstate.store.checkpoint import CheckpointRecord
 from raftstate.store.meta_page import read_meta_pages
 from raftstate.store.start import startable, walk
 from raftstate.store.state import StateStore
+from tests.store.state_model import lmdb_error, rows_in
 
 MAP_BYTES = 1 << 26
 
 CHECKPOINTED = {Table.CHANGES: {}, Table.INDEX: {b"a": b"1"}, Table.MILESTONES: {}, Table.HOT: {b"meta": b"10"}}
-
-
-def rows_in(store: StateStore) -> dict[Table, dict[bytes, bytes]]:
-    with store.read() as tables:
-        return {table: dict(tables.scan(table)) for table in Table}
 
 
 def stopped_uncleanly(directory: Path) -> None:
@@ -162,7 +158,7 @@ def test_failed_sync_stops_the_state_and_the_file_is_never_synced_again(
     def sync(environment: lmdb.Environment) -> None:
         synced.append(Path(environment.path()).name)
         if len(synced) == 1:
-            raise lmdb.Error("mdb_env_sync: Input/output error", errno.EIO)
+            raise lmdb_error(lmdb.Error, "mdb_env_sync: Input/output error", errno.EIO)
 
     stopped_uncleanly(tmp_path)
     store = StateStore.open(tmp_path)

@@ -1,4 +1,4 @@
-"""Stands in for `raftstate serve`: takes its options, serves nothing. $FAKE_NODE says what each does wrong."""
+"""Stands in for `raftstate serve`: takes its options, serves none. $FAKE_NODE says what each does wrong."""
 
 from __future__ import annotations
 

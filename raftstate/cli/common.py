@@ -1,0 +1,100 @@
+"""What the commands share: options, output, signals."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from raftstate.client import Client, KeyValue, connect
+from raftstate.client.async_client import TIMEOUT_S_DEFAULT
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="RAFTSTATE_URL",
+        help="The cluster: \\[raftstate://]host:port,host:port,...",
+        show_default="the three nodes of `raftstate dev`",
+    ),
+]
+TimeoutOption = Annotated[float, typer.Option(min=0.001, help="Seconds until the command gives up.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+
+
+def open_client(url: str | None, timeout: float = TIMEOUT_S_DEFAULT) -> Client:
+    """Return a client of the cluster at `url`, for `with`."""
+    return connect(url, timeout=timeout)
+
+
+def console(*, err: bool = False) -> Console:
+    """Return where text for people goes: plain, and never wrapped, where it is not a terminal."""
+    stream = sys.stderr if err else sys.stdout
+    return Console(
+        stderr=err, soft_wrap=not stream.isatty(), highlight=False, width=None if stream.isatty() else 200
+    )
+
+
+def print_json(value: object) -> None:
+    """Print one line of JSON to stdout, at once."""
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+def raw_argument(argument: str) -> bytes:
+    """Return the bytes that stood on the command line."""
+    return os.fsencode(argument)
+
+
+def bytes_field(name: str, raw: bytes) -> dict[str, str]:
+    """Return bytes as a JSON field: as text under `name` where they are UTF-8, else under `name`_base64."""
+    try:
+        return {name: raw.decode()}
+    except UnicodeDecodeError:
+        return {f"{name}_base64": base64.b64encode(raw).decode()}
+
+
+def pair_fields(pair: KeyValue, *, with_value: bool = True) -> dict[str, object]:
+    """Return a pair as a JSON object."""
+    return {
+        **bytes_field("key", pair.key),
+        **(bytes_field("value", pair.value) if with_value else {}),
+        "create_revision": pair.create_revision,
+        "mod_revision": pair.mod_revision,
+        "version": pair.version,
+        "lease": pair.lease,
+    }
+
+
+def printable(raw: bytes) -> str:
+    """Return bytes as text on one line: what is not printable UTF-8 is escaped as in Python."""
+    text = raw.replace(b"\\", b"\\\\").decode("utf-8", errors="backslashreplace")
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+@contextmanager
+def interrupted_once() -> Iterator[None]:
+    """Within, the first SIGINT or SIGTERM raises KeyboardInterrupt; later ones don't disturb the cleaning
+    up."""
+    asked = False
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise KeyboardInterrupt
+
+    previous = {each: signal.signal(each, interrupt) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)

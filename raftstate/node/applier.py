@@ -1,0 +1,191 @@
+"""Applies committed entries to the state, and takes its checkpoints.
+
+Entries are applied on the event loop, in one LMDB transaction a portion: the state's transactions wait for no
+disk, and a thread of its own would have to fight the loop for the interpreter at each of LMDB's calls. What
+does wait for the disk, a checkpoint's sync, runs on a thread beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+
+from raftstate.core.types import ConfState, Entry
+from raftstate.machine.machine import Machine
+from raftstate.machine.types import BatchResult, EntryResult
+from raftstate.node.environment import Clock, Timer
+from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
+from raftstate.store.log_writer import LogWriter
+from raftstate.store.state import StateStore
+
+log = structlog.get_logger(__name__)
+
+LOG_MARGIN_ENTRIES = 10_000
+"""Entries kept behind the last checkpoint, for followers that are a little behind: cheaper than a
+snapshot."""
+CUT_ENTRIES_MIN = 2_000
+"""The log is cut when at least so many entries can go: each cut is a transaction of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Portion:
+    entries: Sequence[Entry]
+    conf_states: Mapping[int, ConfState]
+    done: Callable[[list[EntryResult]], None]
+
+
+class StateApplier:
+    """Implements `environment.Applier` over a machine and its state store.
+
+    Args:
+        machine: loaded from `state`.
+        state: open, with its first checkpoint taken.
+        log_writer: cuts the log behind checkpoints.
+        clock: the node's.
+        on_halt: called with what can't be gone on from.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        state: StateStore,
+        log_writer: LogWriter,
+        clock: Clock,
+        on_halt: Callable[[BaseException], None],
+    ) -> None:
+        self._machine = machine
+        self._state = state
+        self._log_writer = log_writer
+        self._clock = clock
+        self._on_halt = on_halt
+        self._checkpointer = Checkpointer(state, clock.monotonic_ns())
+        self._waiting: deque[_Portion] = deque()
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="raftstate-checkpoint")
+        self._syncing: asyncio.Future[None] | None = None
+        self._timer: Timer | None = None
+        self._cut_to = 0
+        self._cutting = False
+        self._commands = 0
+        self._closing = False
+        self._failed = False
+
+    def apply(
+        self,
+        entries: Sequence[Entry],
+        conf_states: Mapping[int, ConfState],
+        done: Callable[[list[EntryResult]], None],
+    ) -> None:
+        """See `environment.Applier.apply`."""
+        self._waiting.append(_Portion(entries, conf_states, done))
+        self._work()
+
+    def _work(self) -> None:
+        while self._waiting and not self._failed:
+            if self._checkpointer.must_wait:
+                # So much was dirtied since the last checkpoint that more would only pile up on the disk; the
+                # one under way, or begun here, lets it go on.
+                self._begin_checkpoint()
+                return
+            portion = self._waiting.popleft()
+            try:
+                with self._state.write() as tables:
+                    results = self._machine.apply(tables, portion.entries, portion.conf_states)
+            except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
+                self._fail(error)
+                return
+            # The transaction has committed: from here on readers see it, and answers may leave.
+            self._commands += sum(map(_commands, results))
+            portion.done(results)
+            self._checkpoint_if_due()
+
+    def _checkpoint_if_due(self) -> None:
+        if self._checkpointer.due(self._clock.monotonic_ns(), self._commands):
+            self._begin_checkpoint()
+        elif self._timer is None and self._syncing is None:
+            self._timer = self._clock.call_later(CHECKPOINT_NS / 1e9, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        if not self._failed and self._state.dirtied_bytes:
+            self._checkpoint_if_due()
+
+    def _begin_checkpoint(self) -> None:
+        if self._syncing is not None or self._failed:
+            return
+        now_ns = self._clock.monotonic_ns()
+        try:
+            checkpoint = self._checkpointer.begin(now_ns, self._commands, self._machine.applied_index)
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
+            self._fail(error)
+            return
+        self._syncing = asyncio.get_running_loop().run_in_executor(self._disk, checkpoint.sync)
+        self._syncing.add_done_callback(self._synced)
+
+    def _synced(self, syncing: asyncio.Future[None]) -> None:
+        self._syncing = None
+        try:
+            syncing.result()
+            self._checkpointer.finish()
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
+            self._fail(error)
+            return
+        self._cut_log()
+        self._work()
+        if self._state.dirtied_bytes and self._syncing is None:
+            self._checkpoint_if_due()
+
+    def _cut_log(self) -> None:
+        """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
+        to_index = self._state.durable_applied_index - LOG_MARGIN_ENTRIES
+        if self._cutting or to_index - self._cut_to < CUT_ENTRIES_MIN:
+            return
+        self._cutting = True
+
+        def done(error: BaseException | None) -> None:
+            self._cutting = False
+            if error is None:
+                self._cut_to = to_index
+            elif not self._closing:
+                self._fail(error)
+
+        self._log_writer.compact(to_index, done)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failed = True
+        self._on_halt(error)
+
+    async def close(self) -> bool:
+        """Stop.
+
+        Return whether the state ends with a checkpoint, so that the next start can trust it as it is.
+        """
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._waiting.clear()
+        if self._syncing is not None:
+            await asyncio.wait([self._syncing])
+        # The checkpoint's own callback runs on the loop's next turn.
+        await asyncio.sleep(0)
+        try:
+            if self._failed:
+                return False
+            if self._state.dirtied_bytes:
+                self._begin_checkpoint()
+                if self._syncing is not None:
+                    await asyncio.wait([self._syncing])
+                    await asyncio.sleep(0)
+            return not self._failed
+        finally:
+            self._disk.shutdown()
+
+
+def _commands(result: EntryResult) -> int:
+    return sum(
+        len(item.serials) + len(item.answers) if isinstance(item, BatchResult) else 1 for item in result.items
+    )
