@@ -98,9 +98,9 @@ class ClusterConfig(_Section):
         default=400,
         ge=10,
         le=100_000,
-        description="A follower that hears nothing waits for a random time between this and twice this, in ms, before"
-        " it campaigns (Raft paper, section 9.3): well above the time of a broadcast, and above the longest stall of"
-        " a busy loop.",
+        description="A follower that hears nothing waits for a random time between this and twice this, in"
+        " ms, before it campaigns (Raft paper, section 9.3): well above the time of a broadcast, and above"
+        " the longest stall of a busy loop.",
     )
 
     @model_validator(mode="after")

@@ -63,8 +63,8 @@ def serve(
             print_json({**fields, "data": str(settings.data_path)})
         else:
             typer.echo(
-                f"{settings.name} serves clients on {settings.client_listener} and peers on {settings.peer_listener};"
-                f" data in {settings.data_path}, pid {os.getpid()}"
+                f"{settings.name} serves clients on {settings.client_listener},"
+                f" peers on {settings.peer_listener}; data in {settings.data_path}, pid {os.getpid()}"
             )
 
     uvloop.run(serve_node(settings, ready=ready))

@@ -9,6 +9,7 @@ It speaks gRPC as published in proto/raftstate/v1, and nothing else.
 
 from __future__ import annotations
 
+from raftstate.client import fork as fork  # first: it has a word with gRPC before that is imported
 from raftstate.client.async_client import AsyncClient, connect_async
 from raftstate.client.sync_client import Client, connect
 from raftstate.client.types import (

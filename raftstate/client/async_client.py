@@ -65,7 +65,8 @@ class AsyncClient:
     matters. A write cancelled may or may not have been applied, and will not be after a later write of this
     client.
 
-    In a forked child the client begins anew, with a session of its own.
+    A forked child of a process that has made a call must not use it: calls raise `FailedPreconditionError`
+    there.
     """
 
     def __init__(self, endpoints: tuple[str, ...], *, timeout: float = TIMEOUT_S_DEFAULT) -> None:
@@ -282,7 +283,7 @@ class AsyncClient:
         return self._links
 
     def _forget_parent(self) -> None:
-        fork.inherited.append(self._links)
+        fork.kept.append(self._links)
         self._links = None
 
 

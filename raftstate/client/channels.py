@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from raftstate.client import fork
 from raftstate.client.faults import RpcFailure
 from raftstate.client.limits import MESSAGE_BYTES_MAX
 from raftstate.errors import ClosedError
@@ -42,13 +43,15 @@ class Channels:
             raise ClosedError("the client was closed")
         channel = self._channels.get(address)
         if channel is None:
+            fork.about_to_open_channel()
             channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
         return channel
 
     async def unary(self, address: str, stub: Stub, method: str, request: Any, timeout_s: float) -> Any:
         """Call `method` of the service at an address and return its reply.
 
-        Raises `RpcFailure`, `ClosedError`.
+        Raises `RpcFailure`, `ClosedError`, and `FailedPreconditionError` in a child of a process that had
+        channels.
         """
         call = getattr(stub(self[address]), method)(request, timeout=timeout_s)
         try:

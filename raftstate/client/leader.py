@@ -32,7 +32,7 @@ BACKOFF_S_MAX = 0.2
 
 
 def backoff_s(attempt: int) -> float:
-    """Return how long to wait before attempt + 1, in seconds: doubling from 10 to 200 ms, half of it jitter."""
+    """Return how long to wait after an attempt, in seconds: doubling from 10 to 200 ms, half of it jitter."""
     full: float = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2 ** min(attempt, 10))
     return full * (0.5 + random.random() / 2)
 
@@ -200,8 +200,8 @@ class LeaderTracker:
             self.cluster_id = header.cluster_id
             return
         raise WrongClusterError(
-            f"a node (id {header.node_id}) of cluster {header.cluster_id:016x} answered, and this client is of"
-            f" cluster {self.cluster_id:016x}; check the addresses {', '.join(self.endpoints)}"
+            f"a node (id {header.node_id}) of cluster {header.cluster_id:016x} answered, and this client is"
+            f" of cluster {self.cluster_id:016x}; check the addresses {', '.join(self.endpoints)}"
         )
 
 

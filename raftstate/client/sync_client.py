@@ -44,8 +44,7 @@ class Client:
     Use it as `with`, or call `close`; the end of the process does it otherwise.
 
     Calls, arguments, results and errors are those of `AsyncClient`; each blocks its thread until it is done,
-    and an interrupted one (Ctrl-C) is cancelled. In a forked child the client begins anew, with a session of
-    its own.
+    and an interrupted one (Ctrl-C) is cancelled.
     """
 
     def __init__(self, endpoints: tuple[str, ...], *, timeout: float = TIMEOUT_S_DEFAULT) -> None:
@@ -192,7 +191,7 @@ class Client:
         self._lock = threading.Lock()
         if self._finalizer is not None:
             self._finalizer.detach()
-        fork.inherited.append(self._thread)
+        fork.kept.append(self._thread)
         self._finalizer = self._thread = None
 
 

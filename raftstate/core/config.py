@@ -26,8 +26,10 @@ class ReadOnlyOption(IntEnum):
 
 @dataclass(slots=True)
 class Config:
-    """What a `RawNode` is built from. Sizes are in bytes, times in ticks; `NO_LIMIT` turns a size limit
-    off."""
+    """What a `RawNode` is built from.
+
+    Sizes are in bytes, times in ticks; `NO_LIMIT` turns a size limit off.
+    """
 
     id: int
     """This node's id: not 0, and none of the two ids that stand for the local storage threads."""

@@ -55,8 +55,10 @@ def handle_hup(raft: Raft, _message: Message) -> None:
 
 
 def stand(raft: Raft, campaign: Campaign) -> None:
-    """Begin `campaign`, unless this node leads already, may not lead, or has yet to apply a configuration
-    that is committed."""
+    """Begin `campaign`, if this node may lead and does not.
+
+    A configuration that is committed but not applied forbids it: this node would not know who votes.
+    """
     if raft.state is Role.LEADER or not promotable(raft) or _has_unapplied_conf_change(raft):
         return
     run(raft, campaign)

@@ -13,8 +13,7 @@ from raftstate.errors import RaftstateError
 
 
 class ProposalDropped(RaftstateError):
-    """A proposal was not appended: no leader here, a transfer in progress, or the uncommitted tail of the
-    log is full."""
+    """A proposal was not appended: no leader here, a transfer under way, or the log's tail is full."""
 
 
 class StepLocalMessage(RaftstateError):

@@ -4,10 +4,9 @@ May live here: checks over one state, and over a state and the hard state before
 comparisons; what only a proof or a look at the whole cluster can show is the tests' business. A violation
 is a bug of ours or a storage that lost something: the node must not go on from it.
 
-      boundary <= applied <= applying <= committed <= last index      (a pending snapshot stands behind
-      `applied`) term and commit index never fall; a vote given in a term stays  (Raft paper, figure 2) a
-      leader follows itself, and no peer is known to hold what the leader does not (leader completeness,
-      seen from inside)
+      boundary <= applied <= applying <= committed <= last index (a pending snapshot is ahead of `applied`)
+      term and commit index never fall; a vote given in a term stays given     (Raft paper, figure 2)
+      a leader follows itself, and no peer is known to hold what it does not   (Raft paper, 5.4)
 """
 
 from __future__ import annotations

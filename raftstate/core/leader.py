@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 
 def tick(raft: Raft) -> None:
-    """Let one tick pass: every election timeout check the quorum and give up a transfer, every heartbeat
-    timeout send one."""
+    """Let one tick pass.
+
+    Every election timeout the quorum is checked and a transfer given up, every heartbeat timeout one is sent.
+    """
     raft.heartbeat_elapsed += 1
     raft.election_elapsed += 1
     if raft.election_elapsed >= raft.election_ticks:
@@ -75,8 +77,7 @@ def _handle_proposal(raft: Raft, message: Message) -> None:
 
 
 def _checked_conf_changes(raft: Raft, entries: list[Entry]) -> list[Entry]:
-    """Return `entries` with every configuration change that may not be made now replaced by an empty
-    entry."""
+    """Return `entries`, with an empty one in place of each configuration change that may not be made now."""
     if all(entry.type is EntryType.NORMAL for entry in entries):
         return entries
     checked = list(entries)

@@ -78,8 +78,12 @@ class RaftLog:
         return EntryId(index, self.term(index))
 
     def term(self, index: int) -> int:
-        """The term of the entry at `index`, which may be the boundary. Raises `Compacted` before it,
-        `Unavailable` after the log."""
+        """Return the term of the entry at `index`, which may be the boundary.
+
+        Raises:
+            Compacted: `index` lies before the boundary.
+            Unavailable: `index` lies behind the log.
+        """
         term = self.unstable.term(index)
         if term is not None:
             return term
@@ -106,8 +110,7 @@ class RaftLog:
             return False
 
     def is_up_to_date(self, index: int, term: int) -> bool:
-        """Whether a log that ends with this index and term is at least as up to date as this one (Raft
-        paper, 5.4.1)."""
+        """Whether a log that ends so is at least as up to date as this one (Raft paper, 5.4.1)."""
         last = self.last_entry_id()
         return term > last.term or (term == last.term and index >= last.index)
 
@@ -202,8 +205,7 @@ class RaftLog:
         return last
 
     def _find_conflict(self, entries: list[Entry]) -> int:
-        """The index of the first of `entries` that this log lacks or holds with another term; 0 if it holds
-        them all."""
+        """The index of the first of `entries` that this log does not hold as it is; 0 if it holds them all."""
         last = self.last_index()
         for entry in entries:
             if entry.index > last or not self.match_term(entry.index, entry.term):
@@ -234,8 +236,11 @@ class RaftLog:
     # -- committing and applying
 
     def commit_to(self, index: int) -> None:
-        """Raise the commit index to `index`; a lower one is ignored. Raises `InvariantError` if the log
-        ends before it."""
+        """Raise the commit index to `index`; a lower one is ignored.
+
+        Raises:
+            InvariantError: the log ends before `index`.
+        """
         if index <= self.committed:
             return
         last = self.last_index()
@@ -246,8 +251,11 @@ class RaftLog:
         self.committed = index
 
     def maybe_commit(self, index: int, term: int) -> bool:
-        """Commit up to `index` if the entry there is of `term`, the leader's own (Raft paper, 5.4.2).
-        Returns whether it did."""
+        """Commit up to `index`, if the entry there is of `term`, the leader's own (Raft paper, 5.4.2).
+
+        Returns:
+            Whether the commit index moved.
+        """
         if term and index > self.committed and self.match_term(index, term):
             self.commit_to(index)
             return True
@@ -267,8 +275,11 @@ class RaftLog:
         )
 
     def next_committed(self, allow_unstable: bool) -> list[Entry]:
-        """The committed entries to apply next, within the byte limit. Unless `allow_unstable`, only those
-        known to be durable here."""
+        """Return the committed entries to apply next, within the byte limit.
+
+        Args:
+            allow_unstable: whether entries that are not known to be durable here may be among them.
+        """
         if not self.has_next_committed(allow_unstable):
             return []
         room = self._max_applying_bytes - self._applying_bytes

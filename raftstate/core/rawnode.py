@@ -92,8 +92,10 @@ class RawNode:
         self.raft.tick()
 
     def campaign(self) -> None:
-        """Stand for election now. Does nothing if this node leads, may not lead, or has a configuration
-        change to apply."""
+        """Stand for election now.
+
+        Does nothing if this node leads, may not lead, or has a committed configuration change to apply.
+        """
         self.raft.step(Message(MessageType.HUP))
 
     def propose(self, data: bytes) -> None:
@@ -154,18 +156,21 @@ class RawNode:
         self.raft.step(message)
 
     def transfer_leader(self, target: int) -> None:
-        """Hand leadership over to `target`, a voter. Proposals are dropped until that is done or an
-        election timeout has passed."""
+        """Hand leadership over to `target`, a voter.
+
+        Proposals are dropped until that is done or an election timeout has passed.
+        """
         self.raft.step(Message(MessageType.TRANSFER_LEADER, from_=target))
 
     def forget_leader(self) -> None:
-        """Make a follower behave as if it had no leader, until it hears from one: it then grants
-        (pre-)votes at once."""
+        """Make a follower behave as if it had no leader, until it hears from one: it grants votes at once."""
         self.raft.step(Message(MessageType.FORGET_LEADER))
 
     def read_index(self, context: bytes) -> None:
-        """Ask for a read index; the answer is a `ReadState` with `context`. The request may be lost: ask
-        again after a while."""
+        """Ask for a read index; the answer is a `ReadState` with `context`.
+
+        A request may be lost, and changes of leader or of members drop it: ask again after a while.
+        """
         self.raft.step(Message(MessageType.READ_INDEX, entries=[Entry(0, 0, EntryType.NORMAL, context)]))
 
     def report_unreachable(self, node_id: int) -> None:
@@ -173,8 +178,10 @@ class RawNode:
         self.raft.step(Message(MessageType.UNREACHABLE, from_=node_id))
 
     def report_snapshot(self, node_id: int, ok: bool) -> None:
-        """Tell a leader whether the snapshot it sent to `node_id` arrived. Each SNAP message needs this, or
-        its acknowledgement."""
+        """Tell a leader whether the snapshot that it sent to `node_id` arrived.
+
+        Every SNAP message needs this, or nothing more is sent to a node whose acknowledgement was lost.
+        """
         self.raft.step(Message(MessageType.SNAP_STATUS, from_=node_id, reject=not ok))
 
     # -- outputs

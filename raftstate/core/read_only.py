@@ -44,8 +44,7 @@ class ReadOnlyQueue:
             self._acks[node_id] = max(self._acks.get(node_id, 0), int.from_bytes(context, "little"))
 
     def take_confirmed(self, voters: JointConfig) -> list[tuple[Message, int]]:
-        """Remove and return the requests that a quorum of `voters` has confirmed, each with its read
-        index."""
+        """Remove and return the requests that a quorum of `voters` has confirmed, each with its index."""
         confirmed = min(voters.committed_index(self._acks), self._done + len(self._waiting))
         if confirmed <= self._done:
             return []
@@ -55,8 +54,7 @@ class ReadOnlyQueue:
         return taken
 
     def drop(self) -> None:
-        """Forget all requests and answers: the role, or the set of voters that has to confirm, is another
-        one now."""
+        """Forget all requests and answers, as the role or the set of voters is another one now."""
         self._done += len(self._waiting)
         self._waiting = []
         self._acks = {}

@@ -121,6 +121,5 @@ def storage_apply(raft: Raft, entries: list[Entry]) -> Message:
 
 
 def storage_apply_response(raft: Raft, entries: list[Entry]) -> Message:
-    """Return what tells this node that `entries` are applied. It has no term: what is committed belongs to
-    none."""
+    """Return what tells this node that `entries` are applied. What is committed belongs to no term."""
     return Message(MessageType.STORAGE_APPLY_RESP, to=raft.id, from_=LOCAL_APPLY_THREAD, entries=entries)

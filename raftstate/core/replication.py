@@ -105,6 +105,9 @@ def broadcast_heartbeat(raft: Raft) -> None:
 
 
 def maybe_commit(raft: Raft) -> bool:
-    """Commit, as leader, what a quorum holds, if it is of the present term. Returns whether the commit
-    index moved."""
+    """Commit, as leader, what a quorum holds, if it is of the present term.
+
+    Returns:
+        Whether the commit index moved.
+    """
     return raft.raft_log.maybe_commit(raft.tracker.committed(), raft.term)

@@ -58,26 +58,42 @@ def limit_entries(entries: list[Entry], max_bytes: int) -> list[Entry]:
 
 
 class Storage(Protocol):
-    """The durable log, as the core reads it. Anything else that these methods raise passes through the core
-    unchanged."""
+    """The durable log, as the core reads it.
+
+    Whatever else these methods raise passes through the core unchanged.
+    """
 
     def initial_state(self) -> tuple[HardState, ConfState]:
-        """The saved hard state (all zero if there is none) and the configuration as of the boundary or the
-        last applied entry."""
+        """Return the saved hard state (all zero: none) and the configuration as of `Config.applied`.
+
+        Without `Config.applied` it is that of the boundary: the entries behind it are applied again.
+        """
         ...
 
     def entries(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
-        """The entries from `lo` up to, not including, `hi`: at most `max_bytes` of them, but at least one.
-        The list is the caller's.
+        """Return the entries from `lo` up to, not including, `hi`.
 
-        Raises `Compacted` if `lo` lies at or before the boundary, `Unavailable` if an entry in the range
-        can't be read.
+        Args:
+            lo: an index behind the boundary.
+            hi: at most the last index + 1.
+            max_bytes: how many bytes of entries to return; the first one is returned whatever its size.
+
+        Returns:
+            A list that belongs to the caller.
+
+        Raises:
+            Compacted: `lo` lies at or before the boundary.
+            Unavailable: an entry in the range can't be read.
         """
         ...
 
     def term(self, index: int) -> int:
-        """The term of the entry at `index`, which may be the boundary. Raises `Compacted` or `Unavailable`
-        outside of the log."""
+        """Return the term of the entry at `index`, which may be the boundary.
+
+        Raises:
+            Compacted: `index` lies before the boundary.
+            Unavailable: `index` lies behind the log.
+        """
         ...
 
     def first_index(self) -> int:
@@ -158,8 +174,11 @@ class MemoryStorage:
         self._log[offset:] = fresh
 
     def apply_snapshot(self, snapshot: Snapshot) -> None:
-        """Replace the whole log by `snapshot`. Raises `SnapshotOutOfDate` if it is not newer than the
-        present one."""
+        """Replace the whole log by `snapshot`.
+
+        Raises:
+            SnapshotOutOfDate: it is not newer than the one held.
+        """
         held = self._snapshot.metadata.index
         if held and held >= snapshot.metadata.index:
             raise SnapshotOutOfDate(

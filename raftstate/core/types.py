@@ -67,8 +67,7 @@ class SnapshotMetadata(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True):
-    """A state at one index. `data` is the application's; it may be a mere reference to bytes that travel
-    elsewhere."""
+    """A state at one index. `data` is the application's, perhaps a mere reference to where the bytes are."""
 
     data: bytes = b""
     metadata: SnapshotMetadata = SnapshotMetadata()

@@ -115,8 +115,11 @@ class Unstable:
             )
 
     def slice(self, lo: int, hi: int) -> list[Entry]:
-        """The entries from `lo` up to, not including, `hi`, as a list of their own. Raises `InvariantError`
-        if one is not here."""
+        """Return the entries from `lo` up to, not including, `hi`, as a list of their own.
+
+        Raises:
+            InvariantError: one of them is not here.
+        """
         if not self.offset <= lo <= hi <= self.offset + len(self.entries):
             raise InvariantError(
                 f"entries [{lo}, {hi}) are not all among the unstable ones "

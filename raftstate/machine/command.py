@@ -38,10 +38,9 @@ class BatchCheck(msgspec.Struct, frozen=True):
 def parse_batch(raw: bytes) -> CommandBatch | Fault:
     """Parse a serialized raftstate.v1.CommandBatch; return an INVALID fault when it is none."""
     try:
-        batch: CommandBatch = CommandBatch.FromString(raw)
+        return CommandBatch.FromString(raw)
     except DecodeError:
         return _invalid(f"the batch's {len(raw)} bytes are no raftstate.v1.CommandBatch", "commands")
-    return batch
 
 
 def check(command: Command, machine_version: int) -> Fault | None:
@@ -182,7 +181,7 @@ def _has_unknown(batch: CommandBatch) -> bool:
     known = CommandBatch()
     known.CopyFrom(batch)
     known.DiscardUnknownFields()
-    return bool(known.ByteSize() != batch.ByteSize())
+    return known.ByteSize() != batch.ByteSize()
 
 
 def _check_unknown_outside_commands(batch: CommandBatch) -> Fault | None:
@@ -194,8 +193,9 @@ def _check_unknown_outside_commands(batch: CommandBatch) -> Fault | None:
 
 
 def _find_unknown(message: Message, path: str) -> tuple[str, int] | None:
-    for unknown in UnknownFieldSet(message):
-        return path, unknown.field_number
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        return path, unknown[0].field_number
     for descriptor, value in message.ListFields():
         if isinstance(value, Message):
             found = _find_unknown(value, f"{path}.{descriptor.name}" if path else descriptor.name)

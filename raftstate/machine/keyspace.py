@@ -25,6 +25,10 @@ from raftstate.machine.layout import (
 from raftstate.machine.tables import Table, WriteTables
 from raftstate.machine.types import ANSWERS_BYTES_MAX, RANGE_DELETE_KEYS_MAX, Code, Fault, KeyValue, covers
 
+# Looking up a member of an enum costs as much as packing a row.
+_INDEX = Table.INDEX
+_PUT = ChangeKind.PUT
+
 _NEVER: IndexRow = (0, 0, 0, 0, 0, 0)
 """Stands for the index row of a key that is not there: no previous change, version 0, nothing to subtract."""
 
@@ -58,7 +62,7 @@ class Keyspace:
         create = create or revision
         row_key = CHANGE_KEY.pack(revision, 0)
         row, own = change_row(
-            row_key, ChangeKind.PUT, key, value, (create, version, 0), (previous_revision, previous_sub)
+            row_key, _PUT, key, value, (create, version, 0), (previous_revision, previous_sub)
         )
         self._changes[row_key] = row
         self._live[key] = (revision, 0, create, version, 0, own)
@@ -132,7 +136,7 @@ class Keyspace:
     def _find(self, key: bytes) -> IndexRow | None:
         if key in self._live:
             return self._live[key]
-        row = self._tables.get(Table.INDEX, key)
+        row = self._tables.get(_INDEX, key)
         return None if row is None else read_index(key, row)
 
     def _find_one(self, key: bytes) -> list[tuple[bytes, IndexRow]]:

@@ -53,6 +53,8 @@ _SESSION_KEY = Struct(">cQQ")
 _ANSWERS_KEY = Struct(">cQQQI")
 _KEY_GROUP_BYTES = 32
 
+_INDEX = Table.INDEX  # looking up a member of an enum costs as much as unpacking a row
+
 IndexRow = tuple[int, int, int, int, int, int]
 """revision, sub, create revision, version, lease, checksum of the change. A plain tuple, for speed."""
 
@@ -188,7 +190,7 @@ def index_row(key: bytes, live: IndexRow) -> bytes:
 
 def read_index(key: bytes, row: bytes) -> IndexRow:
     """Return what a row of INDEX says. Raises `DataLossError`."""
-    live: IndexRow = INDEX_BODY.unpack(unseal(Table.INDEX, key, row))
+    live: IndexRow = INDEX_BODY.unpack(unseal(_INDEX, key, row))
     return live
 
 

@@ -1,17 +1,19 @@
-"""Checkpoints of the state: what makes an environment that never waits for the disk come back exact after a crash.
+"""Checkpoints of the state: how an environment that never waits for the disk comes back exact.
 
-The state's commits are written without a sync, so a power cut may lose any subset of the pages written since the last one, meta pages
-included. What can be relied on is a checkpoint: a commit P all of whose pages were synced, whose meta page is known, and none of whose
-pages was written to since. The last part is LMDB's own promise to a reader, so P is a read transaction that is kept open until the next
-checkpoint is durable (the idea is libmdbx's safe-nosync mode, here on plain LMDB). One checkpoint is five steps:
+The state's commits are written without a sync, so a power cut may lose any subset of the pages written since
+the last one, meta pages included. What can be relied on is a checkpoint: a commit P all of whose pages were
+synced, whose meta page is known, and none of whose pages was written to since. The last part is LMDB's own
+promise to a reader, so P is a read transaction that is kept open until the next checkpoint is durable (the
+idea is libmdbx's safe-nosync mode, here on plain LMDB). One checkpoint is five steps:
 
-    1  on the apply thread, between two of its transactions: begin the read transaction P        `Pin`
-    2  in the same step: copy P's meta page                                                      `Pin`
-    3  off the loop and off the apply thread: sync the data file                                 `Checkpoint.sync`
-    4  see that P's reader slot still stands, then publish the file `checkpoint` durably         `Checkpoint.sync`
-    5  on the apply thread: end the P of the checkpoint before                                   `Checkpoint.finish`
+    1  on the apply thread, between two of its transactions: begin the read transaction P
+    2  in the same step: copy P's meta page
+    3  off the loop and off the apply thread: sync the data file
+    4  see that P's reader slot still stands, then publish the file `checkpoint` durably
+    5  on the apply thread: end the P of the checkpoint before
 
-Step 4 is the moment from which a start goes by the new checkpoint; until step 5 both P's are held, so that either file is right.
+`Pin` is steps 1 and 2, `Checkpoint.sync` steps 3 and 4, `Checkpoint.finish` step 5. Step 4 is the moment from
+which a start goes by the new checkpoint; until step 5 both P's are held, so that either file is right.
 """
 
 from __future__ import annotations
@@ -82,15 +84,16 @@ class CheckpointRecord:
 
 
 def sync_data(environment: lmdb.Environment) -> None:
-    """Sync the environment's data file to the disk: the one place where the state waits for it."""
+    """Sync the environment's data file to the disk."""
     environment.sync(True)
 
 
 def slot_stands(environment: lmdb.Environment, slot: str) -> bool:
     """Whether a reader's line is in LMDB's reader table.
 
-    A process that opens and closes lock.mdb, by whatever means, drops LMDB's lock on it; the next one to open the environment then
-    takes the table to be left over from a crash, and clears it. From then on the reader's pages are reused.
+    A process that opens and closes lock.mdb, by whatever means, drops LMDB's lock on it; the next one to open
+    the environment then takes the table to be left over from a crash, and clears it. From then on the
+    reader's pages are reused.
     """
     return slot in environment.readers()
 
@@ -121,7 +124,8 @@ class Pin:
         except lmdb.Error as error:
             raise lmdb_failure("beginning a checkpoint", path, error) from error
         try:
-            # LMDB makes no promise to a reader of the empty environment: it takes slot 0 with transaction id 0 for "none".
+            # LMDB makes no promise to a reader of the empty environment: it takes slot 0 with transaction id
+            # 0 for "none".
             if transaction_id == 0:
                 raise InvariantError(f"a checkpoint of {path} before its first commit")
             try:
@@ -130,8 +134,8 @@ class Pin:
                 raise disk_failure("reading the meta page", path, error) from error
             if self.meta.transaction_id != transaction_id:
                 raise InvariantError(
-                    f"the reader of a checkpoint of {path} sees transaction {transaction_id}, the meta page is of "
-                    f"{self.meta.transaction_id}: a transaction was committed between the two"
+                    f"the reader of a checkpoint of {path} sees transaction {transaction_id}, the meta page is "
+                    f"of {self.meta.transaction_id}: a transaction was committed between the two"
                 )
         except BaseException:
             self._transaction.abort()
@@ -148,7 +152,8 @@ class Pin:
 
 
 class Checkpoint:
-    """One checkpoint under way. `StateStore.begin_checkpoint` makes it; `sync` and then `finish` must follow."""
+    """One checkpoint under way. `StateStore.begin_checkpoint` makes it; `sync` and then `finish` must
+    follow."""
 
     def __init__(
         self,
@@ -180,12 +185,14 @@ class Checkpoint:
         self._published = False
 
     def sync(self) -> None:
-        """Make it durable and publish it (steps 3 and 4). Blocks on the disk; any thread but the loop's and the one that applies.
+        """Make it durable and publish it (steps 3 and 4). Blocks on the disk; any thread but the loop's and
+        the one that applies.
 
         Raises:
-            StorageError: it failed, and so the state has stopped (`StateStore.failure`); or there was no space for the file
-                `checkpoint`. Then the state goes on, and so may this checkpoint, by another call: both P's are still held, so it does
-                not matter which of the two files a crash would find.
+            StorageError: it failed, and so the state has stopped (`StateStore.failure`); or there was no
+                space for the file `checkpoint`. Then the state goes on, and so may this checkpoint, by
+                another call: both P's are still held, so it does not matter which of the two files a crash
+                would find.
         """
         path = self._generation.path
         if not self._synced:
@@ -212,7 +219,8 @@ class Checkpoint:
         self._published = True
 
     def finish(self) -> None:
-        """End the checkpoint before this one (step 5). On the thread that applies; from then on it counts as durable.
+        """End the checkpoint before this one (step 5). On the thread that applies; from then on it counts as
+        durable.
 
         Raises:
             InvariantError: it is not published.
@@ -226,8 +234,9 @@ class Checkpoint:
     def _never_again(self, failure: StorageError) -> None:
         """Stop, and see to it that no later run syncs this file.
 
-        The kernel reports a lost write once, and the next sync of the same file says OK (Rebello et al., "Can Applications Recover from
-        fsync Failures?", ATC 2020). So this one is final, whatever its error number.
+        The kernel reports a lost write once, and the next sync of the same file says OK (Rebello et al., "Can
+        Applications Recover from fsync Failures?", ATC 2020). So this one is final, whatever its error
+        number.
         """
         self._stop(failure)
         try:
@@ -239,19 +248,20 @@ class Checkpoint:
 def lost_slot(path: Path) -> StorageError:
     """Make the error for a checkpoint's reader that LMDB no longer knows of."""
     return StorageError(
-        f"the reader slot that protects the checkpoint in {path} is gone: another program opened lock.mdb there. Stop that program and "
-        "start the node again; nothing is lost"
+        f"the reader slot that protects the checkpoint in {path} is gone: another program opened lock.mdb "
+        "there. Stop that program and start the node again; nothing is lost"
     )
 
 
 CHECKPOINT_NS = 1_000_000_000
 CHECKPOINT_COMMANDS = 20_000
 CHECKPOINT_BYTES = 32 << 20
-"""A checkpoint is due when this much time has passed since the last one began, this many commands were applied, or pages of this many
-bytes were dirtied, whichever comes first."""
+"""A checkpoint is due when this much time has passed since the last one began, this many commands were
+applied, or pages of this many bytes were dirtied, whichever comes first."""
 
 WAIT_BYTES = 256 << 20
-"""Apply waits while more than this was dirtied since the last durable checkpoint, since none of it can be reused before the next."""
+"""Apply waits while more than this was dirtied since the last durable checkpoint, since none of it can be
+reused before the next."""
 
 
 class CheckpointedState(Protocol):
@@ -268,7 +278,8 @@ class CheckpointedState(Protocol):
 
 
 class Checkpointer:
-    """Says when the next checkpoint is due, and keeps them one at a time. Has no clock and no thread: its owner drives it.
+    """Says when the next checkpoint is due, and keeps them one at a time. Has no clock and no thread: its
+    owner drives it.
 
     if checkpointer.due(now_ns, commands):                      # apply thread, between two transactions
         checkpoint = checkpointer.begin(now_ns, commands, applied_index)
@@ -277,7 +288,8 @@ class Checkpointer:
     """
 
     def __init__(self, store: CheckpointedState, now_ns: int, commands: int = 0) -> None:
-        """Args: the store, which has just been opened; now, on any clock that does not go back; commands applied so far."""
+        """Args: the store, which has just been opened; now, on any clock that does not go back; commands
+        applied so far."""
         self._store = store
         self._last_ns = now_ns
         self._last_commands = commands
@@ -294,7 +306,8 @@ class Checkpointer:
         return self._store.dirtied_bytes > WAIT_BYTES
 
     def due(self, now_ns: int, commands: int) -> bool:
-        """Whether to begin one now: none is in progress, something changed since the last, and one of the three limits is reached."""
+        """Whether to begin one now: none is in progress, something changed since the last, and one of the
+        three limits is reached."""
         dirtied_bytes = self._store.dirtied_bytes
         if self._in_progress is not None or not dirtied_bytes:
             return False

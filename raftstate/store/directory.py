@@ -31,7 +31,7 @@ _LEFT_BY_CREATION = frozenset({_LOCK, _CREATING, _CREATING + ".new"})
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose data a directory holds. The incarnation tells a node from one that was replaced under the same id."""
+    """Whose data a directory holds. The incarnation tells a node from one it replaced under its id."""
 
     cluster_id: int
     node_id: int
@@ -66,7 +66,8 @@ class DataDirectory:
         """Make and lock a new data directory.
 
         Args:
-            path: a directory that is empty or does not exist; or one whose creation was cut short, which starts over.
+            path: a directory that is empty or does not exist; or one whose creation was cut short, which
+                starts over.
             identity: whose it will be. It is written last: with it, everything that `populate` made is there.
             populate: makes the log and the state in the directory, durably.
 
@@ -105,8 +106,8 @@ class DataDirectory:
 
         Raises:
             WrongClusterError: it belongs to another cluster.
-            FailedPreconditionError: it is no data directory, is in use, belongs to another node or incarnation, was
-                written by a newer raftstate, or its disk has failed a write.
+            FailedPreconditionError: it is no data directory, is in use, belongs to another node or
+                incarnation, was written by a newer raftstate, or its disk has failed a write.
             DataLossError: its identity is damaged.
             StorageError: the disk failed.
         """
@@ -137,7 +138,7 @@ class DataDirectory:
 
 
 def mark_eio(path: Path, reason: str) -> None:
-    """Note durably that the disk failed a write in the data directory `path`, so that the next start does not trust it.
+    """Note durably that the disk failed a write, so that the next start does not trust the data directory.
 
     Args:
         path: the data directory.
@@ -169,7 +170,8 @@ def _check_free(path: Path) -> None:
         raise FailedPreconditionError(f"{path} is a data directory already; open it, or choose another one")
     if _CREATING not in names and names - _LEFT_BY_CREATION:
         raise FailedPreconditionError(
-            f"{path} is not empty (it holds {', '.join(sorted(names)[:5])}): choose an empty directory for a new node"
+            f"{path} is not empty (it holds {', '.join(sorted(names)[:5])}): "
+            f"choose an empty directory for a new node"
         )
 
 
@@ -218,8 +220,8 @@ def _decode(path: Path) -> Identity:
         version = msgspec.json.decode(body, type=_Version).format_version
         if version > FORMAT_VERSION:
             raise FailedPreconditionError(
-                f"{path.parent} was written by a newer raftstate (format {version}, this one knows {FORMAT_VERSION}): "
-                f"use that version"
+                f"{path.parent} was written by a newer raftstate "
+                f"(format {version}, this one knows {FORMAT_VERSION}): use that version"
             )
         return msgspec.json.decode(body, type=Identity)
     except msgspec.DecodeError as error:
@@ -231,7 +233,8 @@ def _decode(path: Path) -> Identity:
 def _check_identity(path: Path, found: Identity, expected: Identity) -> None:
     if found.cluster_id != expected.cluster_id:
         raise WrongClusterError(
-            f"{path} belongs to cluster {found.cluster_id:#x}, and this node is of cluster {expected.cluster_id:#x}"
+            f"{path} belongs to cluster {found.cluster_id:#x}, "
+            f"and this node is of cluster {expected.cluster_id:#x}"
         )
     got, wanted = (found.node_id, found.incarnation), (expected.node_id, expected.incarnation)
     if got != wanted:

@@ -1,9 +1,11 @@
 """Generations of the state: directories `state-<n>`, of which the file `CURRENT` names the one in use.
 
-A generation is written whole and synced before CURRENT names it, and is never changed into another one: what can't go on in its files
-(a disk that failed to sync them, readers of an earlier run that still have them open) goes on in a copy, the next generation.
+A generation is written whole and synced before CURRENT names it, and is never changed into another one: what
+can't go on in its files (a disk that failed to sync them, readers of an earlier run that still have them
+open) goes on in a copy, the next generation.
 
-May live here: names, the CURRENT file, the locks of readers, removal. Which generation a start opens, and how, is raftstate.store.start.
+May live here: names, the CURRENT file, the locks of readers, removal. Which generation a start opens, and
+how, is raftstate.store.start.
 """
 
 from __future__ import annotations
@@ -44,12 +46,14 @@ class Generation:
 
     @property
     def lock_file(self) -> Path:
-        """LMDB's lock file. Only LMDB opens it: closing it drops all of this process's locks on it, LMDB's too."""
+        """LMDB's lock file. Only LMDB opens it: closing it drops all of this process's locks on it, LMDB's
+        too."""
         return self.path / "lock.mdb"
 
     @property
     def readers_file(self) -> Path:
-        """The file that other processes hold a shared flock on while they have the environment open. LMDB never opens it."""
+        """The file that other processes hold a shared flock on while they have the environment open. LMDB
+        never opens it."""
         return self.path / "readers"
 
     @property
@@ -74,7 +78,8 @@ class Generation:
         """Let CURRENT name this generation. All in it must be durable.
 
         Raises:
-            StorageError: CURRENT could not be written; it names the generation it named before, or after a failed directory sync either.
+            StorageError: CURRENT could not be written; it names the generation it named before, or after a
+                failed directory sync either.
         """
         # The directory's own name first: no crash may leave a CURRENT that names what is not there.
         fsync_directory(self.path)
@@ -99,8 +104,8 @@ class Generation:
             Whether it worked, that is, whether nobody else has it open.
         """
         try:
-            # A crash between the two steps of make_directory can't have left a current generation without the file, but a restore
-            # from a backup that skips empty files can.
+            # A crash between the two steps of make_directory can't have left a current generation without the
+            # file, but a restore from a backup that skips empty files can.
             fd = os.open(self.readers_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise disk_failure("opening the readers' lock", self.readers_file, error) from error
@@ -127,7 +132,8 @@ def _current_file(data_directory: Path) -> Path:
 
 
 def generations(data_directory: Path) -> list[Generation]:
-    """Return every generation of which there is a directory, whether in use, half made or left over, by number."""
+    """Return every generation of which there is a directory, whether in use, half made or left over, by
+    number."""
     try:
         names = os.listdir(data_directory)
     except OSError as error:
@@ -137,7 +143,8 @@ def generations(data_directory: Path) -> list[Generation]:
 
 
 def current_generation(data_directory: Path) -> Generation | None:
-    """Return the generation that CURRENT names, or None when there is no CURRENT: the state was never created to the end.
+    """Return the generation that CURRENT names, or None when there is no CURRENT: the state was never created
+    to the end.
 
     Raises:
         DataLossError: CURRENT is damaged, or names a generation that is not there.
@@ -161,16 +168,13 @@ def current_generation(data_directory: Path) -> Generation | None:
     return generation
 
 
-def remove_leftovers(current: Generation) -> list[Generation]:
-    """Remove every other generation that nobody has open; return those that somebody has."""
-    in_use = []
+def remove_leftovers(current: Generation) -> None:
+    """Remove every other generation that nobody has open; the next start tries again with the rest."""
     for generation in generations(current.data_directory):
         if generation == current:
             continue
-        # A reader that opens the lock file meanwhile gets its lock on a removed file, reads CURRENT again and goes there.
+        # A reader that opens the lock file meanwhile gets its lock on a removed file, reads CURRENT again and
+        # goes there.
         with generation.without_readers(0) as granted:
             if granted:
                 generation.remove()
-            else:
-                in_use.append(generation)
-    return in_use

@@ -5,12 +5,12 @@ checks what it is given against what is on disk. The loop thread reads, through 
 what was published to it: `publish` takes the result of a write that has been committed, so that the view in
 memory can lag behind the disk and can never be ahead of it.
 
-Recent entries are kept in memory, in a window that ends with the last published entry; older ones are read from
-LMDB, and their checksums verified. A record that does not match its checksum is never served, and never taken
-for the end of the log: commits are atomic, so it is the rot of something that was acknowledged.
+Recent entries are kept in memory, in a window that ends with the last published entry; older ones are read
+from LMDB, and their checksums verified. A record that does not match its checksum is never served, and
+never taken for the end of the log: commits are atomic, so it is the rot of something that was acknowledged.
 
-May live here: transactions on the log, and the window. Formats are in `log_format`, what must hold at a start,
-and why that is enough, in `log_check`.
+May live here: transactions on the log, and the window. Formats are in `log_format`, what must hold at a
+start, and why that is enough, in `log_check`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _EMPTY = MetaRow(0, 0, 0, 0, 1, 0)
 
 @dataclass(frozen=True, slots=True)
 class LogWrite:
-    """A transaction that is durable, and what it made of the log; `LogStore.publish` makes it visible to readers."""
+    """A durable transaction, and what it made of the log; `LogStore.publish` makes it visible to readers."""
 
     entries: Sequence[Entry]
     """What it appended; it also removed all that stood at or after the first of them."""
@@ -56,11 +56,11 @@ class LogWrite:
 
 
 class LogStore:
-    """The log in one directory. Made by `LogStore.create` or `LogStore.open`; what both threads may use is said per method.
+    """The log in one directory; made by `LogStore.open`.
 
-    `conf_state` is what `initial_state` returns with the hard state: the node sets it, from the state machine,
-    before the core starts. `first_damaged_index` is the lowest index whose record is known to be damaged, or
-    None; set at opening, where every record is verified, and when a read finds one.
+    `conf_state` is what `initial_state` returns with the hard state: the node sets it, from the state
+    machine, before the core starts. `first_damaged_index` is the lowest index whose record is known to be
+    damaged, or None; set at opening, where every record is verified, and when a read finds one.
     """
 
     def __init__(self, path: Path, environment: lmdb.Environment, data_file: int, page_bytes: int) -> None:
@@ -89,22 +89,28 @@ class LogStore:
 
         Args:
             path: the environment's directory.
-            map_bytes: the most that the log may grow to; address space, not disk. A multiple of the page size.
-            create: make a new, empty log first. It gets its name once it is durable, so that a crash leaves none.
+            map_bytes: the most that the log may grow to; address space, not disk. A multiple of the page
+                size.
+            create: make a new, empty log first. It gets its name once it is durable, so that a crash leaves
+                none.
             window_bytes: how much of the log's end to keep in memory.
 
         Raises:
             FailedPreconditionError: `create`, and there is one already.
-            DataLossError: there is none, its meta row or hard state is damaged, or its files are in no state that
-                a crash can leave. A damaged record does not raise: see `first_damaged_index`.
+            DataLossError: there is none, its meta row or hard state is damaged, or its files are in no
+                state that a crash can leave. A damaged record does not raise: see `first_damaged_index`.
             StorageError: the disk or LMDB failed.
         """
         if create:
             _create(path, map_bytes)
         newest, older = check_data_file(path / _DATA_FILE)
         try:
-            environment = _open_environment(path, map_bytes)
             data_file = os.open(path / _DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                environment = _open_environment(path, map_bytes)
+            except lmdb.Error:
+                os.close(data_file)
+                raise
         except lmdb.Error as error:
             raise _read_failure(path, error) from error
         except OSError as error:
@@ -172,7 +178,12 @@ class LogStore:
         return self._seen.last_index
 
     def term(self, index: int) -> int:
-        """See `Storage.term`. Raises `DataLossError` if the record is damaged, `StorageError` if it can't be read."""
+        """See `Storage.term`.
+
+        Raises:
+            DataLossError: the record is damaged.
+            StorageError: it can't be read.
+        """
         if index >= self._window.first_index and index <= self._seen.last_index:
             return self._window.term(index)
         if index == self._seen.last_index:
@@ -188,7 +199,12 @@ class LogStore:
         return self._read(index, index + 1, 0)[0].term
 
     def entries(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
-        """See `Storage.entries`. Raises `DataLossError` if a record is damaged, `StorageError` if it can't be read."""
+        """See `Storage.entries`.
+
+        Raises:
+            DataLossError: a record is damaged.
+            StorageError: one can't be read.
+        """
         if lo <= self._seen.boundary_index:
             raise Compacted(f"entry {lo} is compacted; the first index is {self._seen.boundary_index + 1}")
         if hi > self._seen.last_index + 1:
@@ -274,34 +290,32 @@ class LogStore:
             What to publish.
 
         Raises:
-            InvariantError: the entries leave a gap, are no contiguous run or reach back to committed or compacted
-                ones, or the hard state goes backwards. Nothing was written.
+            InvariantError: the entries leave a gap, are no contiguous run or reach back to committed or
+                compacted ones, or the hard state goes backwards. Nothing was written.
             DataLossError: entries were given, and the log has a damaged record: it must not acknowledge more.
-            StorageError: the disk or LMDB failed, now or before. Whether this write is on disk can't be known,
-                and every later one is refused.
+            StorageError: the disk or LMDB failed, now or before. Whether this write is on disk can't be
+                known, and every later one is refused.
         """
         target = self._hard_state if hard_state is None else hard_state
         check_hard_state(self._hard_state, target)
+        meta = self._meta
         if entries:
             self._check_entries(entries)
-        last_index, last_term = self._meta.last_index, self._meta.last_term
-        if entries:
-            last_index, last_term = entries[-1].index, entries[-1].term
-        if target.commit > last_index:
+            meta = meta._replace(last_index=entries[-1].index, last_term=entries[-1].term)
+        if target.commit > meta.last_index:
             raise InvariantError(
-                f"commit index {target.commit} exceeds the last index {last_index} of the log"
+                f"commit index {target.commit} exceeds the last index {meta.last_index} of the log"
             )
         with self._transaction() as txn:
             if entries:
                 _delete(txn, entries[0].index, self._meta.last_index)
                 _append(txn, entries)
-            meta = self._meta._replace(last_index=last_index, last_term=last_term)
             meta = self._seal(txn, meta, target)
         self._meta, self._hard_state = meta, target
         return LogWrite(entries, target, meta)
 
     def compact(self, to_index: int, entries_max: int) -> LogWrite | None:
-        """Remove entries up to and including `to_index`, which must be applied durably: one bounded slice of them.
+        """Remove one bounded slice of the entries up to and including `to_index`, which is applied durably.
 
         Args:
             to_index: the new boundary, at most the last index.
@@ -323,7 +337,8 @@ class LogStore:
                 f"the log can't be compacted to {to_index}: its last index is {self._meta.last_index}"
             )
         boundary = min(to_index, first + entries_max - 1)
-        # What is applied is committed, though the saved commit index may lag; the core refuses one before the boundary.
+        # What is applied is committed, though the saved commit index may lag; the core refuses one before
+        # the boundary.
         hard_state = self._hard_state
         if hard_state.commit < boundary:
             hard_state = msgspec.structs.replace(hard_state, commit=boundary)
@@ -340,8 +355,8 @@ class LogStore:
         meta, first = self._meta, entries[0].index
         if self.first_damaged_index is not None:
             raise DataLossError(
-                f"entries {first} to {entries[-1].index} were not appended: entry {self.first_damaged_index} of this "
-                f"log is damaged; replace this node's data from the other nodes",
+                f"entries {first} to {entries[-1].index} were not appended: entry {self.first_damaged_index} "
+                f"of this log is damaged; replace this node's data from the other nodes",
                 detail={"index": self.first_damaged_index},
             )
         if not meta.boundary_index < first <= meta.last_index + 1:
@@ -351,7 +366,8 @@ class LogStore:
             )
         if first <= self._hard_state.commit:
             raise InvariantError(
-                f"entries from {first} on would replace committed ones: the commit index is {self._hard_state.commit}"
+                f"entries from {first} on would replace committed ones: "
+                f"the commit index is {self._hard_state.commit}"
             )
         for expected, entry in enumerate(entries, first):
             if entry.index != expected:
@@ -388,7 +404,7 @@ class LogStore:
         previous = read_meta_page(self._data_file, slot, self._page_bytes, source=str(self._path))
         if previous.transaction_id != transaction_id - 1:
             raise InvariantError(
-                f"log transaction {transaction_id} follows a meta page of transaction {previous.transaction_id}"
+                f"log transaction {transaction_id} follows the meta page of {previous.transaction_id}"
             )
         sealed = meta._replace(transaction_id=transaction_id, previous_page_checksum=page_checksum(previous))
         txn.put(META_KEY, log_format.encode_meta(sealed))
@@ -465,5 +481,6 @@ def _append(txn: lmdb.Transaction[memoryview], entries: Sequence[Entry]) -> None
         _, added = cursor.putmulti(rows, overwrite=False, append=True)
     if added != len(entries):
         raise InvariantError(
-            f"of {len(entries)} entries from {entries[0].index} on, {added} were appended: the log holds later ones"
+            f"of {len(entries)} entries from {entries[0].index} on, {added} were appended: "
+            f"the log holds later ones"
         )

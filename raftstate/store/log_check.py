@@ -1,10 +1,11 @@
 """What must hold of a log's files before they are believed: the check that every start runs.
 
-**What a crash can leave.** LMDB commits transaction N, with sync and metasync on, in this order: it writes N's
-pages, none of which transaction N - 1 uses; `fdatasync`; it writes the meta page N & 1, through a descriptor
-opened with O_DSYNC; then the commit returns, and only then is anything acknowledged. The other meta page stays
-that of N - 1. The meta page is written by one `pwrite` that lies within one 512-byte sector: after kill -9 or a
-power cut it is there whole or not at all. Hence there are two states, and no third:
+**What a crash can leave.** LMDB commits transaction N, with sync and metasync on, in this order: it writes
+N's pages, none of which transaction N - 1 uses; `fdatasync`; it writes the meta page N & 1, through a
+descriptor opened with O_DSYNC; then the commit returns, and only then is anything acknowledged. The other
+meta page stays that of N - 1. The meta page is written by one `pwrite` that lies within one 512-byte
+sector: after kill -9 or a power cut it is there whole or not at all. Hence there are two states, and no
+third:
 
 1. {N - 2, N - 1}: the meta page of N did not reach the disk. Nothing of N was acknowledged. Its pages may be
    there in part, on pages that N - 1 calls free or that lie past its last one. N - 1 is whole, since its meta
@@ -12,16 +13,16 @@ power cut it is there whole or not at all. Hence there are two states, and no th
 2. {N, N - 1}: the meta page of N did. Its pages were synced before. Whether the commit had returned or not,
    opening N is sound: what is durable, and was not acknowledged, Raft may keep.
 
-An aborted transaction writes no meta page, and its id is given again; a log that exists has committed at least
-transaction 1 (it gets its name afterwards), beside which page 0 still holds id 0. So in both states the ids are
-consecutive, and each stands on the page of its parity. Anything else is damage.
+An aborted transaction writes no meta page, and its id is given again; a log that exists has committed at
+least transaction 1 (it gets its name afterwards), beside which page 0 still holds id 0. So in both states
+the ids are consecutive, and each stands on the page of its parity. Anything else is damage.
 
-**What damage could look like a crash.** A flip of bit 1 in N, where set, makes it N - 2: state 1 to the letter,
-and an acknowledged commit is gone. So each commit's meta row holds a checksum of its predecessor's meta page:
-the page that claims N - 2 must be the one that N - 1 found. A meta page whose id is right and whose roots are
-not is noticed by the meta row, which holds its own transaction id, or by `check_pages`. A page that holds an
-older version of itself (a lost write) is noticed by its row, its counts or the free list, unless it is a leaf of
-records only, and then by a record that is missing.
+**What damage could look like a crash.** A flip of bit 1 in N, where set, makes it N - 2: state 1 to the
+letter, and an acknowledged commit is gone. So each commit's meta row holds a checksum of its predecessor's
+meta page: the page that claims N - 2 must be the one that N - 1 found. A meta page whose id is right and
+whose roots are not is noticed by the meta row, which holds its own transaction id, or by `check_pages`. A
+page that holds an older version of itself (a lost write) is noticed by its row, its counts or the free
+list, unless it is a leaf of records only, and then by a record that is missing.
 """
 
 from __future__ import annotations
@@ -107,12 +108,12 @@ def check_rows(
         )
     if row.previous_page_checksum != page_checksum(older):
         raise DataLossError(
-            f"meta page {older.page_number} claims transaction {older.transaction_id}, and is not the page that "
-            f"transaction {row.transaction_id} followed: a newer commit may have stood there"
+            f"meta page {older.page_number} claims transaction {older.transaction_id}, and is not the page "
+            f"that transaction {row.transaction_id} followed: a newer commit may have stood there"
         )
     expected = row.last_index - row.boundary_index + FIXED_ROWS
     if not row.boundary_index <= hard_state.commit <= row.last_index or rows != expected:
         raise DataLossError(
-            f"the log's rows contradict each other: boundary {row.boundary_index}, commit {hard_state.commit}, "
-            f"last index {row.last_index}, {rows} rows (expected {expected})"
+            f"the log's rows contradict each other: boundary {row.boundary_index}, "
+            f"commit {hard_state.commit}, last index {row.last_index}, {rows} rows (expected {expected})"
         )

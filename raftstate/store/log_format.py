@@ -34,7 +34,7 @@ _TYPES = {int(kind): kind for kind in EntryType}
 
 
 class MetaRow(NamedTuple):
-    """What the log says of itself as of one transaction. The boundary is the last entry that was compacted away."""
+    """What the log says of itself as of one transaction. The boundary is the last entry compacted away."""
 
     last_index: int
     last_term: int

@@ -8,7 +8,7 @@ from raftstate.core.types import Entry
 from raftstate.errors import InvariantError
 
 _ENTRY_OVERHEAD_BYTES = 150
-"""What an entry takes in memory beside its payload: the struct, two integers and the header of a bytes object."""
+"""What an entry takes in memory beside its payload: the struct, its integers, the header of its bytes."""
 
 
 class LogWindow:

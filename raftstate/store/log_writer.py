@@ -76,7 +76,7 @@ class LogWriter:
 
     @property
     def outstanding_since_ns(self) -> int | None:
-        """When the oldest append that is not reported yet was handed over, on the given clock; None: all are."""
+        """When the oldest append not reported yet was handed over, by the given clock; None: no such."""
         return self._outstanding[0].since_ns if self._outstanding else None
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
@@ -154,7 +154,7 @@ class LogWriter:
         self._finish()
 
     def _take(self) -> tuple[list[_Append], bool]:
-        """All appends that wait, and whether to go on after them; waits for one if there is nothing to compact."""
+        """All appends that wait, and whether to go on then; waits for one if there is nothing to compact."""
         appends: list[_Append] = []
         block = not self._compactions
         while True:

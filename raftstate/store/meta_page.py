@@ -1,10 +1,12 @@
 """LMDB's meta pages, read from and written as bytes.
 
-A data file begins with two meta pages. A commit with transaction id `t` writes page `t & 1`, so the newest commit and the one before it
-both stand; opening takes the page with the higher id. Raftstate reads them itself where LMDB would choose in silence: the log compares
-both with what it recorded, and the state writes back the page that belongs to its last durable checkpoint.
+A data file begins with two meta pages. A commit with transaction id `t` writes page `t & 1`, so the newest
+commit and the one before it both stand; opening takes the page with the higher id. Raftstate reads them
+itself where LMDB would choose in silence: the log compares both with what it recorded, and the state writes
+back the page that belongs to its last durable checkpoint.
 
-The layout is that of LMDB 0.9's data format 1 on a 64-bit machine, in the machine's byte order (`MDB_page` header, then `MDB_meta`):
+The layout is that of LMDB 0.9's data format 1 on a 64-bit machine, in the machine's byte order (`MDB_page`
+header, then `MDB_meta`):
 
     0  page number u64 | pad u16 | page flags u16 | bounds u32        the page header, 16 bytes
     16 magic u32 | data format u32 | map address u64 | map size u64
@@ -121,7 +123,8 @@ class MetaPage:
 
 
 def read_meta_page(fd: int, page_number: int, page_bytes: int, *, source: str) -> MetaPage:
-    """Read the meta page in slot `page_number` (0 or 1) of an open data file whose pages have `page_bytes` bytes.
+    """Read the meta page in slot `page_number` (0 or 1) of an open data file whose pages have `page_bytes`
+    bytes.
 
     Raises:
         DataLossError: see `MetaPage.parse`; or the page carries another page number than its slot's.

@@ -10,8 +10,8 @@ whether
 - no page that is reached is on the free list, and neither is any page past the last one;
 - the free list's greatest transaction is the one of the meta page: each commit but the first frees pages.
 
-It reads each leaf once, so its cost grows with the log as that of verifying the records does. Format: LMDB 0.9
-on a 64-bit machine, main tree without sub-databases.
+It reads each leaf once, so its cost grows with the log as that of verifying the records does. Format: LMDB
+0.9 on a 64-bit machine, main tree without sub-databases.
 
     page header (16 bytes)  number u64, pad u16, flags u16, lower u16 and upper u16 (overflow: page count u32)
     node (8 bytes + key)    low u16, high u16, flags u16, key size u16; a leaf's data follows the key
@@ -99,11 +99,11 @@ class _Walk:
             raise DataLossError(f"page {min(shared)} is in use and on the free list")
         if free_pages and not _FIRST_DATA_PAGE <= min(free_pages) <= max(free_pages) <= self._meta.last_page:
             raise DataLossError(
-                f"free pages {min(free_pages)} to {max(free_pages)}, and the last page is {self._meta.last_page}"
+                f"pages {min(free_pages)} to {max(free_pages)} are free, the last is {self._meta.last_page}"
             )
 
     def _tree(self, name: str, tree: TreeRecord) -> Iterator[tuple[int, int, int]]:
-        """Yield (offset of key, offset and size of data) of every node in the leaves; then check the counts."""
+        """Yield (offset of key, offset and size of data) of each node in the leaves; then check counts."""
         self._branch_pages = self._leaf_pages = self._overflow_pages = entries = 0
         pages = [] if tree.root == _NO_PAGE else [(tree.root, 1)]
         while pages:
@@ -125,7 +125,7 @@ class _Walk:
         expected = (tree.branch_pages, tree.leaf_pages, tree.overflow_pages, tree.entries)
         if got != expected or (tree.root == _NO_PAGE and tree.depth):
             raise DataLossError(
-                f"the {name} tree's (branch, leaf, overflow pages, entries) are {got}, and should be {expected}"
+                f"the {name} tree's branch, leaf, overflow pages and entries are {got}, not {expected}"
             )
 
     def _page(self, page: int) -> tuple[int, int, tuple[int, ...]]:

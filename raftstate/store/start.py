@@ -1,17 +1,21 @@
 """The start rule of the state: which files to open, and what must be done to them first.
 
-After a clean stop the environment is opened as it stands. After anything else the meta pages on the disk mean nothing: they may be of a
-commit of which other pages were lost, and if the machine did not go down, what can be read now is the page cache, not the disk. So the
-state goes back to its last durable checkpoint, whose meta page the file `checkpoint` holds, and the log replays what came after:
+After a clean stop the environment is opened as it stands. After anything else the meta pages on the disk mean
+nothing: they may be of a commit of which other pages were lost, and if the machine did not go down, what can
+be read now is the page cache, not the disk. So the state goes back to its last durable checkpoint, whose meta
+page the file `checkpoint` holds, and the log replays what came after:
 
-    exclusive lock on `readers` granted      the checkpoint's meta page goes into both slots of data.mdb, lock.mdb is removed
-    not granted within a second, or          data.mdb is copied into a new generation, the meta pages go into the copy, the copy is
-    a sync of data.mdb failed before         synced (and after a failed sync read through), CURRENT is switched
+    exclusive lock on `readers` granted     the checkpoint's meta page goes into both slots of data.mdb,
+                                            lock.mdb is removed
+    not granted within a second,            data.mdb is copied into a new generation, the meta pages go into the
+    or a sync of data.mdb failed before     copy, the copy is synced (and after a failed sync read through),
+                                            CURRENT is switched
 
-An environment that another process has open is never taken over, since its reader table is in the lock file and its map in memory.
+An environment that another process has open is never taken over, since its reader table is in the lock file
+and its map in memory.
 
-Every step may be the last one before a crash. Before the switch of CURRENT nothing that it names has changed except meta pages, which the
-next start writes again; after it, what remains is a directory to remove.
+Every step may be the last one before a crash. Before the switch of CURRENT nothing that it names has changed
+except meta pages, which the next start writes again; after it, what remains is a directory to remove.
 """
 
 from __future__ import annotations
@@ -45,8 +49,8 @@ _COPY_BYTES = 16 << 20
 def open_environment(generation: Generation, map_bytes: int, *, create: bool = False) -> lmdb.Environment:
     """Open the environment of a generation for writing.
 
-    `sync=False` is what this environment is about, see raftstate.store.checkpoint. Without readahead, since the keys of a batch lie
-    anywhere in the file.
+    `sync=False` is what this environment is about, see raftstate.store.checkpoint. Without readahead, since
+    the keys of a batch lie anywhere in the file.
     """
     return lmdb.open(
         str(generation.path),
@@ -60,11 +64,13 @@ def open_environment(generation: Generation, map_bytes: int, *, create: bool = F
 
 
 def create_first_generation(data_directory: Path, map_bytes: int) -> None:
-    """Make `state-1` with empty tables and a checkpoint at index 0. A creation that was cut short is done again from the start.
+    """Make `state-1` with empty tables and a checkpoint at index 0. A creation that was cut short is done
+    again from the start.
 
     Args:
         data_directory: the node's directory.
-        map_bytes: the size of the map, and so the most that the state can ever hold. Address space, not disk space.
+        map_bytes: the size of the map, and so the most that the state can ever hold. Address space, not disk
+            space.
 
     Raises:
         FailedPreconditionError: there is a state already.
@@ -94,14 +100,14 @@ def create_first_generation(data_directory: Path, map_bytes: int) -> None:
 
 
 def refuse_orphan(generation: Generation) -> None:
-    """Raise `DataLossError` if a generation that no CURRENT names may hold more than a creation that was cut short left behind."""
+    """Raise `DataLossError` if a generation that no CURRENT names holds more than an unfinished creation."""
     if (
         generation.checkpoint_file.exists()
         and CheckpointRecord.read(generation.checkpoint_file).applied_index > 0
     ):
         raise DataLossError(
-            f"{generation.data_directory / 'CURRENT'} is missing, but {generation.path} holds a state: replace this node, the others hold "
-            "the data"
+            f"{generation.data_directory / 'CURRENT'} is missing, but {generation.path} holds a state: "
+            "replace this node, the others hold the data"
         )
 
 
@@ -176,7 +182,8 @@ def _rewind(generation: Generation, record: CheckpointRecord) -> None:
 
 
 def write_meta_pages(fd: int, meta: MetaPage) -> None:
-    """Write a checkpoint's meta page into its slot of a data file, and into the other slot as the commit before.
+    """Write a checkpoint's meta page into its slot of a data file, and into the other slot as the commit
+    before.
 
     Raises:
         OSError: a write failed.
@@ -185,8 +192,8 @@ def write_meta_pages(fd: int, meta: MetaPage) -> None:
         content = page.to_bytes()
         if os.pwrite(fd, content, page.page_number * page.page_bytes) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    # The file may end before the last page if that one is free. A page that is in use and was cut off reads as zeros then, which LMDB
-    # reports; behind the end of a file its map raises SIGBUS.
+    # The file may end before the last page if that one is free. A page that is in use and was cut off reads
+    # as zeros then, which LMDB reports; behind the end of a file its map raises SIGBUS.
     used_bytes = (meta.last_page + 1) * meta.page_bytes
     if os.fstat(fd).st_size < used_bytes:
         os.ftruncate(fd, used_bytes)
@@ -222,7 +229,8 @@ def _copy(
 
 
 def _copy_bytes(source: int, target: int, size: int) -> None:
-    """Copy up to `size` bytes, by reference where the file system can (copy_file_range does so on XFS and Btrfs)."""
+    """Copy up to `size` bytes, by reference where the file system can (copy_file_range does so on XFS and
+    Btrfs)."""
     done = 0
     by_kernel = hasattr(os, "copy_file_range")
     while done < size:
@@ -243,7 +251,8 @@ def _copy_bytes(source: int, target: int, size: int) -> None:
 
 
 def _verify(generation: Generation, verify: Callable[[ReadTables], None]) -> None:
-    """Open a generation that is not current yet, for reading and without a lock file, and let `verify` read it."""
+    """Open a generation that is not current yet, for reading and without a lock file, and let `verify` read
+    it."""
     try:
         with (
             lmdb.open(
@@ -254,7 +263,8 @@ def _verify(generation: Generation, verify: Callable[[ReadTables], None]) -> Non
             verify(Rows(transaction, open_tables(environment, transaction), generation.path))
     except (lmdb.Error, StorageError) as error:
         raise DataLossError(
-            f"the copy of the state made after a failed sync can't be read ({error}): replace this node, the others hold the data"
+            f"the copy of the state made after a failed sync can't be read ({error}): "
+            "replace this node, the others hold the data"
         ) from error
 
 

@@ -3,14 +3,15 @@
     store = StateStore.open(directory)          goes back to the last checkpoint after a crash, and takes one
     with store.write() as tables: ...           commits at the end, aborts on an exception
     with store.read() as tables: ...
-    checkpoint = store.begin_checkpoint(index)  between two writes; then checkpoint.sync() elsewhere, checkpoint.finish() here
+    checkpoint = store.begin_checkpoint(index)  between two writes; then checkpoint.sync() elsewhere,
+    checkpoint.finish() here
     store.close(clean=True)                     if all is checkpointed: the next open is quick
 
-A commit is visible at once and durable with the next checkpoint; what came after the last one is in the log. How a checkpoint works stands
-in raftstate.store.checkpoint, how a start does in raftstate.store.start.
+A commit is visible at once and durable with the next checkpoint; what came after the last one is in the log.
+How a checkpoint works stands in raftstate.store.checkpoint, how a start does in raftstate.store.start.
 
-Threads: `write`, `begin_checkpoint`, `finish` and `close` belong to one thread, the one that applies. `read` may be called on any.
-Never fork with a store open.
+Threads: `write`, `begin_checkpoint`, `finish` and `close` belong to one thread, the one that applies. `read`
+may be called on any. Never fork with a store open.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ from raftstate.store.start import (
 from raftstate.store.transactions import Handles, Rows, WritableRows, lmdb_failure
 
 MAP_BYTES = 64 << 30
-"""Default size of the map: address space only, fixed when the state is created. The file grows with what is stored."""
+"""Default size of the map: address space only, fixed when the state is created. The file grows with what is
+stored."""
 
 
 class ReadTransaction(Rows):
@@ -144,8 +146,10 @@ class StateStore:
 
         Args:
             data_directory: the node's directory, whose lock the caller holds.
-            readers_wait_s: how long to wait, after a crash, for other processes to close the environment, in seconds.
-            verify: reads through the copy that is made after a failed sync, and raises if it can't be trusted.
+            readers_wait_s: how long to wait, after a crash, for other processes to close the environment, in
+                seconds.
+            verify: reads through the copy that is made after a failed sync, and raises if it can't be
+                trusted.
 
         Raises:
             FailedPreconditionError: there is no state in the directory.
@@ -184,7 +188,8 @@ class StateStore:
 
     @property
     def durable_applied_index(self) -> int:
-        """The last log entry that a crash can't take from the state. The log may be cut up to here, no further."""
+        """The last log entry that a crash can't take from the state. The log may be cut up to here, no
+        further."""
         return self._durable_applied_index
 
     @property
@@ -194,7 +199,8 @@ class StateStore:
 
     @property
     def failure(self) -> StorageError | None:
-        """Why nothing can be written any more until the node is started again; None as long as all is well."""
+        """Why nothing can be written any more until the node is started again; None as long as all is
+        well."""
         return self._failure
 
     def size_bytes(self) -> int:
@@ -205,7 +211,8 @@ class StateStore:
             raise disk_failure("looking at the state's size", self.path, error) from error
 
     def read(self) -> ReadTransaction:
-        """Begin to read what was committed last. Use it as a context manager, and end it soon: it keeps pages from being reused.
+        """Begin to read what was committed last. Use it as a context manager, and end it soon: it keeps pages
+        from being reused.
 
         Raises:
             ResourceExhaustedError: no reader slot is free; only this read suffers.
@@ -220,11 +227,13 @@ class StateStore:
         return ReadTransaction(transaction, self._handles, self.path)
 
     def write(self) -> WriteTransaction:
-        """Begin a transaction. Use it as a context manager: it commits at the end, or aborts when the body raises.
+        """Begin a transaction. Use it as a context manager: it commits at the end, or aborts when the body
+        raises.
 
         Raises:
-            StorageError: the state has stopped (`failure`), or LMDB failed. A failure to commit is raised at the end of the context;
-                unless it is also in `failure`, it was for want of space, nothing was changed, and the transaction may be tried again.
+            StorageError: the state has stopped (`failure`), or LMDB failed. A failure to commit is raised at
+                the end of the context; unless it is also in `failure`, it was for want of space, nothing was
+                changed, and the transaction may be tried again.
             InvariantError: another one is open.
             ClosedError: the store is closed.
         """
@@ -249,7 +258,8 @@ class StateStore:
             The checkpoint: call its `sync` on a thread that may block, then its `finish` on this one.
 
         Raises:
-            InvariantError: a writing transaction or another checkpoint is open, or the index is behind the last checkpoint's.
+            InvariantError: a writing transaction or another checkpoint is open, or the index is behind the
+                last checkpoint's.
             StorageError: the state has stopped, or LMDB or the disk failed.
             ResourceExhaustedError: no reader slot is free.
             ClosedError: the store is closed.
@@ -272,13 +282,15 @@ class StateStore:
         return self._checkpoint
 
     def checkpoint(self, applied_index: int) -> None:
-        """Take a whole checkpoint, waiting for the disk: for starts and stops. Arguments and errors are those of its three steps."""
+        """Take a whole checkpoint, waiting for the disk: for starts and stops. Arguments and errors are those
+        of its three steps."""
         checkpoint = self.begin_checkpoint(applied_index)
         checkpoint.sync()
         checkpoint.finish()
 
     def clear_dead_readers(self) -> int:
-        """Give back the slots of readers whose process is gone, so that the pages they saw can be reused; return how many."""
+        """Give back the slots of readers whose process is gone, so that the pages they saw can be reused;
+        return how many."""
         try:
             return self._open_environment().reader_check()
         except lmdb.Error as error:
@@ -291,8 +303,10 @@ class StateStore:
             clean: leave the marker of a clean stop, so that the next open need not distrust the files.
 
         Raises:
-            InvariantError: `clean`, but something was committed after the last checkpoint, or the state has stopped.
-            StorageError: the marker could not be written; the next open goes back to the checkpoint, which loses nothing.
+            InvariantError: `clean`, but something was committed after the last checkpoint, or the state has
+                stopped.
+            StorageError: the marker could not be written; the next open goes back to the checkpoint, which
+                loses nothing.
         """
         if self._environment is None:
             return
@@ -300,7 +314,8 @@ class StateStore:
             self._dirtied_bytes or self._writing or self._checkpoint is not None or self._failure is not None
         ):
             raise InvariantError(
-                f"a clean stop needs a last checkpoint: {self._dirtied_bytes} bytes were dirtied after it, failure: {self._failure}"
+                f"a clean stop needs a last checkpoint: {self._dirtied_bytes} bytes were dirtied after it, "
+                f"failure: {self._failure}"
             )
         environment, self._environment = self._environment, None
         environment.close()
@@ -321,7 +336,8 @@ class StateStore:
     def _require_protection(self) -> None:
         """Raise unless the last durable checkpoint's pages are safe from being written to.
 
-        Asked before a transaction, which may spill pages, and before it commits: at 0.3 us each, all but the moment of the write itself.
+        Asked before a transaction, which may spill pages, and before it commits: at 0.3 us each, all but the
+        moment of the write itself.
         """
         self._require_no_failure()
         if self._pin is None:

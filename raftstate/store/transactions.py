@@ -1,10 +1,11 @@
 """The machine's tables over one LMDB transaction: named databases by table number, rows as bytes.
 
-May live here: what a transaction can do with rows, the translation of LMDB's errors, and the estimate of what a transaction wrote. When
-one may begin, and what must hold before it commits, is the business of raftstate.store.state.
+May live here: what a transaction can do with rows, the translation of LMDB's errors, and the estimate of what
+a transaction wrote. When one may begin, and what must hold before it commits, is the business of
+raftstate.store.state.
 
-Nothing here wraps a row: a batch of some hundred commands is a few hundred `get`s and two or three `put_many`s, and each costs little
-more than LMDB's own call.
+Nothing here wraps a row: a batch of some hundred commands is a few hundred `get`s and two or three
+`put_many`s, and each costs little more than LMDB's own call.
 """
 
 from __future__ import annotations
@@ -16,14 +17,21 @@ from pathlib import Path
 
 import lmdb
 
-from raftstate.errors import InvariantError, RaftstateError, ResourceExhaustedError
+from raftstate.errors import (
+    DataLossError,
+    InvariantError,
+    RaftstateError,
+    ResourceExhaustedError,
+    StorageError,
+)
 from raftstate.machine.tables import Table
 from raftstate.store.files import disk_failure
 
 Handles = dict[Table, "lmdb._Database"]
 
 COMMIT_PAGES = 6
-"""Pages that every commit writes whatever it changed: the meta page, the table of tables, and about four of the free list."""
+"""Pages that every commit writes whatever it changed: the meta page, the table of tables, and about four of
+the free list."""
 
 _FREED_PER_PAGE = 256
 """Page numbers in one page of the free list: 512 fit, and a page may be half full."""
@@ -43,17 +51,26 @@ def lmdb_failure(doing: str, path: Path, error: lmdb.Error) -> RaftstateError:
         error: what LMDB raised.
 
     Returns:
-        `ResourceExhaustedError` if it was a read that found no reader slot (nothing else suffers); else `StorageError`.
+        `ResourceExhaustedError` if a read found no reader slot, from which nothing else suffers;
+        `DataLossError` if a page is not what the tree says it is; else `StorageError`.
     """
     if isinstance(error, lmdb.ReadersFullError):
         return ResourceExhaustedError(
-            f"no reader slot is free in {path}: too many reads at once in this node and the processes that read its files; try again"
+            f"no reader slot is free in {path}: too many reads at once in this node and the processes that read "
+            "its files; try again"
         )
-    failure = disk_failure(doing, path, error)
+    if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
+        return DataLossError(
+            f"damaged pages were found while {doing} at {path} ({error}): replace this node, the others hold "
+            "the data"
+        )
     if error.code == errno.EAGAIN:
-        failure.message += "; a process with this pid in another pid namespace has the environment open"
-        failure.args = (failure.message,)
-    return failure
+        return StorageError(
+            f"failed while {doing} at {path}: a process with this pid in another pid namespace has the "
+            "environment open; run both in one",
+            detail={"errno": error.code},
+        )
+    return disk_failure(doing, path, error)
 
 
 class Rows:
@@ -76,6 +93,7 @@ class Rows:
         """Return the value under `key`, or None.
 
         Raises:
+            DataLossError: a page on the way to it is damaged.
             StorageError: LMDB can't read it, or the transaction has ended.
         """
         try:
@@ -89,13 +107,15 @@ class Rows:
         """Yield (key, value) for start <= key < end (None: no end) in order of key, or in the opposite order.
 
         Raises:
+            DataLossError: a page on the way is damaged.
             StorageError: LMDB can't read them, or the transaction has ended.
         """
         try:
             cursor = self._transaction.cursor(self._handles[table])
             if reverse:
                 found = cursor.prev() if end is not None and cursor.set_range(end) else cursor.last()
-                # Nothing before `end`: prev() has left the cursor where it was, and iterprev() would begin there.
+                # Nothing before `end`: prev() has left the cursor where it was, and iterprev() would begin
+                # there.
                 if found:
                     for row in cursor.iterprev():
                         if row[0] < start:
@@ -141,13 +161,14 @@ class WritableRows(Rows):
             raise lmdb_failure("writing a row", self._path, error) from error
 
     def put_many(self, table: Table, rows: Sequence[tuple[bytes, bytes]], *, append: bool = False) -> None:
-        """Insert or replace rows in ascending order of key. `append`: every key is greater than all in the table.
+        """Insert or replace rows in ascending order of key. `append`: every key is greater than all in the
+        table.
 
         Raises:
             InvariantError: `append` was given for keys that are not.
             StorageError: LMDB can't write them.
         """
-        self._rows_touched[table] += 1 if append else len(rows)
+        self._rows_touched[table] += 1 if append and rows else len(rows)
         self._bytes_put[table] += sum(map(len, chain.from_iterable(rows)))
         try:
             with self._transaction.cursor(self._handles[table]) as cursor:
@@ -156,7 +177,7 @@ class WritableRows(Rows):
             raise lmdb_failure("writing rows", self._path, error) from error
         if added != len(rows):
             raise InvariantError(
-                f"{len(rows) - added} of {len(rows)} rows appended to {table.name} don't come after its last key"
+                f"{len(rows) - added} of {len(rows)} rows appended to {table.name} do not follow its last key"
             )
 
     def delete(self, table: Table, key: bytes) -> bool:
@@ -165,18 +186,21 @@ class WritableRows(Rows):
         Raises:
             StorageError: LMDB can't write.
         """
-        self._rows_touched[table] += 2  # a page that becomes too empty takes its neighbour with it
         try:
-            return self._transaction.delete(key, db=self._handles[table])
+            found = self._transaction.delete(key, db=self._handles[table])
         except lmdb.Error as error:
             raise lmdb_failure("deleting a row", self._path, error) from error
+        if found:
+            self._rows_touched[table] += 2  # a page that becomes too empty takes its neighbour with it
+        return found
 
     def dirtied_bytes(self) -> int:
-        """Estimate the bytes of the pages that committing this transaction writes, rather too many than too few.
+        """Estimate the bytes of the pages that a commit writes, rather too many than too few.
 
-        LMDB does not tell, and page numbers don't either, since freed pages are used again. But a commit writes a new page for each page
-        that it changed and for the way up to the root, so: for each table at most one leaf and its branches for every row touched, never
-        more than the table has; pages at worst half full for the bytes put; and what the free list takes to remember the old ones.
+        LMDB does not tell, and page numbers don't either, since freed pages are used again. But a commit
+        writes a new page for each page that it changed and for the way up to the root, so: for each table at
+        most one leaf and its branches for every row touched, never more than the table has; pages at worst
+        half full for the bytes put; and what the free list takes to remember the old ones.
         """
         pages = COMMIT_PAGES
         page_bytes = 0

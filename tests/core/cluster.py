@@ -1,12 +1,15 @@
-"""A cluster in memory: nodes over `MemoryStorage`, a network that drops, repeats and reorders, crashes that lose what was not synced.
+"""A cluster in memory: nodes over `MemoryStorage`, a network that loses, repeats and reorders, and crashes.
 
-One seeded generator decides everything, so that a seed is a run. After every step of a node the cluster compares what all nodes ever did:
+One seeded generator decides everything, so that a seed is a run. After every step of a node the cluster
+compares what all nodes ever did:
 
-    election safety        at most one leader a term                                     (Raft paper, figure 3)
+    election safety        at most one leader a term
     log matching           one index and term, one entry, after one predecessor
     leader completeness    whoever is elected holds every entry that was committed before
     state machine safety   no two nodes apply different entries at one index
     linearizable reads     a read index covers what was applied anywhere when it was asked for
+
+The first four are those of the Raft paper, figure 3.
 """
 
 from __future__ import annotations
@@ -49,11 +52,11 @@ class Member:
     id: int
     storage: MemoryStorage
     options: dict[str, object]
-    synced: HardState = HardState()
+    synced: HardState = field(default_factory=HardState)
     """The hard state that a crash leaves: a write that needed no sync may be lost."""
     raw: RawNode | None = None
     applied: list[Entry] = field(default_factory=list)
-    conf_state: ConfState = ConfState()
+    conf_state: ConfState = field(default_factory=ConfState)
     append_work: list[Message] = field(default_factory=list)
     apply_work: list[Message] = field(default_factory=list)
 
@@ -87,6 +90,7 @@ class Cluster:
         self.committed: dict[int, Entry] = {}
         self.reads: dict[bytes, int] = {}
         self.reads_answered = 0
+        self.delivered: list[Message] = []
         self.snapshots_installed = 0
         settings: dict[str, object] = {"async_storage_writes": True, "pre_vote": True, "check_quorum": True}
         for node_id in (*voters, *spares):
@@ -170,7 +174,7 @@ class Cluster:
     # -- work
 
     def handle_ready(self, node_id: int) -> None:
-        """Take a node's `Ready`, if there is one; what it asks of the storage is done later, unless it is synchronous."""
+        """Take a node's `Ready`, if there is one. Asynchronous storage work is queued, not done."""
         member = self.members[node_id]
         if not member.node.has_ready():
             return
@@ -287,6 +291,7 @@ class Cluster:
     def _step(self, message: Message) -> None:
         # What travels is encoded: nothing is shared between two nodes.
         message = msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=Message)
+        self.delivered.append(message)
         node = self.members[message.to].node
         try:
             node.step(message)

@@ -43,7 +43,7 @@ def stored(
 
 
 def build(storage: MemoryStorage | None = None, node_id: int = 1, **settings: object) -> RawNode:
-    """A node over `storage` (empty, of voters 1, 2 and 3, if there is none), with election timeouts from 10 to 19 ticks."""
+    """A node over `storage` (none: an empty one of voters 1, 2 and 3), with timeouts of 10 to 19 ticks."""
     config = Config(
         id=node_id,
         storage=stored() if storage is None else storage,

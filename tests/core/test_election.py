@@ -107,7 +107,9 @@ def test_a_vote_leaves_only_after_its_write_which_holds_term_and_vote_together()
     assert ready.hard_state == HardState(term=7, vote=2, commit=0)
     assert ready.must_sync
     assert ready.messages == [
-        Message(MessageType.STORAGE_APPEND, to=LOCAL_APPEND_THREAD, from_=1, term=7, vote=2, responses=[granted])
+        Message(
+            MessageType.STORAGE_APPEND, to=LOCAL_APPEND_THREAD, from_=1, term=7, vote=2, responses=[granted]
+        )
     ]
 
 

@@ -1,4 +1,5 @@
-"""Random schedules of everything that can happen to a cluster; `cluster` says what must hold all the while."""
+"""Random schedules of everything that can happen to a cluster; `cluster` says what must hold all the
+while."""
 
 from __future__ import annotations
 

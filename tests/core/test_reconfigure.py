@@ -71,7 +71,7 @@ def test_a_change_takes_effect_only_after_an_entry_of_the_leaders_term_is_commit
     node.propose_conf_change(REMOVE_3)
     work(node)
     acknowledge(node, 2, 1)
-    assert work(node) == []
+    work(node)
     assert (node.raft.raft_log.committed, sorted(node.raft.tracker.progress)) == (1, [1, 2, 3])
     acknowledge(node, 2, 3)
     work(node)
@@ -140,9 +140,7 @@ def test_a_change_that_was_truncated_never_acted() -> None:
     node.propose_conf_change(REMOVE_3)
     work(node)
     node.step(
-        Message(
-            MessageType.APP, to=1, from_=3, term=2, index=1, log_term=1, entries=[entry(2, 2)], commit=2
-        )
+        Message(MessageType.APP, to=1, from_=3, term=2, index=1, log_term=1, entries=[entry(2, 2)], commit=2)
     )
     work(node)
     assert (node.raft.raft_log.applied, node.raft.tracker.voter_nodes()) == (2, [1, 2, 3])

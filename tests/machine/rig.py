@@ -127,4 +127,4 @@ def refusal(result: ItemResult) -> tuple[Code, str]:
 
 
 def codes(found: dict[int, Answer]) -> dict[int, Code | None]:
-    return {serial: answer.fault and answer.fault.code for serial, answer in found.items()}
+    return {serial: answer.fault.code if answer.fault else None for serial, answer in found.items()}

@@ -230,14 +230,25 @@ def test_a_poison_command_gives_the_same_refusal_however_often_it_is_applied() -
     assert found[0][0][0].revision == 2
 
 
-def test_the_digest_covers_what_is_answered_and_not_just_what_is_written() -> None:
-    """Of two equal machines one answers with a refusal, the other with a revision."""
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        # The same answer and the same session, another value.
+        (batch(put(1, b"a", b"1"), session=SESSION), batch(put(1, b"a", b"2"), session=SESSION)),
+        # Nothing is written, and the answers differ.
+        (batch(put(1, b"")), batch(delete(1, b"a"))),
+        # The same (empty) answer, and another floor.
+        (batch(session=SESSION, floor=2), batch(session=SESSION, floor=3)),
+    ],
+    ids=["changes", "results", "sessions"],
+)
+def test_the_digest_covers_changes_results_and_sessions(one: Batch, other: Batch) -> None:
     digests = []
-    for first in (put(1, b"a"), put(1, b"")):
+    for item in (one, other, other):
         tables, machine = fresh()
-        machine.apply(tables, [entry(1, Register(7, 0)), entry(2, batch(first, session=SESSION))])
+        machine.apply(tables, [entry(1, Register(7, 0)), entry(2, item)])
         digests.append(machine.digest)
-    assert digests[0] != digests[1]
+    assert digests[0] != digests[1] == digests[2]
 
 
 def test_bucket_sums_are_those_of_the_live_rows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,6 @@ from raftstate.machine.layout import read_sums
 from raftstate.machine.types import (
     SESSION_WINDOW,
     Answer,
-    Batch,
     Cancel,
     Cancelled,
     Code,
@@ -29,46 +29,52 @@ KEYS = [b"a", b"ab", b"b", b"c"]
 TTL_MS = 10_000
 
 
+class Said(NamedTuple):
+    """An answer, with the code of its fault in place of the words."""
+
+    revision: int
+    fault: Code | None = None
+    deleted: int = 0
+    pairs: tuple[KeyValue, ...] = ()
+
+
 @dataclass
 class ModelSession:
     """What the rule says of one session, as the design writes it down."""
 
     last: int
     floor: int = 1
-    results: dict[int, Answer] = field(default_factory=dict)
+    results: dict[int, Said] = field(default_factory=dict)
 
 
 @dataclass
 class Model:
-    """Keys, revision and sessions as plain dictionaries. Answers carry the code of a fault, not its words."""
+    """Keys, revision and sessions as plain dictionaries."""
 
     revision: int = 1
     clock: int = 0
     keys: dict[bytes, KeyValue] = field(default_factory=dict)
     sessions: dict[SessionId, ModelSession] = field(default_factory=dict)
 
-    def run(self, command: Command) -> Answer:
-        serial = command.serial
+    def run(self, command: Command) -> Said:
         if command.HasField("put"):
             key, value = command.put.key, command.put.value
             if not key:
-                return Answer(serial, self.revision, Code.INVALID)  # type: ignore[arg-type]
+                return Said(self.revision, Code.INVALID)
             before = self.keys.get(key)
             self.revision += 1
             created, version = (before.create_revision, before.version) if before else (self.revision, 0)
             self.keys[key] = KeyValue(key, value, created, self.revision, version + 1)
-            return Answer(serial, self.revision, prev_kvs=[before] if before and command.put.prev_kv else [])
+            return Said(self.revision, pairs=(before,) if before and command.put.prev_kv else ())
         start, end = command.delete.key, command.delete.range_end
         gone = [key for key in sorted(self.keys) if (start <= key < end if end else key == start)]
-        pairs = [self.keys.pop(key) for key in gone]
+        pairs = tuple(self.keys.pop(key) for key in gone)
         self.revision += bool(gone)
-        return Answer(
-            serial, self.revision, deleted=len(gone), prev_kvs=pairs if command.delete.prev_kv else []
-        )
+        return Said(self.revision, deleted=len(gone), pairs=pairs if command.delete.prev_kv else ())
 
     def write(
         self, sid: SessionId, commands: list[Command], floor: int, given_up: list[int]
-    ) -> dict[int, Answer] | Code:
+    ) -> dict[int, Said] | Code:
         session = self.sessions.get(sid)
         if session is None:
             return Code.SESSION_EXPIRED
@@ -77,29 +83,28 @@ class Model:
         session.results = {s: answer for s, answer in session.results.items() if s >= session.floor}
         for serial in given_up:
             if serial >= session.floor:
-                session.results.setdefault(serial, Answer(serial, self.revision, Code.CANCELLED))  # type: ignore[arg-type]
+                session.results.setdefault(serial, Said(self.revision, Code.CANCELLED))
         found = {}
         for command in commands:
             serial = command.serial
             if serial < session.floor:
-                found[serial] = Answer(serial, self.revision, Code.STALE)  # type: ignore[arg-type]
+                found[serial] = Said(self.revision, Code.STALE)
             elif serial in session.results:
                 found[serial] = session.results[serial]
             elif serial >= session.floor + SESSION_WINDOW:
-                found[serial] = Answer(serial, self.revision, Code.WINDOW)  # type: ignore[arg-type]
+                found[serial] = Said(self.revision, Code.WINDOW)
             else:
                 found[serial] = session.results[serial] = self.run(command)
         return found
 
-    def cancel(self, sid: SessionId, serial: int) -> Answer | Code | None:
+    def cancel(self, sid: SessionId, serial: int) -> Said | Code | None:
         session = self.sessions.get(sid)
         if session is None:
             return Code.SESSION_EXPIRED
         session.last = self.clock
         if serial < session.floor:
             return Code.STALE
-        cancelled = Answer(serial, self.revision, Code.CANCELLED)  # type: ignore[arg-type]
-        answer = session.results.setdefault(serial, cancelled)
+        answer = session.results.setdefault(serial, Said(self.revision, Code.CANCELLED))
         return None if answer.fault == Code.CANCELLED else answer
 
     def expire(self, sid: SessionId, at: int) -> bool:
@@ -109,10 +114,10 @@ class Model:
         return sid not in self.sessions
 
 
-def in_codes(found: Answer) -> Answer:
-    return Answer(
-        found.serial, found.revision, found.fault and found.fault.code, found.deleted, found.prev_kvs
-    )  # type: ignore[arg-type]
+def said(answer: Answer) -> Said:
+    return Said(
+        answer.revision, answer.fault.code if answer.fault else None, answer.deleted, tuple(answer.prev_kvs)
+    )
 
 
 def seen(result: ItemResult) -> object:
@@ -120,8 +125,8 @@ def seen(result: ItemResult) -> object:
     if isinstance(result, Refused):
         return result.fault.code
     if isinstance(result, Cancelled):
-        return result.answer and in_codes(result.answer)
-    return {serial: in_codes(answer) for serial, answer in answers(result).items()}
+        return result.answer and said(result.answer)
+    return {serial: said(answer) for serial, answer in answers(result).items()}
 
 
 serials = st.integers(1, 12) | st.sampled_from([SESSION_WINDOW, SESSION_WINDOW + 5])
@@ -163,7 +168,6 @@ def test_random_programs_end_as_the_model_does(program: list[tuple]) -> None:  #
     for kind, *values in program:
         match kind, values:
             case "write", [n, commands, floor, given_up]:
-                item: Batch | Cancel | Expire
                 item = batch(*commands, session=sids[n], floor=floor, given_up=given_up)
                 [result] = rig.run(item, lease_ms=model.clock)
                 assert seen(result) == model.write(sids[n], commands, floor, given_up)

@@ -174,7 +174,7 @@ def test_over_its_bytes_a_session_runs_the_lowest_serial_only(monkeypatch: pytes
     assert codes(rig.write(put(5, b"k"), put(2, b"k"), session=sid)) == {5: Code.WINDOW, 2: None}
     rig.reload()
     assert codes(rig.write(put(5, b"k"), session=sid, floor=2)) == {5: Code.WINDOW}
-    assert codes(rig.write(put(5, b"k"), session=sid, floor=5)) == {5: None}
+    assert codes(rig.write(put(6, b"k"), session=sid, floor=5)) == {6: None}
 
 
 def test_answers_without_a_session_are_limited_in_size(monkeypatch: pytest.MonkeyPatch) -> None:

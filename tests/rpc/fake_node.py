@@ -30,6 +30,7 @@ class FakeNode:
     """Implements `NodeService`.
 
     `on_write`, `on_read`: run before a request is served; may wait, or raise what it is to fail with.
+    `applied_lag`: how many entries this node is behind what `write` answers for, as a node that forwards is.
     `items`: all that was given to `write`. `timeouts_s`: how long each request was to take.
     """
 
@@ -42,6 +43,7 @@ class FakeNode:
         self.on_write: Hook | None = None
         self.on_read: Callable[[ReadConsistency, int], Awaitable[None]] | None = None
         self.staleness_bound_us: int | None = None
+        self.applied_lag = 0
         self.items: list[Item] = []
         self.timeouts_s: list[float] = []
         self._tables = MemoryTables()
@@ -50,7 +52,7 @@ class FakeNode:
 
     @property
     def applied_index(self) -> int:
-        return self._machine.applied_index
+        return max(0, self._machine.applied_index - self.applied_lag)
 
     @property
     def revision(self) -> int:

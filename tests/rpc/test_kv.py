@@ -10,6 +10,7 @@ import pytest
 from raftstate.machine.types import Batch
 from raftstate.node.service import ReadConsistency
 from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2
+from raftstate.rpc import kv
 from raftstate.rpc.unary import time_to_answer_s
 from tests.rpc.conftest import Served
 from tests.rpc.fake_node import CLUSTER_ID, NODE_ID, TERM, Gate, take
@@ -40,6 +41,12 @@ async def put(served: Served, key: bytes, value: bytes) -> kv_pb2.PutResponse:
 
 async def test_a_put_is_answered_with_its_revision_and_log_position(served: Served) -> None:
     assert await put(served, b"a", b"1") == kv_pb2.PutResponse(header=header(revision=2, applied_index=1))
+
+
+async def test_a_write_through_a_node_that_lags_carries_the_writes_own_log_position(served: Served) -> None:
+    served.node.applied_lag = 10
+    written = await put(served, b"a", b"1")
+    assert written.header == header(revision=2, applied_index=1)
 
 
 async def test_a_put_returns_the_previous_pair_when_asked(served: Served) -> None:
@@ -142,6 +149,17 @@ async def test_a_range_too_large_for_a_default_client_is_cut_and_says_so(served:
     next_key = first.kvs[-1].key + b"\x00"
     second = await served.kv.Range(kv_pb2.RangeRequest(key=next_key, range_end=b"1"))
     assert ([kv.key for kv in second.kvs], second.more, second.count) == (keys[2:4], True, 3)
+
+
+async def test_a_range_of_many_small_pairs_is_cut_so_that_it_does_not_hold_up_the_node(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "RANGE_PAIRS_MAX", 2)
+    for key in (b"a", b"b", b"c"):
+        await put(served, key, b"v")
+    for limit in (0, 3, (1 << 64) - 1):
+        page = await served.kv.Range(kv_pb2.RangeRequest(key=b"a", range_end=b"z", limit=limit))
+        assert ([each.key for each in page.kvs], page.more, page.count) == ([b"a", b"b"], True, 3)
 
 
 async def test_the_next_page_may_start_behind_the_longest_key(served: Served) -> None:

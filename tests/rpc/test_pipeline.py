@@ -85,6 +85,14 @@ async def test_a_batch_of_puts_is_answered_in_one_message_by_serial_and_revision
     )
 
 
+async def test_through_a_node_that_lags_the_header_holds_the_writes_own_log_position(served: Served) -> None:
+    served.node.applied_lag = 10
+    stream = served.pipeline.Write()
+    await stream.write(batch([put(1)]))
+    reply = await read(stream)
+    assert (reply.header.revision, reply.header.applied_index) == (2, 1)
+
+
 async def test_the_bytes_of_a_good_batch_go_into_the_log_untouched(served: Served) -> None:
     # Fields in an order that no protobuf encoder would choose: a batch encoded anew would differ.
     command = put(1).SerializeToString()
@@ -193,6 +201,13 @@ async def test_a_refused_batch_is_answered_command_by_command_and_the_stream_goe
     await assert_goes_on(stream)
 
 
+@pytest.mark.case(59)
+async def test_a_batch_for_another_cluster_never_reaches_the_log(served: Served) -> None:
+    stream = served.pipeline.Write()
+    await exchange(stream, batch([put(1)], cluster_id=0xBAD))
+    assert served.node.items == []
+
+
 @pytest.mark.case(75)
 async def test_an_unknown_field_refuses_its_command_or_outside_of_commands_the_batch(served: Served) -> None:
     stream = served.channel.stream_stream(
@@ -228,7 +243,6 @@ async def test_without_a_leader_each_command_is_told_so_and_the_stream_goes_on(s
     await assert_goes_on(stream)
 
 
-@pytest.mark.case(37)
 @pytest.mark.parametrize("error", [IndefiniteError("the link was lost"), ZeroDivisionError("a defect")])
 async def test_what_may_have_been_appended_is_answered_unknown(served: Served, error: Exception) -> None:
     async def fail(_item: Item) -> None:
@@ -338,7 +352,7 @@ async def test_a_client_that_does_not_read_its_answers_is_not_read_from_either(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "IN_FLIGHT_BATCHES_MAX", 2)
-    # Each answer holds the value before it: more than flow control lets through to a client that does not read.
+    # Each answer holds the value before it: more than flow control lets pass to a client that does not read.
     value = bytes(512 << 10)
     messages = [batch([put(serial, value=value, prev_kv=True)]) for serial in range(1, 41)]
     stream = served.pipeline.Write()

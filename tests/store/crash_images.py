@@ -1,11 +1,12 @@
 """Power cuts of a state store, as images of what the disk may hold after one.
 
-What a sync covered is on the disk. Of every page written since, the disk has the old content, the new one or a part of each, and the file
-is as long as it was or as it is. A `Machine` runs random transactions and checkpoints, is cut off at random moments, goes on from the
-image by the start rule, and counts how often the state was not exactly that of its checkpoint.
+What a sync covered is on the disk. Of every page written since, the disk has the old content, the new one or
+a part of each, and the file is as long as it was or as it is. A `Machine` runs random transactions and
+checkpoints, is cut off at random moments, goes on from the image by the start rule, and counts how often the
+state was not exactly that of its checkpoint.
 
-Run as a program it does so without the checkpoint's reader, and prints how many of the images were exact; the images may then be so
-corrupt that LMDB takes the process down, which is why it is a program.
+Run as a program it does so without the checkpoint's reader, and prints how many of the images were exact; the
+images may then be so corrupt that LMDB takes the process down, which is why it is a program.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from random import Random
 
 from raftstate.errors import RaftstateError
+from raftstate.machine.tables import Table
 from raftstate.store.checkpoint import CheckpointRecord, Pin
 from raftstate.store.state import StateStore
 from tests.store.state_model import Model, Workload, copy_model, rows_in
@@ -32,7 +34,8 @@ def torn(before: bytes, after: bytes, random: Random) -> bytes:
     if kind < 0.9:
         return after
     sectors = [
-        random.choice((before, after))[start : start + SECTOR_BYTES] for start in range(0, PAGE_BYTES, SECTOR_BYTES)
+        random.choice((before, after))[start : start + SECTOR_BYTES]
+        for start in range(0, PAGE_BYTES, SECTOR_BYTES)
     ]
     return b"".join(sectors)
 
@@ -70,7 +73,7 @@ class Machine:
         self._started(CheckpointRecord.read(self.store.path / "checkpoint"))
 
     def _started(self, record: CheckpointRecord) -> None:
-        if not self.protected:
+        if not self.protected and self.store._pin is not None:
             self.store._pin.end()
         self.applied_index = record.applied_index
         self.synced = self._data()
@@ -105,7 +108,8 @@ class Machine:
             self.workload.model, self.workload.revision = model, revision
 
     def _checkpoint_is_cut(self) -> bool:
-        """Take a checkpoint with transactions between its steps; True if the power goes in the middle of it."""
+        """Take a checkpoint with transactions between its steps; True if the power goes in the middle of
+        it."""
         checkpoint = self.store.begin_checkpoint(self.applied_index)
         if not self.protected:
             checkpoint.pin.end()
@@ -125,7 +129,8 @@ class Machine:
         return False
 
     def cut_and_start(self) -> bool:
-        """Lose power, start from what is left, and return whether the state is exactly that of the last durable checkpoint."""
+        """Lose power, start from what is left, and return whether the state is exactly that of the last
+        durable checkpoint."""
         record, model = self.published
         self.boots += 1
         image = self.directory / f"boot-{self.boots}"
@@ -143,7 +148,7 @@ class Machine:
         exact = rows_in(self.store) == model
         assert self.store.durable_applied_index == record.applied_index
         self.workload.model = copy_model(model)
-        self.workload.revision = max((int.from_bytes(key, "big") for key in list(model.values())[0]), default=0)
+        self.workload.revision = max((int.from_bytes(key, "big") for key in model[Table.CHANGES]), default=0)
         self._started(record)
         return exact
 
@@ -152,7 +157,8 @@ class Machine:
 
 
 def count_exact(directory: Path, seed: int, images: int, *, protected: bool = True) -> int:
-    """Cut the power `images` times; return how many starts came back exact. Stops at the first that did not."""
+    """Cut the power `images` times; return how many starts came back exact. Stops at the first that did
+    not."""
     machine = Machine(directory, seed, protected=protected)
     exact = 0
     try:

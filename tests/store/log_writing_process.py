@@ -2,9 +2,10 @@
 
     python -m tests.store.log_writing_process DIRECTORY SEED
 
-Prints `first last term` for each write that was reported done. What it writes depends on what the log holds and
-on the seed: appends of one to twenty entries of up to 20,000 bytes, truncations of what is not committed, hard
-states, compactions. Each payload tells its index and term, so that a reader can check what it finds.
+Prints `first last term` for each write that was reported done. What it writes depends on what the log holds
+and on the seed: appends of one to twenty entries of up to 20,000 bytes, truncations of what is not
+committed, hard states, compactions. Each payload tells its index and term, so that a reader can check what
+it finds.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ _BIG_DATA, _SUB_DATA = 0x01, 0x02
 
 
 def pages_seen(data: bytes, meta: MetaPage) -> set[int]:
-    """Return the numbers of all pages that the commit of a meta page leads to: tables, overflow pages and the free list."""
+    """Return the numbers of all pages that the commit of a meta page leads to: tables, overflow pages and the
+    free list."""
     size = meta.page_bytes
     seen: set[int] = set()
 

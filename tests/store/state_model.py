@@ -28,7 +28,8 @@ def rows_in(store: StateStore) -> Model:
 
 
 class Workload:
-    """Transactions like the machine's: appended changes, sorted index rows, small hot rows and some large ones, compaction."""
+    """Transactions like the machine's: appended changes, sorted index rows, small hot rows and some large
+    ones, compaction."""
 
     def __init__(self, random: Random) -> None:
         self.random = random

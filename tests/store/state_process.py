@@ -2,8 +2,8 @@
 
     python -m tests.store.state_process DIRECTORY SEED
 
-What transaction `i` does follows from `i` alone, so that the state at any index can be told from outside. Prints `ready` when it is about
-to begin, and then each index that it was told is durable.
+What transaction `i` does follows from `i` alone, so that the state at any index can be told from outside.
+Prints `ready` when it is about to begin, and then each index that it was told is durable.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ CHANGES_KEPT = 300
 def transact(tables: WriteTables, index: int) -> None:
     """Do what log entry `index` does."""
     random = Random(index)
-    tables.put_many(Table.CHANGES, [(index.to_bytes(8, "big"), random.randbytes(random.choice((10, 300, 5000))))], append=True)
+    tables.put_many(
+        Table.CHANGES,
+        [(index.to_bytes(8, "big"), random.randbytes(random.choice((10, 300, 5000))))],
+        append=True,
+    )
     keys = sorted(random.sample(KEYS, random.randint(1, 20)))
     tables.put_many(Table.INDEX, [(key, index.to_bytes(8, "big")) for key in keys])
     tables.delete(Table.INDEX, random.choice(KEYS))
@@ -50,7 +54,9 @@ class DictTables:
 
 def live_once(directory: Path, random: Random, executor: ThreadPoolExecutor) -> None:
     """Start, write beside checkpoints, and stop, cleanly or not."""
-    store = StateStore.open(directory) if StateStore.exists(directory) else StateStore.create(directory, 1 << 28)
+    store = (
+        StateStore.open(directory) if StateStore.exists(directory) else StateStore.create(directory, 1 << 28)
+    )
     index = store.durable_applied_index
     checkpoint = None
     syncing: Future[None] | None = None

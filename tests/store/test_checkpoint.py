@@ -42,7 +42,9 @@ def published(store: StateStore) -> CheckpointRecord:
     return CheckpointRecord.read(store.path / "checkpoint")
 
 
-def test_checkpoint_counts_once_it_is_finished_and_covers_what_was_committed_before_it_began(store: StateStore) -> None:
+def test_checkpoint_counts_once_it_is_finished_and_covers_what_was_committed_before_it_began(
+    store: StateStore,
+) -> None:
     put(store, b"1")
     before, dirtied = published(store), store.dirtied_bytes
     checkpoint = store.begin_checkpoint(1)
@@ -77,7 +79,9 @@ def test_durable_index_never_goes_back(store: StateStore) -> None:
     assert store.durable_applied_index == 5
 
 
-def test_no_transaction_before_the_checkpoint_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_transaction_before_the_checkpoint_of_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[int] = []
     monkeypatch.setattr(checkpoint_module, "sync_data", lambda environment: synced.append(1))
     monkeypatch.setattr(StateStore, "checkpoint", lambda store, applied_index: None)

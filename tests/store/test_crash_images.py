@@ -1,4 +1,5 @@
-"""After a power cut the state is exactly that of its last durable checkpoint, whatever was lost of what came after it."""
+"""After a power cut the state is exactly that of its last durable checkpoint, whatever was lost of what came
+after it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def test_a_directory_is_made_and_opened_by_its_owner(tmp_path: Path) -> None:
 def test_another_clusters_directory_is_refused(tmp_path: Path) -> None:
     DataDirectory.create(tmp_path, MINE).close()
     other = msgspec.structs.replace(MINE, cluster_id=0xAB)
-    with pytest.raises(WrongClusterError, match="belongs to cluster 0xfedcba9876543210, .* of cluster 0xab"):
+    with pytest.raises(WrongClusterError, match=r"belongs to cluster 0xfedcba9876543210, .* of cluster 0xab"):
         DataDirectory.open(tmp_path, other)
 
 
@@ -67,11 +67,11 @@ def test_every_damage_to_the_identity_is_noticed(tmp_path: Path) -> None:
         damaged = bytearray(good)
         damaged[place] ^= 1
         (tmp_path / "identity").write_bytes(damaged)
-        with pytest.raises(DataLossError, match="identity file .* is damaged"):
+        with pytest.raises(DataLossError, match=r"identity file .* is damaged"):
             DataDirectory.open(tmp_path, MINE)
     for size in range(0, len(good) - 1, 10):
         (tmp_path / "identity").write_bytes(good[:size])
-        with pytest.raises(DataLossError, match="identity file .* is damaged"):
+        with pytest.raises(DataLossError, match=r"identity file .* is damaged"):
             DataDirectory.open(tmp_path, MINE)
 
 
@@ -94,7 +94,8 @@ def test_the_lock_goes_with_the_process_that_held_it(tmp_path: Path) -> None:
     child = (
         "import os, sys; from pathlib import Path\n"
         "from raftstate.store.directory import DataDirectory, Identity\n"
-        "DataDirectory.create(Path(sys.argv[1]), Identity(cluster_id=1, node_id=1, incarnation=1, name='n'))\n"
+        "mine = Identity(cluster_id=1, node_id=1, incarnation=1, name='n')\n"
+        "DataDirectory.create(Path(sys.argv[1]), mine)\n"
         "os.kill(os.getpid(), 9)\n"
     )
     subprocess.run([sys.executable, "-c", child, str(tmp_path)], check=False)

@@ -17,7 +17,6 @@ from raftstate.core.types import ConfState, Entry, EntryType, HardState
 from raftstate.errors import DataLossError, FailedPreconditionError, InvariantError, StorageError
 from raftstate.store.directory import read_eio
 from raftstate.store.log import LogStore
-
 from tests.store.log_helpers import MAP_BYTES, NO_LIMIT, content, entry, new_log, put, reopen, run
 
 
@@ -242,7 +241,7 @@ def test_a_cold_read_of_what_the_disk_no_longer_holds_is_not_taken_for_damage(tm
 
 def test_a_log_is_made_once(tmp_path: Path) -> None:
     new_log(tmp_path / "log").close()
-    with pytest.raises(FailedPreconditionError, match="a log at .* already"):
+    with pytest.raises(FailedPreconditionError, match=r"a log at .* already"):
         new_log(tmp_path / "log")
 
 
@@ -255,7 +254,8 @@ def test_a_log_that_is_missing_is_never_made_up(tmp_path: Path) -> None:
 
 
 def test_making_a_log_starts_over_after_a_crash_in_the_middle_of_it(tmp_path: Path) -> None:
-    # An environment without a single transaction: what a crash in the middle leaves, under the unfinished name.
+    # An environment without a single transaction: what a crash in the middle leaves, under the unfinished
+    # name.
     lmdb.open(str(tmp_path / "log.new"), map_size=MAP_BYTES).close()
     log = new_log(tmp_path / "log")
     assert content(log) == (HardState(), 1, [])
@@ -265,7 +265,7 @@ def test_making_a_log_starts_over_after_a_crash_in_the_middle_of_it(tmp_path: Pa
 
 @contextmanager
 def file_size_limit(limit_bytes: int) -> Iterator[None]:
-    """While in the block, writes past this size fail, and LMDB's commit says EIO, as a disk that is full makes it."""
+    """In the block, writes past this size fail, and LMDB's commit says EIO, as it does on some full disks."""
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))

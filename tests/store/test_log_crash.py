@@ -17,7 +17,7 @@ from tests.store.log_writing_process import payload
 
 
 def write_until_killed(path: Path, seed: int, writes: int, held: dict[int, int]) -> None:
-    """Run the writing process, kill it after so many acknowledged writes, and note in `held` what was acknowledged."""
+    """Run the writing process, kill it after so many acknowledged writes; `held`: what was acknowledged."""
     command = [sys.executable, "-m", "tests.store.log_writing_process", str(path), str(seed)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -48,7 +48,8 @@ def test_every_acknowledged_write_outlives_kill_9(tmp_path: Path, rounds: int) -
         assert log.first_damaged_index is None
         assert all(e.data == payload(e.index, e.term) for e in entries)
         found = {e.index: e.term for e in entries}
-        # A last write that was durable, and not reported yet, may have replaced the end of what was acknowledged.
+        # A last write that was durable, and not reported yet, may have replaced the end of what was
+        # acknowledged.
         lost = [index for index, term in held.items() if index >= first and found.get(index) != term]
         newest = max(found.values())
         replaced_from = min(index for index, term in found.items() if term == newest)
@@ -79,16 +80,17 @@ def test_a_power_cut_within_a_commit_leaves_the_commit_before_it_or_this_one(
         last = first + rng.randrange(3)
         term = round_ + 1
         entries = [entry(i, term, rng.randbytes(rng.choice((10, 500, 9000)))) for i in range(first, last + 1)]
-        put(log, entries, HardState(term, 1, max(0, first - 10)))
+        put(log, entries, HardState(term, 1, max(log.last_hard_state.commit, first - 10)))
         after, held_after = (path / "data.mdb").read_bytes(), content(log)
         assert open_image(image_path, after) == held_after
-        # The data pages are synced before the meta page is written: any of them may be there, and the meta page not.
+        # The data pages are synced before the meta page is written: any of them may be there, and the meta
+        # page not.
         image = bytearray(before.ljust(len(after), b"\0"))
         for at in range(2 * page_bytes, len(after), page_bytes):
             if rng.random() < 0.5:
                 image[at : at + page_bytes] = after[at : at + page_bytes]
         assert open_image(image_path, bytes(image)) == held_before
-        if round_ % 10 == 9 and (compacted := log.compact(first - 10, 100)) is not None:
+        if round_ % 10 == 9 and (compacted := log.compact(log.last_hard_state.commit, 100)) is not None:
             log.publish(compacted)
     log.close()
 

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from raftstate.core.types import Entry, HardState
 from raftstate.errors import DataLossError
 from raftstate.store import log_format
 from raftstate.store.log import LogStore
+from raftstate.store.log_check import check_data_file, check_rows, page_checksum
+from raftstate.store.log_format import MetaRow
 from raftstate.store.meta_page import META_BYTES, read_meta_pages
-
+from raftstate.store.page_check import check_pages
 from tests.store.log_helpers import MAP_BYTES, NO_LIMIT, content, entry, new_log, put, reopen, run
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -166,8 +169,8 @@ def test_every_flipped_bit_of_the_meta_pages_is_noticed_or_means_nothing(tmp_pat
     assert newest.transaction_id & 2, (
         "the id must have bit 1 set, or no flip makes it that of the commit before last"
     )
-    # Bits that LMDB does not read, or that only make it take later pages: the page header's unused fields, the map's
-    # address and size, and a last page that is too high.
+    # Bits that LMDB does not read, or that only make it take later pages: the page header's unused fields,
+    # the map's address and size, and a last page that is too high.
     meaningless = {*range(8, 16), *range(24, 40)}
     missed: set[tuple[int, int]] = set()
     for slot in (0, 1):
@@ -224,3 +227,39 @@ def test_a_log_put_back_by_one_commit_is_noticed(tmp_path: Path) -> None:
         DataLossError, match=r"meta page 1 claims transaction 5, and is not the page that transaction 6"
     ):
         reopen(path)
+
+
+def test_a_meta_page_with_another_commits_tree_is_noticed(tmp_path: Path) -> None:
+    worn_log(tmp_path / "log")
+    data_file = tmp_path / "log/data.mdb"
+    newest, older = check_data_file(data_file)
+    check_pages(data_file, newest)
+    with pytest.raises(DataLossError, match=rf"the free list ends with transaction {older.transaction_id}"):
+        check_pages(data_file, replace(newest, free=older.free))
+    with pytest.raises(DataLossError, match=r"page \d+ is in use and on the free list"):
+        check_pages(data_file, replace(newest, main=older.main))
+    highest = replace(newest, last_page=newest.last_page - 1)
+    with pytest.raises(DataLossError, match=rf"{newest.last_page - 1}"):
+        check_pages(data_file, highest)
+
+
+def test_rows_that_do_not_belong_to_their_meta_page_are_noticed(tmp_path: Path) -> None:
+    worn_log(tmp_path / "log")
+    newest, older = check_data_file(tmp_path / "log/data.mdb")
+    identity = newest.transaction_id
+    row = MetaRow(9, 2, 3, 1, identity, page_checksum(older))
+
+    def check(row: MetaRow, commit: int = 5, opened: int = identity, rows: int = 8) -> None:
+        hard_state = HardState(2, 1, commit)
+        check_rows(row, hard_state, newest=newest, older=older, transaction_id=opened, rows=rows)
+
+    check(row)
+    with pytest.raises(DataLossError, match="a commit is missing"):
+        check(row._replace(transaction_id=identity - 2))
+    with pytest.raises(DataLossError, match="a commit is missing"):
+        check(row, opened=identity - 1)
+    with pytest.raises(DataLossError, match="is not the page that transaction"):
+        check(row._replace(previous_page_checksum=1))
+    for wrong in ({"commit": 2}, {"commit": 10}, {"rows": 7}, {"rows": 9}):
+        with pytest.raises(DataLossError, match="contradict each other"):
+            check(row, **wrong)

@@ -26,11 +26,17 @@ from tests.store.state_model import lmdb_error, rows_in
 
 MAP_BYTES = 1 << 26
 
-CHECKPOINTED = {Table.CHANGES: {}, Table.INDEX: {b"a": b"1"}, Table.MILESTONES: {}, Table.HOT: {b"meta": b"10"}}
+CHECKPOINTED = {
+    Table.CHANGES: {},
+    Table.INDEX: {b"a": b"1"},
+    Table.MILESTONES: {},
+    Table.HOT: {b"meta": b"10"},
+}
 
 
 def stopped_uncleanly(directory: Path) -> None:
-    """Leave a state whose checkpoint at index 10 holds CHECKPOINTED, and later commits that are in no checkpoint."""
+    """Leave a state whose checkpoint at index 10 holds CHECKPOINTED, and later commits that are in no
+    checkpoint."""
     store = StateStore.create(directory, MAP_BYTES)
     with store.write() as tables:
         tables.put(Table.INDEX, b"a", b"1")
@@ -83,7 +89,9 @@ def test_clean_stop_is_opened_as_it_stands(tmp_path: Path) -> None:
         assert generation.data_file.read_bytes() == before
         assert generation.lock_file.exists()
         assert record.applied_index == 10
-        assert names(tmp_path) == {"CURRENT", "state-1"}, "the marker must be gone before anything is opened for writing"
+        assert names(tmp_path) == {"CURRENT", "state-1"}, (
+            "the marker must be gone before anything is opened for writing"
+        )
     assert_opens_exactly(tmp_path)
 
 
@@ -121,7 +129,9 @@ def test_damaged_meta_pages_of_an_unclean_stop_do_not_matter(tmp_path: Path) -> 
     assert_opens_exactly(tmp_path)
 
 
-def test_readers_that_leave_within_the_wait_cost_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readers_that_leave_within_the_wait_cost_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped_uncleanly(tmp_path)
     reader = a_reader(tmp_path)
     reader.__enter__()
@@ -149,6 +159,13 @@ def test_reader_that_stays_keeps_its_files_and_the_node_goes_on_in_a_copy(tmp_pa
     store.close(clean=False)
 
 
+def test_data_file_that_was_cut_off_is_an_error_and_not_a_signal(tmp_path: Path) -> None:
+    stopped_uncleanly(tmp_path)
+    os.truncate(tmp_path / "state-1" / "data.mdb", 2 * 4096)
+    with pytest.raises(DataLossError, match="damaged pages were found"):
+        StateStore.open(tmp_path)
+
+
 @pytest.mark.case(53)
 def test_failed_sync_stops_the_state_and_the_file_is_never_synced_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -166,7 +183,7 @@ def test_failed_sync_stops_the_state_and_the_file_is_never_synced_again(
         tables.put(Table.HOT, b"meta", b"11")
     monkeypatch.setattr(checkpoint_module, "sync_data", sync)
     checkpoint = store.begin_checkpoint(11)
-    with pytest.raises(StorageError, match="syncing the state .*Input/output error.*check the kernel's log"):
+    with pytest.raises(StorageError, match=r"syncing the state .*Input/output error.*check the kernel's log"):
         checkpoint.sync()
     for use in (store.write, lambda: store.begin_checkpoint(11)):
         with pytest.raises(StorageError, match="Input/output error"):
@@ -271,7 +288,9 @@ def test_copy_without_the_kernels_help_is_the_same(tmp_path: Path, monkeypatch: 
 def test_slots_of_dead_readers_are_given_back(tmp_path: Path) -> None:
     stopped_cleanly(tmp_path)
     store = StateStore.open(tmp_path)
-    program = f"import lmdb, os; e = lmdb.open({str(store.path)!r}, readonly=True); t = e.begin(); os._exit(0)"
+    program = (
+        f"import lmdb, os; e = lmdb.open({str(store.path)!r}, readonly=True); t = e.begin(); os._exit(0)"
+    )
     subprocess.run([sys.executable, "-c", program], check=True)
     assert (store.clear_dead_readers(), store.clear_dead_readers()) == (1, 0)
     store.close(clean=False)
@@ -281,7 +300,18 @@ class Crash(BaseException):
     """The process ends here. Nothing may catch it."""
 
 
-STEPS = ("fsync", "replace", "rename", "pwrite", "mkdir", "unlink", "rmdir", "ftruncate", "copy_file_range", "open")
+STEPS = (
+    "fsync",
+    "replace",
+    "rename",
+    "pwrite",
+    "mkdir",
+    "unlink",
+    "rmdir",
+    "ftruncate",
+    "copy_file_range",
+    "open",
+)
 
 
 def crash_before_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
@@ -302,9 +332,13 @@ def crash_before_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def crash_at_every_step(
-    tmp_path: Path, prepare: Callable[[Path], object], use: Callable[[Path], None], check: Callable[[Path], None]
+    tmp_path: Path,
+    prepare: Callable[[Path], object],
+    use: Callable[[Path], None],
+    check: Callable[[Path], None],
 ) -> int:
-    """Run `use` on a prepared directory with a crash at each step in turn, and `check` after each; return the number of steps."""
+    """Run `use` on a prepared directory with a crash at each step in turn, and `check` after each; return the
+    number of steps."""
     step = 0
     while True:
         directory = tmp_path / f"crash-{step}"
@@ -332,7 +366,11 @@ def test_crash_at_any_step_of_a_creation_lets_it_be_done_again(tmp_path: Path) -
         StateStore.create(directory, MAP_BYTES).close(clean=False)
 
     def check(directory: Path) -> None:
-        store = StateStore.open(directory) if StateStore.exists(directory) else StateStore.create(directory, MAP_BYTES)
+        store = (
+            StateStore.open(directory)
+            if StateStore.exists(directory)
+            else StateStore.create(directory, MAP_BYTES)
+        )
         assert (rows_in(store), store.durable_applied_index) == ({table: {} for table in Table}, 0)
         store.close(clean=False)
 

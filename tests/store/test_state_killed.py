@@ -1,4 +1,5 @@
-"""Kill -9 at random moments, within checkpoints and starts too: the next start finds exactly the last durable checkpoint."""
+"""Kill -9 at random moments, within checkpoints and starts too: the next start finds exactly the last durable
+checkpoint."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ from tests.store.state_process import DictTables, transact
 
 ROOT = Path(__file__).parents[2]
 LIFE_S = 0.25
-"""The longest that a process lives after its imports; a start, some dozen transactions and a stop take some 20 ms."""
+"""The longest that a process lives after its imports; a start, some dozen transactions and a stop take some
+20 ms."""
 
 
 def live_and_be_killed(directory: Path, seed: int, life_s: float) -> list[int]:
-    """Run the process, kill it after `life_s` seconds, and return the indexes that it was told are durable."""
+    """Run the process, kill it after `life_s` seconds, and return the indexes that it was told are
+    durable."""
     program = [sys.executable, "-m", "tests.store.state_process", str(directory), str(seed)]
     with subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -38,7 +41,8 @@ def live_and_be_killed(directory: Path, seed: int, life_s: float) -> list[int]:
 
 
 def kill_and_compare(directory: Path, seed: int, rounds: int) -> int:
-    """Do that `rounds` times on one directory, and compare the state each time; return the last durable index."""
+    """Do that `rounds` times on one directory, and compare the state each time; return the last durable
+    index."""
     random = Random(seed)
     model, modelled = DictTables(empty_model()), 0
     durable = 0

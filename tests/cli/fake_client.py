@@ -1,0 +1,79 @@
+"""A client whose cluster is a dict; it can be told to fail."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from raftstate.cli import cluster, kv
+from raftstate.client import DeleteResult, KeyValue, NodeStatus, PutResult, RangeResult
+from raftstate.errors import RaftstateError
+
+
+class FakeClient:
+    def __init__(self) -> None:
+        self.rows: dict[bytes, KeyValue] = {}
+        self.revision = 1
+        self.nodes: list[NodeStatus] = []
+        self.failure: RaftstateError | None = None
+        self.opened: tuple[str | None, float] | None = None
+        self.calls: list[Any] = []
+
+    def put(self, key: bytes, value: bytes) -> PutResult:
+        self._fail()
+        self.revision += 1
+        self.rows[key] = KeyValue(
+            key=key, value=value, create_revision=self.revision, mod_revision=self.revision, version=1
+        )
+        return PutResult(revision=self.revision)
+
+    def get(self, key: bytes, **options: Any) -> KeyValue | None:
+        self._fail()
+        self.calls.append(options)
+        return self.rows.get(key)
+
+    def delete(self, key: bytes, *, range_end: bytes | None, prefix: bool) -> DeleteResult:
+        self._fail()
+        self.calls.append((key, range_end, prefix))
+        self.revision += 1
+        return DeleteResult(revision=self.revision, deleted=self.rows.pop(key, None) is not None)
+
+    def range(
+        self, start: bytes | None, end: bytes | None, *, limit: int | None, **options: Any
+    ) -> RangeResult:
+        self._fail()
+        self.calls.append((start, end, limit, options))
+        found = tuple(self.rows[key] for key in sorted(self.rows))
+        shown = () if options["count_only"] else found[:limit]
+        return RangeResult(kvs=shown, more=len(shown) < len(found), count=len(found), revision=self.revision)
+
+    def status(self) -> list[NodeStatus]:
+        self._fail()
+        return self.nodes
+
+    def transfer_leader(self, target: int | str | None) -> int:
+        self._fail()
+        self.calls.append(target)
+        return 2
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    fake = FakeClient()
+
+    @contextmanager
+    def open_client(url: str | None, timeout: float) -> Iterator[FakeClient]:
+        fake.opened = (url, timeout)
+        yield fake
+
+    monkeypatch.delenv("RAFTSTATE_URL", raising=False)
+    for module in (kv, cluster):
+        monkeypatch.setattr(module, "open_client", open_client)
+    return fake
