@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from raftstate.cli.common import JsonOption, TimeoutOption, UrlOption, console, open_client, print_json
@@ -27,7 +28,7 @@ def status(
     output.print(_table(nodes, commit))
     for node in nodes:
         for alarm in node.alarms:
-            output.print(f"[bold red]{node.name}: {alarm}")
+            output.print(f"{node.name}: {alarm}", style="bold red", markup=False)
 
 
 def transfer_leader(
@@ -69,7 +70,7 @@ def _table(nodes: list[NodeStatus], commit: int) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for node in nodes:
         if node.error:
-            table.add_row("?", node.endpoint, f"[red]unreachable[/]: {node.error}")
+            table.add_row("?", node.endpoint, f"[red]unreachable[/]: {escape(node.error)}")
             continue
         numbers = (node.term, node.commit_index, node.applied_index, node.durable_applied_index)
         table.add_row(

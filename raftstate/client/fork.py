@@ -40,9 +40,7 @@ _process = _Process()
 _living: weakref.WeakSet[_Forgets] = weakref.WeakSet()
 
 kept: list[object] = []
-"""What a child keeps and never touches: to close the parent's channels here would shut the sockets that both
-hold.
-"""
+"""What a child keeps and never touches: closing the parent's channels would shut sockets that both hold."""
 
 
 def begin_anew_in_child(owner: _Forgets) -> None:
@@ -54,9 +52,9 @@ def about_to_open_channel() -> None:
     """Note that this process uses gRPC. Raises `FailedPreconditionError` in the child of one that did."""
     if _process.inherited:
         raise FailedPreconditionError(
-            f"process {os.getpid()} was forked from one that had used a raftstate client, and gRPC can't be used"
-            " on both sides of a fork; nothing was sent. Fork before the first call, or start processes with the"
-            " multiprocessing method 'spawn' or 'forkserver'"
+            f"process {os.getpid()} was forked from one that had used a raftstate client, and gRPC can't be"
+            " used on both sides of a fork; nothing was sent. Fork before the first call, or start processes by"
+            " multiprocessing's method spawn or forkserver"
         )
     _process.has_channels = True
 

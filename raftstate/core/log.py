@@ -121,11 +121,19 @@ class RaftLog:
         return self.slice(lo, last + 1, max_bytes) if lo <= last else []
 
     def slice(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
-        """The entries from `lo` up to, not including, `hi`: at most `max_bytes`, but at least one. The list
-        is the caller's.
+        """Return the entries from `lo` up to, not including, `hi`.
 
-        Raises `Compacted` if the log no longer holds `lo`, `InvariantError` if the range reaches behind its
-        end.
+        Args:
+            lo: an index behind the boundary.
+            hi: at most the last index + 1.
+            max_bytes: how many bytes of entries to return; the first one is returned whatever its size.
+
+        Returns:
+            A list that belongs to the caller.
+
+        Raises:
+            Compacted: the log no longer holds `lo`.
+            InvariantError: `hi` lies behind the end of the log.
         """
         if lo > hi or hi > self.last_index() + 1:
             raise InvariantError(
@@ -168,10 +176,13 @@ class RaftLog:
     # -- appending
 
     def append(self, entries: list[Entry]) -> int:
-        """Put `entries` (not empty) in place of everything at or after their first index. Returns the last
-        index.
+        """Put `entries` (not empty) in place of everything at or after their first index.
 
-        Raises `InvariantError` if that would replace a committed entry.
+        Returns:
+            The last index.
+
+        Raises:
+            InvariantError: that would replace a committed entry, or leave a gap.
         """
         if entries[0].index <= self.committed:
             raise InvariantError(
@@ -186,9 +197,12 @@ class RaftLog:
         Only a conflicting suffix is replaced: a late or repeated message that holds nothing new changes
         nothing. The commit index follows no further than the entries which this message vouches for.
 
-        Returns the last index that now is known to match the leader's log; None, with nothing changed, if
-        (`index`, `term`) is not in this log. Raises `InvariantError` if the entries contradict a committed
-        one.
+        Returns:
+            The last index that now is known to match the leader's log; None, with nothing changed, if
+            (`index`, `term`) is not in this log.
+
+        Raises:
+            InvariantError: the entries contradict a committed one.
         """
         if not self.match_term(index, term):
             return None
@@ -205,7 +219,7 @@ class RaftLog:
         return last
 
     def _find_conflict(self, entries: list[Entry]) -> int:
-        """The index of the first of `entries` that this log does not hold as it is; 0 if it holds them all."""
+        """The index of the first of `entries` that this log does not hold as it is; 0: it holds them all."""
         last = self.last_index()
         for entry in entries:
             if entry.index > last or not self.match_term(entry.index, entry.term):
@@ -219,8 +233,9 @@ class RaftLog:
         Terms never decrease along a log, so entries of this one with a higher term than the other's, at or
         before its index, can't be in the other: however many there are, they cost one round trip.
 
-        Returns the last entry at or before `index` with a term of at most `term`; term 0 says that this log
-        does not know its term.
+        Returns:
+            The last entry at or before `index` with a term of at most `term`; term 0 says that this log does
+            not know its term.
         """
         for guess in range(index, 0, -1):
             our_term = self.term_or_zero(guess)
@@ -308,7 +323,8 @@ class RaftLog:
         """Note that everything up to `index` is applied; `entries` are those of a hand-out that this
         acknowledges.
 
-        Raises `InvariantError` if `index` lies before what was applied or behind what is committed.
+        Raises:
+            InvariantError: `index` lies before what was applied or behind what is committed.
         """
         if not self.applied <= index <= self.committed:
             raise InvariantError(

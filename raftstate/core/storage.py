@@ -160,7 +160,8 @@ class MemoryStorage:
         """Save `entries`, replacing whatever stands at or after the first of them; those at or before the
         boundary are left out.
 
-        Raises `InvariantError` if they would leave a gap.
+        Raises:
+            InvariantError: they would leave a gap.
         """
         boundary = self._log[0].index
         fresh = [entry for entry in entries if entry.index > boundary]
@@ -190,8 +191,14 @@ class MemoryStorage:
     def create_snapshot(self, index: int, conf_state: ConfState | None, data: bytes) -> Snapshot:
         """Make and keep a snapshot as of `index`, an applied entry; the log stays as it is.
 
-        `conf_state` is the configuration as of `index`; None means the one of the previous snapshot. Raises
-        `SnapshotOutOfDate` if the present snapshot is as new, `Unavailable` if `index` lies behind the log.
+        Args:
+            index: behind the present snapshot.
+            conf_state: the configuration as of `index`; None: that of the present snapshot.
+            data: the state, as the application wants it back.
+
+        Raises:
+            SnapshotOutOfDate: the present snapshot is as new.
+            Unavailable: `index` lies behind the log.
         """
         if index <= self._snapshot.metadata.index:
             raise SnapshotOutOfDate(
@@ -208,8 +215,9 @@ class MemoryStorage:
     def compact(self, index: int) -> None:
         """Drop the entries up to and including `index`, which becomes the boundary. It must be applied.
 
-        Raises `Compacted` if it already lies at or before the boundary, `Unavailable` if it lies behind the
-        log.
+        Raises:
+            Compacted: it already lies at or before the boundary.
+            Unavailable: it lies behind the log.
         """
         boundary = self._log[0].index
         if index <= boundary:

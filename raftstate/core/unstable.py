@@ -90,7 +90,8 @@ class Unstable:
     def truncate_and_append(self, entries: list[Entry]) -> None:
         """Put `entries` (not empty) in place of everything at or after their first index.
 
-        Raises `InvariantError` if they are not contiguous, or would leave a gap.
+        Raises:
+            InvariantError: they are not contiguous, or would leave a gap.
         """
         first = entries[0].index
         if entries[-1].index - first + 1 != len(entries):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from raftstate.errors import InvalidArgumentError, InvariantError
 from raftstate.machine.command import check_batch
-from raftstate.machine.types import Answer, Batch, BatchResult, Refused, covers
+from raftstate.machine.types import Answer, Batch, BatchResult, covers
 from raftstate.node.service import STALENESS_MS_DEFAULT, NodeReader, NodeService
 from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2
 from raftstate.rpc.conversion import header, kv_message, kv_messages, write_header
 from raftstate.rpc.status import RefusedError
 from raftstate.rpc.validation import check_cluster, check_get, check_range
+from raftstate.rpc.writing import apply_item
 
 RANGE_BYTES_MAX = 3 << 20
 """What one Range reply holds at most (but at least one pair): less than the 4 MiB that a gRPC client takes
@@ -108,11 +109,7 @@ class KVHandlers:
         fault = check.fault or check.faults.get(0)
         if fault is not None:
             raise RefusedError(fault)
-        index, _, result = await self._service.write(Batch(raw), commands=1, timeout_s=timeout_s)
-        if isinstance(result, Refused):
-            raise RefusedError(result.fault)
-        if not isinstance(result, BatchResult):
-            raise InvariantError(f"a batch was answered with {type(result).__name__}, expected BatchResult")
+        index, _, result = await apply_item(self._service, Batch(raw), BatchResult, timeout_s=timeout_s)
         return index, _only_answer(result)
 
     def _read_header(self, reader: NodeReader) -> common_pb2.ResponseHeader:

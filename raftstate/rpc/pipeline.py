@@ -20,14 +20,15 @@ from typing import Any, NamedTuple
 
 import grpc
 
-from raftstate.errors import InvariantError, ResourceExhaustedError
+from raftstate.errors import ResourceExhaustedError
 from raftstate.machine.command import check_batch, parse_batch
-from raftstate.machine.types import Batch, BatchResult, Fault, Refused
+from raftstate.machine.types import Batch, BatchResult, Fault
 from raftstate.node.service import TIMEOUT_S_DEFAULT, NodeService
 from raftstate.pb.v1 import common_pb2, pipeline_pb2
 from raftstate.rpc.conversion import answer_message, write_header
 from raftstate.rpc.status import RefusedError, refusal_of_error, refusal_of_fault, refuse
 from raftstate.rpc.validation import check_cluster
+from raftstate.rpc.writing import apply_item
 
 STREAMS_MAX = 1_024
 IN_FLIGHT_BATCHES_MAX = 64
@@ -179,14 +180,9 @@ class _Stream:
         if not batch.commands and not batch.HasField("session"):
             return 0, self._service.revision, BatchResult([], [], [])
         timeout_s = batch.timeout_ms / 1_000 if batch.timeout_ms else TIMEOUT_S_DEFAULT
-        index, revision, result = await self._service.write(
-            Batch(raw), commands=len(batch.commands), timeout_s=timeout_s
+        return await apply_item(
+            self._service, Batch(raw), BatchResult, commands=len(batch.commands), timeout_s=timeout_s
         )
-        if isinstance(result, Refused):
-            raise RefusedError(result.fault)
-        if not isinstance(result, BatchResult):
-            raise InvariantError(f"a batch was answered with {type(result).__name__}, expected BatchResult")
-        return index, revision, result
 
     def _replies(self, ready: Iterable[_Done]) -> Iterator[pipeline_pb2.BatchReply]:
         """Yield messages that hold all these answers, as few as their size allows."""

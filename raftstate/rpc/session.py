@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
-
-from raftstate.errors import InvalidArgumentError, InvariantError
+from raftstate.errors import InvalidArgumentError
 from raftstate.machine.command import check_ttl
 from raftstate.machine.types import (
     SESSION_TTL_MS_DEFAULT,
@@ -13,8 +11,6 @@ from raftstate.machine.types import (
     Close,
     Closed,
     Code,
-    Item,
-    Refused,
     Register,
     Registered,
 )
@@ -23,8 +19,7 @@ from raftstate.pb.v1 import session_pb2
 from raftstate.rpc.conversion import answer_message, session_id, session_message, write_header
 from raftstate.rpc.status import RefusedError
 from raftstate.rpc.validation import check_cluster
-
-Result = TypeVar("Result", Registered, Cancelled, Closed)
+from raftstate.rpc.writing import apply_item
 
 
 class SessionHandlers:
@@ -42,7 +37,7 @@ class SessionHandlers:
             raise RefusedError(fault)
         check_cluster(request.cluster_id, self._service.cluster_id)
         item = Register(request.nonce, request.ttl_ms or SESSION_TTL_MS_DEFAULT, request.cluster_id)
-        index, revision, registered = await self._run(item, Registered, timeout_s)
+        index, revision, registered = await apply_item(self._service, item, Registered, timeout_s=timeout_s)
         return session_pb2.RegisterResponse(
             header=write_header(self._service, index=index, revision=revision),
             session=session_message(registered.session),
@@ -58,7 +53,7 @@ class SessionHandlers:
             raise InvalidArgumentError("serial must be 1 or more, got 0", field="serial")
         check_cluster(request.cluster_id, self._service.cluster_id)
         item = Cancel(session_id(request.session), request.serial, request.cluster_id)
-        index, revision, cancelled = await self._run(item, Cancelled, timeout_s)
+        index, revision, cancelled = await apply_item(self._service, item, Cancelled, timeout_s=timeout_s)
         head = write_header(self._service, index=index, revision=revision)
         answer = cancelled.answer
         if answer is None or (answer.fault is not None and answer.fault.code == Code.CANCELLED):
@@ -78,23 +73,8 @@ class SessionHandlers:
         _check_session(request)
         check_cluster(request.cluster_id, self._service.cluster_id)
         item = Close(session_id(request.session), request.cluster_id)
-        index, revision, _ = await self._run(item, Closed, timeout_s)
+        index, revision, _ = await apply_item(self._service, item, Closed, timeout_s=timeout_s)
         return session_pb2.CloseResponse(header=write_header(self._service, index=index, revision=revision))
-
-    async def _run(self, item: Item, expected: type[Result], timeout_s: float) -> tuple[int, int, Result]:
-        """Have an item applied; return (index of its log entry, revision, result).
-
-        Raises `RefusedError` where it was not run.
-        """
-        index, revision, result = await self._service.write(item, commands=1, timeout_s=timeout_s)
-        if isinstance(result, Refused):
-            raise RefusedError(result.fault)
-        if not isinstance(result, expected):
-            raise InvariantError(
-                f"{type(item).__name__} was answered with {type(result).__name__},"
-                f" expected {expected.__name__}"
-            )
-        return index, revision, result
 
 
 def _check_session(request: session_pb2.CancelRequest | session_pb2.CloseRequest) -> None:

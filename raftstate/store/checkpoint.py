@@ -88,20 +88,10 @@ def sync_data(environment: lmdb.Environment) -> None:
     environment.sync(True)
 
 
-def slot_stands(environment: lmdb.Environment, slot: str) -> bool:
-    """Whether a reader's line is in LMDB's reader table.
-
-    A process that opens and closes lock.mdb, by whatever means, drops LMDB's lock on it; the next one to open
-    the environment then takes the table to be left over from a crash, and clears it. From then on the
-    reader's pages are reused.
-    """
-    return slot in environment.readers()
-
-
 class Pin:
     """The read transaction P of one checkpoint, and the meta page that belongs to it (steps 1 and 2)."""
 
-    __slots__ = ("_environment", "_transaction", "meta", "slot")
+    __slots__ = ("_environment", "_slot", "_transaction", "meta")
 
     def __init__(self, environment: lmdb.Environment, data_fd: int, page_bytes: int, path: Path) -> None:
         """Begin it. The caller sees to it that no writing transaction is open.
@@ -124,8 +114,7 @@ class Pin:
         except lmdb.Error as error:
             raise lmdb_failure("beginning a checkpoint", path, error) from error
         try:
-            # LMDB makes no promise to a reader of the empty environment: it takes slot 0 with transaction id
-            # 0 for "none".
+            # Both meta pages carry id 0 before the first commit: neither could be told to be P's.
             if transaction_id == 0:
                 raise InvariantError(f"a checkpoint of {path} before its first commit")
             try:
@@ -134,17 +123,21 @@ class Pin:
                 raise disk_failure("reading the meta page", path, error) from error
             if self.meta.transaction_id != transaction_id:
                 raise InvariantError(
-                    f"the reader of a checkpoint of {path} sees transaction {transaction_id}, the meta page is "
-                    f"of {self.meta.transaction_id}: a transaction was committed between the two"
+                    f"the reader of a checkpoint of {path} sees transaction {transaction_id}, the meta page "
+                    f"is of {self.meta.transaction_id}: a transaction was committed between the two"
                 )
         except BaseException:
             self._transaction.abort()
             raise
-        self.slot = f"{os.getpid():10d} {get_ident():x} {transaction_id}\n"
+        self._slot = f"{os.getpid():10d} {get_ident():x} {transaction_id}\n"
 
     def stands(self) -> bool:
-        """Whether LMDB still keeps the pages that this transaction sees."""
-        return slot_stands(self._environment, self.slot)
+        """Whether LMDB still keeps the pages that this transaction sees: its line is in the reader table.
+
+        If this process opens and closes lock.mdb, by whatever means, LMDB's lock on it is gone; the next
+        process to open the environment takes the table to be left over from a crash, and clears it.
+        """
+        return self._slot in self._environment.readers()
 
     def end(self) -> None:
         """Let LMDB reuse the pages."""
@@ -152,8 +145,7 @@ class Pin:
 
 
 class Checkpoint:
-    """One checkpoint under way. `StateStore.begin_checkpoint` makes it; `sync` and then `finish` must
-    follow."""
+    """One checkpoint under way, made by `StateStore.begin_checkpoint`. `sync` and then `finish` follow."""
 
     def __init__(
         self,
@@ -185,8 +177,9 @@ class Checkpoint:
         self._published = False
 
     def sync(self) -> None:
-        """Make it durable and publish it (steps 3 and 4). Blocks on the disk; any thread but the loop's and
-        the one that applies.
+        """Make it durable and publish it (steps 3 and 4).
+
+        Blocks on the disk: for any thread but the loop's and the one that applies.
 
         Raises:
             StorageError: it failed, and so the state has stopped (`StateStore.failure`); or there was no
@@ -219,8 +212,7 @@ class Checkpoint:
         self._published = True
 
     def finish(self) -> None:
-        """End the checkpoint before this one (step 5). On the thread that applies; from then on it counts as
-        durable.
+        """End the checkpoint before this one (step 5), on the thread that applies. Now it counts as durable.
 
         Raises:
             InvariantError: it is not published.
@@ -278,18 +270,21 @@ class CheckpointedState(Protocol):
 
 
 class Checkpointer:
-    """Says when the next checkpoint is due, and keeps them one at a time. Has no clock and no thread: its
-    owner drives it.
+    """Says when the next checkpoint is due, and keeps them one at a time.
 
-    if checkpointer.due(now_ns, commands):                      # apply thread, between two transactions
-        checkpoint = checkpointer.begin(now_ns, commands, applied_index)
-        ...                                                     # checkpoint.sync() on another thread
-        checkpointer.finish()                                   # apply thread again
+    It has no clock and no thread; the thread that applies drives it, between two of its transactions:
+    `begin` when one is `due`, then `sync` of the checkpoint elsewhere, then `finish`. A `sync` that failed
+    without stopping the state is called again later, on the same checkpoint.
     """
 
     def __init__(self, store: CheckpointedState, now_ns: int, commands: int = 0) -> None:
-        """Args: the store, which has just been opened; now, on any clock that does not go back; commands
-        applied so far."""
+        """Begin to count.
+
+        Args:
+            store: has just been opened, and so has its first checkpoint.
+            now_ns: now, on any clock that does not go back.
+            commands: how many were applied so far, in the count that `due` is given.
+        """
         self._store = store
         self._last_ns = now_ns
         self._last_commands = commands
@@ -306,8 +301,7 @@ class Checkpointer:
         return self._store.dirtied_bytes > WAIT_BYTES
 
     def due(self, now_ns: int, commands: int) -> bool:
-        """Whether to begin one now: none is in progress, something changed since the last, and one of the
-        three limits is reached."""
+        """Whether to begin one now: none is in progress, something changed, and a limit is reached."""
         dirtied_bytes = self._store.dirtied_bytes
         if self._in_progress is not None or not dirtied_bytes:
             return False

@@ -5,11 +5,11 @@ nothing: they may be of a commit of which other pages were lost, and if the mach
 be read now is the page cache, not the disk. So the state goes back to its last durable checkpoint, whose meta
 page the file `checkpoint` holds, and the log replays what came after:
 
-    exclusive lock on `readers` granted     the checkpoint's meta page goes into both slots of data.mdb,
-                                            lock.mdb is removed
-    not granted within a second,            data.mdb is copied into a new generation, the meta pages go into the
-    or a sync of data.mdb failed before     copy, the copy is synced (and after a failed sync read through),
-                                            CURRENT is switched
+    exclusive lock on `readers` granted   the checkpoint's meta page goes into both slots of data.mdb,
+                                          lock.mdb is removed
+    not granted within a second, or a     data.mdb is copied into a new generation, the meta pages go into
+    sync of data.mdb failed before        the copy, it is synced (and after a failed sync read through),
+                                          CURRENT is switched
 
 An environment that another process has open is never taken over, since its reader table is in the lock file
 and its map in memory.

@@ -24,7 +24,7 @@ from types import TracebackType
 
 import lmdb
 
-from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.errors import ClosedError, InvariantError, RaftstateError, StorageError
 from raftstate.machine.tables import ReadTables
 from raftstate.store.checkpoint import Checkpoint, CheckpointRecord, Pin, lost_slot
 from raftstate.store.files import disk_failure
@@ -102,7 +102,7 @@ class StateStore:
         self._pin: Pin | None = None
         self._checkpoint: Checkpoint | None = None
         self._writing = False
-        self._failure: StorageError | None = None
+        self._failure: RaftstateError | None = None
         self._dirtied_bytes = 0
         self._dirtied_bytes_at_begin = 0
 
@@ -188,8 +188,7 @@ class StateStore:
 
     @property
     def durable_applied_index(self) -> int:
-        """The last log entry that a crash can't take from the state. The log may be cut up to here, no
-        further."""
+        """The last log entry that a crash can't take from the state: how far the log may be cut."""
         return self._durable_applied_index
 
     @property
@@ -198,9 +197,8 @@ class StateStore:
         return self._dirtied_bytes
 
     @property
-    def failure(self) -> StorageError | None:
-        """Why nothing can be written any more until the node is started again; None as long as all is
-        well."""
+    def failure(self) -> RaftstateError | None:
+        """Why nothing can be written until the node is started again; None as long as all is well."""
         return self._failure
 
     def size_bytes(self) -> int:
@@ -211,8 +209,9 @@ class StateStore:
             raise disk_failure("looking at the state's size", self.path, error) from error
 
     def read(self) -> ReadTransaction:
-        """Begin to read what was committed last. Use it as a context manager, and end it soon: it keeps pages
-        from being reused.
+        """Begin to read what was committed last.
+
+        Use it as a context manager, and end it soon: it keeps pages from being reused.
 
         Raises:
             ResourceExhaustedError: no reader slot is free; only this read suffers.
@@ -227,8 +226,7 @@ class StateStore:
         return ReadTransaction(transaction, self._handles, self.path)
 
     def write(self) -> WriteTransaction:
-        """Begin a transaction. Use it as a context manager: it commits at the end, or aborts when the body
-        raises.
+        """Begin a transaction. As a context manager it commits at the end, or aborts when the body raises.
 
         Raises:
             StorageError: the state has stopped (`failure`), or LMDB failed. A failure to commit is raised at
@@ -244,7 +242,7 @@ class StateStore:
         try:
             transaction = environment.begin(write=True)
         except lmdb.Error as error:
-            raise self._stopped_by("beginning to write", error) from error
+            raise self._write_failure("beginning to write", error, 0) from error
         self._writing = True
         return WriteTransaction(self, transaction, self._handles, self.path)
 
@@ -348,12 +346,13 @@ class StateStore:
             raise failure
 
     def _commit(self, transaction: lmdb.Transaction[bytes], dirtied_bytes: Callable[[], int]) -> None:
+        written = 0
         try:
             self._require_protection()
             written = dirtied_bytes()
             transaction.commit()
         except lmdb.Error as error:
-            raise self._stopped_by("committing", error) from error
+            raise self._write_failure("committing", error, written) from error
         finally:
             self._abort(transaction)
         self._dirtied_bytes += written
@@ -362,14 +361,24 @@ class StateStore:
         transaction.abort()
         self._writing = False
 
-    def _stopped_by(self, doing: str, error: lmdb.Error) -> StorageError:
-        """Make the error for a failed write; it stops the state unless all that lacks is space."""
-        failure = disk_failure(doing, self.path, error)
-        if error.code not in (errno.ENOSPC, errno.EDQUOT) and not isinstance(error, lmdb.MapFullError):
+    def _write_failure(self, doing: str, error: lmdb.Error, wanted_bytes: int) -> RaftstateError:
+        """Make the error for a failed write; it stops the state, unless space is all that lacks."""
+        failure = lmdb_failure(doing, self.path, error)
+        # A write that the disk had room for in part only is an EIO to LMDB.
+        if failure.detail.get("errno") == errno.EIO and self._free_bytes() < wanted_bytes:
+            failure = disk_failure(doing, self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        if failure.detail.get("errno") not in (errno.ENOSPC, errno.EDQUOT):
             self._stop(failure)
         return failure
 
-    def _stop(self, failure: StorageError) -> None:
+    def _free_bytes(self) -> int:
+        try:
+            system = os.fstatvfs(self._data_fd)
+        except OSError as error:
+            raise disk_failure("looking for free space", self.path, error) from error
+        return system.f_bavail * system.f_frsize
+
+    def _stop(self, failure: RaftstateError) -> None:
         self._failure = self._failure or failure
 
     def _finished(self, checkpoint: Checkpoint) -> None:

@@ -56,21 +56,28 @@ def lmdb_failure(doing: str, path: Path, error: lmdb.Error) -> RaftstateError:
     """
     if isinstance(error, lmdb.ReadersFullError):
         return ResourceExhaustedError(
-            f"no reader slot is free in {path}: too many reads at once in this node and the processes that read "
-            "its files; try again"
+            f"no reader slot is free in {path}: too many reads at once in this node and the processes that "
+            "read its files; try again"
         )
     if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
         return DataLossError(
             f"damaged pages were found while {doing} at {path} ({error}): replace this node, the others hold "
             "the data"
         )
-    if error.code == errno.EAGAIN:
+    if isinstance(error, lmdb.MapFullError):
+        return StorageError(
+            f"failed while {doing} at {path}: the map, whose size was fixed when the state was created, is "
+            "full; delete keys and compact",
+            detail={"errno": errno.ENOSPC},
+        )
+    failure = disk_failure(doing, path, error)
+    if failure.detail["errno"] == errno.EAGAIN:
         return StorageError(
             f"failed while {doing} at {path}: a process with this pid in another pid namespace has the "
             "environment open; run both in one",
-            detail={"errno": error.code},
+            detail=failure.detail,
         )
-    return disk_failure(doing, path, error)
+    return failure
 
 
 class Rows:

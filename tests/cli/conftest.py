@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import pytest
 
-from raftstate.cli import main
+from raftstate.cli import cluster, kv, main
+from tests.cli.fake_client import FakeClient
 
 
 class Result(NamedTuple):
@@ -32,3 +34,19 @@ def run(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byte
         return Result(code, out, err.decode())
 
     return run_command
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    """What the commands talk to in place of a cluster."""
+    fake = FakeClient()
+
+    @contextmanager
+    def open_client(url: str | None, timeout: float) -> Iterator[FakeClient]:
+        fake.opened = (url, timeout)
+        yield fake
+
+    monkeypatch.delenv("RAFTSTATE_URL", raising=False)
+    for module in (kv, cluster):
+        monkeypatch.setattr(module, "open_client", open_client)
+    return fake

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
-from raftstate.cli import cluster, kv
 from raftstate.client import DeleteResult, KeyValue, NodeStatus, PutResult, RangeResult
 from raftstate.errors import RaftstateError
 
@@ -39,7 +34,9 @@ class FakeClient:
         self._fail()
         self.calls.append((key, range_end, prefix))
         self.revision += 1
-        return DeleteResult(revision=self.revision, deleted=self.rows.pop(key, None) is not None)
+        kept = {each: row for each, row in self.rows.items() if each != key}
+        deleted, self.rows = len(self.rows) - len(kept), kept
+        return DeleteResult(revision=self.revision, deleted=deleted)
 
     def range(
         self, start: bytes | None, end: bytes | None, *, limit: int | None, **options: Any
@@ -62,18 +59,3 @@ class FakeClient:
     def _fail(self) -> None:
         if self.failure is not None:
             raise self.failure
-
-
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
-    fake = FakeClient()
-
-    @contextmanager
-    def open_client(url: str | None, timeout: float) -> Iterator[FakeClient]:
-        fake.opened = (url, timeout)
-        yield fake
-
-    monkeypatch.delenv("RAFTSTATE_URL", raising=False)
-    for module in (kv, cluster):
-        monkeypatch.setattr(module, "open_client", open_client)
-    return fake

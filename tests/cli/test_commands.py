@@ -19,33 +19,33 @@ from raftstate.errors import (
     RaftstateError,
 )
 from tests.cli.conftest import Run
-from tests.cli.fake_client import FakeClient, client  # noqa: F401  (a fixture)
+from tests.cli.fake_client import FakeClient
 
 BINARY = b"\x00\xff\n\t\\"
 
 
-def test_a_value_goes_in_and_comes_out_byte_for_byte(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_a_value_goes_in_and_comes_out_byte_for_byte(run: Run, client: FakeClient) -> None:
     assert run("put", "k", "v\n") == (0, b"revision 2\n", "")
     assert run("get", "k") == (0, b"v\n", "")
 
 
-def test_a_value_is_read_from_stdin(run: Run, client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_value_is_read_from_stdin(run: Run, client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(BINARY)))
     assert run("put", "k", "-").code == 0
     assert run("get", "k").out == BINARY
 
 
-def test_arguments_that_are_not_text_are_passed_on_as_bytes(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_arguments_that_are_not_text_are_passed_on_as_bytes(run: Run, client: FakeClient) -> None:
     run("put", "\udcff", "\udcfe")
     assert [(row.key, row.value) for row in client.rows.values()] == [(b"\xff", b"\xfe")]
 
 
-def test_an_absent_key_is_said_and_fails(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_an_absent_key_is_said_and_fails(run: Run, client: FakeClient) -> None:
     assert run("get", "a\tb") == (1, b"", "raftstate: there is no key a\\tb\n")
     assert run("get", "k", "--json") == (1, b"null\n", "raftstate: there is no key k\n")
 
 
-def test_json_carries_text_as_text_and_other_bytes_in_base64(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_json_carries_text_as_text_and_other_bytes_in_base64(run: Run, client: FakeClient) -> None:
     assert run("put", "k", "é", "--json") == (0, b'{"revision": 2}\n', "")
     numbers = {"create_revision": 2, "mod_revision": 2, "version": 1, "lease": 0}
     assert json.loads(run("get", "k", "--json").out) == {"key": "k", "value": "é", **numbers}
@@ -58,7 +58,7 @@ def test_json_carries_text_as_text_and_other_bytes_in_base64(run: Run, client: F
     assert {**found, "kvs": []} == {"kvs": [], "count": 2, "more": False, "revision": 3}
 
 
-def test_a_range_is_a_line_a_pair_whatever_the_bytes(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_a_range_is_a_line_a_pair_whatever_the_bytes(run: Run, client: FakeClient) -> None:
     client.put(b"a", BINARY)
     client.put(b"b", "é".encode())
     assert run("range") == (0, "a\t\\x00\\xff\\n\\t\\\\\nb\té\n".encode(), "")
@@ -71,7 +71,7 @@ def test_a_range_is_a_line_a_pair_whatever_the_bytes(run: Run, client: FakeClien
     )
 
 
-def test_ranges_and_reads_say_what_was_asked_for(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_ranges_and_reads_say_what_was_asked_for(run: Run, client: FakeClient) -> None:
     run("range", "a", "b", "--limit", "5", "--consistency", "bounded", "--max-lag-ms", "7")
     run("get", "k", "--consistency", "local")
     run("delete", "k", "m")
@@ -85,7 +85,7 @@ def test_ranges_and_reads_say_what_was_asked_for(run: Run, client: FakeClient) -
     ]
 
 
-def test_a_delete_says_how_many_keys_it_deleted(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_a_delete_says_how_many_keys_it_deleted(run: Run, client: FakeClient) -> None:
     client.put(b"k", b"v")
     assert run("delete", "k") == (0, b"deleted 1, revision 3\n", "")
     assert json.loads(run("delete", "k", "--json").out) == {"deleted": 0, "revision": 4}
@@ -93,7 +93,7 @@ def test_a_delete_says_how_many_keys_it_deleted(run: Run, client: FakeClient) ->
 
 def test_the_cluster_and_the_time_come_from_options(
     run: Run,
-    client: FakeClient,  # noqa: F811
+    client: FakeClient,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run("get", "k")
@@ -122,7 +122,7 @@ def test_the_cluster_and_the_time_come_from_options(
 )
 def test_an_error_is_a_message_and_an_exit_code_without_a_traceback(
     run: Run,
-    client: FakeClient,  # noqa: F811
+    client: FakeClient,
     command: tuple[str, ...],
     failure: RaftstateError,
     code: int,
@@ -143,7 +143,7 @@ def test_an_error_is_a_message_and_an_exit_code_without_a_traceback(
         ("get", "k", "--frob"),
     ],
 )
-def test_wrong_usage_is_exit_code_2(run: Run, client: FakeClient, command: tuple[str, ...]) -> None:  # noqa: F811
+def test_wrong_usage_is_exit_code_2(run: Run, client: FakeClient, command: tuple[str, ...]) -> None:
     code, out, err = run(*command)
     assert (code, out) == (2, b"")
     assert "Usage: raftstate" in err
@@ -170,33 +170,32 @@ LEADER = NodeStatus(
 BEHIND = NodeStatus(
     endpoint="127.0.0.1:7002", node_id=2, name="n2", role="follower", term=3, applied_index=70
 )
-GONE = NodeStatus(endpoint="127.0.0.1:7003", error="connection refused")
+GONE = NodeStatus(endpoint="127.0.0.1:7003", error="connection [to] n3 refused")
 
 
-def test_status_shows_each_node_those_that_do_not_answer_too(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_status_shows_each_node_those_that_do_not_answer_too(run: Run, client: FakeClient) -> None:
     client.nodes = [LEADER, BEHIND, GONE]
     code, out, _ = run("status")
-    rows = [line.split() for line in out.decode().splitlines()]
     assert code == 0
-    assert rows == [
-        "node endpoint role term commit applied checkpoint lag revision keys log state".split(),
-        "n1 127.0.0.1:7001 leader 3 90 90 80 0 40 5 1.5 MB 2.0 MB".split(),
-        "n2 127.0.0.1:7002 follower 3 0 70 0 20 0 0 0.0 MB 0.0 MB".split(),
-        "? 127.0.0.1:7003 unreachable: connection refused".split(),
-        "n1: disk is [almost] full".split(),
+    assert [" ".join(line.split()) for line in out.decode().splitlines()] == [
+        "node endpoint role term commit applied checkpoint lag revision keys log state",
+        "n1 127.0.0.1:7001 leader 3 90 90 80 0 40 5 1.5 MB 2.0 MB",
+        "n2 127.0.0.1:7002 follower 3 0 70 0 20 0 0 0.0 MB 0.0 MB",
+        "? 127.0.0.1:7003 unreachable: connection [to] n3 refused",
+        "n1: disk is [almost] full",
     ]
 
 
-def test_status_as_json_has_every_field_and_the_lag(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_status_as_json_has_every_field_and_the_lag(run: Run, client: FakeClient) -> None:
     client.nodes = [LEADER, BEHIND, GONE]
     nodes = json.loads(run("status", "--json").out)["nodes"]
     assert [node.get("lag") for node in nodes] == [0, 20, None]
     assert (nodes[0]["cluster_id"], nodes[0]["digest"]) == ("00000000000000ff", "0000000000000001")
     assert nodes[0]["members"][0]["name"] == "n2"
-    assert nodes[2] == {"endpoint": "127.0.0.1:7003", "error": "connection refused"}
+    assert nodes[2] == {"endpoint": "127.0.0.1:7003", "error": "connection [to] n3 refused"}
 
 
-def test_leadership_is_handed_to_a_name_an_id_or_anyone(run: Run, client: FakeClient) -> None:  # noqa: F811
+def test_leadership_is_handed_to_a_name_an_id_or_anyone(run: Run, client: FakeClient) -> None:
     client.nodes = [LEADER, BEHIND]
     assert run("transfer-leader", "n2") == (0, b"n2 leads\n", "")
     assert json.loads(run("transfer-leader", "2", "--json").out) == {"leader_id": 2, "leader": "n2"}

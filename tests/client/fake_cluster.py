@@ -1,7 +1,7 @@
 """A cluster of gRPC nodes over one dict, with the server's exactly-once rule and faults on demand.
 
-Each node is a real server on a loopback port; what they share stands in `FakeCluster`, applied in the order of arrival. A test queues `faults`:
-the next batches of commands meet them, one each, and those after them are served.
+Each node is a real server on a loopback port; what they share stands in `FakeCluster`, applied in the order of
+arrival. A test queues `faults`: the next batches of commands meet them, one each, and those after are served.
 """
 
 from __future__ import annotations
@@ -236,7 +236,9 @@ class _Cluster(_Service, cluster_pb2_grpc.ClusterServicer):
             role=cluster_pb2.ROLE_LEADER if leads else cluster_pb2.ROLE_FOLLOWER,
             leader_id=0 if cluster.leader is None else cluster.leader + 1,
             members=[
-                cluster_pb2.Member(id=node.number + 1, name=f"n{node.number + 1}", client_address=node.address)
+                cluster_pb2.Member(
+                    id=node.number + 1, name=f"n{node.number + 1}", client_address=node.address
+                )
                 for node in cluster.nodes
             ],
         )
@@ -259,7 +261,10 @@ class _KV(_Service, kv_pb2_grpc.KVServicer):
         kvs = list(self.cluster.within(request.key, request.range_end))
         shown = [] if request.count_only else kvs[: request.limit or None]
         return kv_pb2.RangeResponse(
-            header=self.cluster.header(self.node.number), kvs=shown, count=len(kvs), more=len(shown) < len(kvs)
+            header=self.cluster.header(self.node.number),
+            kvs=shown,
+            count=len(kvs),
+            more=len(shown) < len(kvs),
         )
 
     async def _fault(self, context: Any) -> None:
@@ -301,7 +306,11 @@ async def never_answer(node: FakeNode, batch: pipeline_pb2.CommandBatch) -> Repl
 
 
 def refuse(
-    code: int, outcome: int = common_pb2.OUTCOME_NOT_APPLIED, *, message: str = "", then_move_to: int | None = None
+    code: int,
+    outcome: int = common_pb2.OUTCOME_NOT_APPLIED,
+    *,
+    message: str = "",
+    then_move_to: int | None = None,
 ) -> Fault:
     """Every command is refused, and not applied."""
 
@@ -314,13 +323,13 @@ def refuse(
     return fault
 
 
-def hold(arrived: asyncio.Event, release: asyncio.Event) -> Fault:
-    """The batch is applied and answered when `release` is set."""
+def hold(arrived: asyncio.Event, release: asyncio.Event, then: Fault = _serve) -> Fault:
+    """The batch meets `then` when `release` is set."""
 
-    async def fault(node: FakeNode, batch: pipeline_pb2.CommandBatch) -> Reply:
+    async def fault(node: FakeNode, batch: pipeline_pb2.CommandBatch) -> Reply | None:
         arrived.set()
         await release.wait()
-        return node.cluster.apply(batch)
+        return await then(node, batch)
 
     return fault
 

@@ -26,7 +26,9 @@ def test_a_write_through_any_node_is_applied_on_all(seed: int) -> None:
         cluster.run_until(lambda outcomes=outcomes: outcomes)
         assert was_applied(outcomes)
     cluster.run_for(0.2)
-    assert [[value_at(node, f"k{i}") for i in cluster.ids] for node in cluster.nodes.values()] == [[b"v"] * 3] * 3
+    assert [[value_at(node, f"k{i}") for i in cluster.ids] for node in cluster.nodes.values()] == [
+        [b"v"] * 3
+    ] * 3
     assert len({node.machine.digest for node in cluster.nodes.values()}) == 1
 
 
@@ -187,7 +189,9 @@ def test_a_leader_whose_log_write_hangs_hands_leadership_over() -> None:
     outcomes = cluster.put(leader.id, "a", timeout_s=30)
     cluster.run_until(lambda: (new := cluster.leader()) is not None and new is not leader, seconds=3)
     cluster.run_until(lambda: value_at(cluster.elect(), "a") is not None, seconds=3)
-    assert outcomes == []  # the old leader can't apply what it can't store; its client learns at the deadline: unknown
+    assert (
+        outcomes == []
+    )  # the old leader can't apply what it can't store; its client learns at the deadline: unknown
 
 
 @pytest.mark.case(29)
@@ -242,7 +246,14 @@ def request(size: int, commands: int = 1, *, register: bool = False) -> Request:
 
 
 def test_entries_are_filled_to_a_mebibyte_or_512_commands_and_end_with_a_registration() -> None:
-    sizes = [request(700_000), request(300_000), request(100_000), request(10, 500), request(10, 20), request(64, register=True)]
+    sizes = [
+        request(700_000),
+        request(300_000),
+        request(100_000),
+        request(10, 500),
+        request(10, 20),
+        request(64, register=True),
+    ]
     last = request(3_000_000)
     assert fill_entries([*sizes, last]) == [sizes[:2], sizes[2:4], sizes[4:6], [last]]
 

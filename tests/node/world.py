@@ -1,7 +1,8 @@
-"""A small deterministic world for drivers: simulated time, network, disks; the real core, driver, requests, reads and machine.
+"""A small deterministic world for drivers: simulated time, network, disks; the real core, driver, requests,
+reads and machine.
 
-The same seed gives the same run. A disk forgets what it has not made durable when its node crashes, and the state falls back to
-the last checkpoint.
+The same seed gives the same run. A disk forgets what it has not made durable when its node crashes, and the
+state falls back to the last checkpoint.
 """
 
 from __future__ import annotations

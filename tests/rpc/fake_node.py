@@ -31,7 +31,7 @@ class FakeNode:
 
     `on_write`, `on_read`: run before a request is served; may wait, or raise what it is to fail with.
     `applied_lag`: how many entries this node is behind what `write` answers for, as a node that forwards is.
-    `items`: all that was given to `write`. `timeouts_s`: how long each request was to take.
+    `items`, `commands`: all that was given to `write`. `timeouts_s`: how long each request was to take.
     """
 
     def __init__(self) -> None:
@@ -45,6 +45,7 @@ class FakeNode:
         self.staleness_bound_us: int | None = None
         self.applied_lag = 0
         self.items: list[Item] = []
+        self.commands: list[int] = []
         self.timeouts_s: list[float] = []
         self._tables = MemoryTables()
         Machine.bootstrap(self._tables, CLUSTER_ID, MEMBERS)
@@ -60,6 +61,7 @@ class FakeNode:
 
     async def write(self, item: Item, *, commands: int, timeout_s: float) -> tuple[int, int, ItemResult]:
         self.items.append(item)
+        self.commands.append(commands)
         self.timeouts_s.append(timeout_s)
         if self.on_write is not None:
             await self.on_write(item)

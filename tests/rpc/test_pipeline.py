@@ -166,7 +166,7 @@ async def test_a_bad_command_is_refused_and_the_rest_of_its_batch_is_run(served:
     assert errors_of(answers) == {2: (*invalid, "key"), 3: (*invalid, "key"), 5: (*invalid, "op")}
     assert (answers[1], answers[4]) == (2, 3)
     kept = batch([commands[0], commands[3]], cluster_id=CLUSTER_ID, timeout_ms=700)
-    assert served.node.items == [Batch(kept.SerializeToString())]
+    assert (served.node.items, served.node.commands) == ([Batch(kept.SerializeToString())], [2])
 
 
 async def test_a_batch_of_nothing_but_bad_commands_leaves_no_log_entry(served: Served) -> None:

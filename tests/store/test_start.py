@@ -269,7 +269,12 @@ def test_state_is_created_once(tmp_path: Path) -> None:
 def test_map_size_stays_the_one_of_the_creation(tmp_path: Path) -> None:
     StateStore.create(tmp_path, MAP_BYTES).close(clean=False)
     store = StateStore.open(tmp_path)
-    with pytest.raises(StorageError, match="map is full"), store.write() as tables:
+    with (
+        pytest.raises(
+            StorageError, match="the map, whose size was fixed when the state was created, is full"
+        ),
+        store.write() as tables,
+    ):
         tables.put(Table.CHANGES, b"key", bytes(MAP_BYTES))
     store.close(clean=False)
 

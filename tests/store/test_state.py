@@ -228,9 +228,18 @@ def test_failed_commit_stops_the_state_with_a_clear_message(store: StateStore, e
     assert rows_in(store) == empty_model(), "reads go on"
 
 
-@pytest.mark.case(51)
-def test_full_disk_fails_the_commit_and_not_the_state(store: StateStore) -> None:
-    error = lmdb_error(lmdb.DiskError, "mdb_txn_commit: No space left on device", errno.ENOSPC)
+@pytest.mark.case(52)
+@pytest.mark.parametrize(
+    ("error", "free_bytes"),
+    [
+        (lmdb_error(lmdb.DiskError, "mdb_txn_commit: No space left on device", errno.ENOSPC), 1 << 40),
+        (lmdb_error(lmdb.Error, "mdb_txn_commit: Input/output error", errno.EIO), 4095),
+    ],
+)
+def test_full_disk_fails_the_commit_and_not_the_state(
+    store: StateStore, error: lmdb.Error, free_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_free_bytes", lambda: free_bytes)
     with pytest.raises(StorageError, match="the disk is full: free or add space"):
         store._commit(FailingTransaction(error), lambda: 4096)  # type: ignore[arg-type]
     assert (store.failure, store.dirtied_bytes) == (None, 0)

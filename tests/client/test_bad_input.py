@@ -1,0 +1,75 @@
+"""What is wrong with an argument is said before anything is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import raftstate
+from raftstate.errors import InvalidArgumentError
+from tests.client.fake_cluster import FakeCluster
+
+UNREACHABLE = "127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "field", "says"),
+    [
+        ("put", {"key": "", "value": b""}, "key", "key must have 1 to 480 bytes, got 0"),
+        ("put", {"key": "k" * 481, "value": b""}, "key", "key must have 1 to 480 bytes, got 481"),
+        ("put", {"key": "é" * 241, "value": b""}, "key", "key must have 1 to 480 bytes, got 482"),
+        ("put", {"key": 7, "value": b""}, "key", "key must be str or bytes, got int"),
+        ("put", {"key": "\ud800", "value": b""}, "key", "key must be text that UTF-8 can hold"),
+        ("put", {"key": "k", "value": "v"}, "value", "value must be bytes-like, got str; encode text first"),
+        ("put", {"key": "k", "value": None}, "value", "value must be bytes-like, got NoneType"),
+        ("put", {"key": "k", "value": bytes((8 << 20) + 1)}, "value", "at most 8388608 bytes, got 8388609"),
+        ("put", {"key": "k", "value": b"", "timeout": 0}, "timeout", "a number of seconds above 0, got 0"),
+        ("put", {"key": "k", "value": b"", "timeout": float("nan")}, "timeout", "above 0, got nan"),
+        ("put_many", {"items": [("k", b""), ("", b"")]}, "key", "key must have 1 to 480 bytes, got 0"),
+        ("get", {"key": ""}, "key", "key must have 1 to 480 bytes, got 0"),
+        ("get", {"key": "k", "consistency": "eventual"}, "consistency", "must be one of 'linearizable'"),
+        (
+            "get",
+            {"key": "k", "consistency": "bounded", "max_lag_ms": 0},
+            "max_lag_ms",
+            "from 1 to 4294967295",
+        ),
+        ("range", {"prefix": "a", "start": "b"}, "prefix", "give start and end, or prefix, not both"),
+        ("range", {"start": ""}, "start", "start must have 1 to 480 bytes, got 0"),
+        ("range", {"end": "k" * 481}, "end", "end must have 1 to 480 bytes, got 481"),
+        ("range", {"limit": 0}, "limit", "limit must be a whole number from 1"),
+        ("delete", {"key": ""}, "key", "key must have 1 to 480 bytes, got 0"),
+        ("delete", {"key": "a", "prefix": True, "range_end": "b"}, "range_end", "not both"),
+        ("transfer_leader", {"target": 1, "timeout": -1}, "timeout", "above 0, got -1"),
+    ],
+)
+async def test_bad_arguments_name_the_field_what_was_got_and_the_limit(
+    method: str, arguments: dict[str, Any], field: str, says: str
+) -> None:
+    async with raftstate.connect_async(UNREACHABLE) as store:
+        with pytest.raises(InvalidArgumentError) as caught:
+            await getattr(store, method)(**arguments)
+    assert says in caught.value.message
+    assert caught.value.field == field
+    assert caught.value.definite
+
+
+def test_a_bad_default_timeout_is_refused_at_connect() -> None:
+    with pytest.raises(InvalidArgumentError, match="timeout must be"):
+        raftstate.connect(UNREACHABLE, timeout=0)
+
+
+@pytest.mark.parametrize("value", [b"v", bytearray(b"v"), memoryview(b"v")])
+async def test_any_bytes_like_value_and_the_longest_key_are_taken(
+    cluster: FakeCluster, store: raftstate.AsyncClient, value: bytes | bytearray | memoryview
+) -> None:
+    await store.put("k" * 480, value)
+    assert cluster.executed == [(b"k" * 480, b"v")]
+
+
+async def test_one_bad_pair_of_many_sends_none(cluster: FakeCluster, store: raftstate.AsyncClient) -> None:
+    with pytest.raises(InvalidArgumentError):
+        await store.put_many([("a", b"1"), ("b", 2)])  # type: ignore[list-item]
+    await store.put("c", b"3")
+    assert cluster.executed == [(b"c", b"3")]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from raftstate.client.url import endpoints_of
+from raftstate.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoints"),
+    [
+        ("raftstate://127.0.0.1:7001,127.0.0.1:7002", ("127.0.0.1:7001", "127.0.0.1:7002")),
+        ("n1:1", ("n1:1",)),
+        ("n1:1, n2:65535/", ("n1:1", "n2:65535")),
+        ("[::1]:7001", ("[::1]:7001",)),
+        ("n1:1,n2:1,n1:1", ("n1:1", "n2:1")),
+    ],
+)
+def test_a_url_names_its_endpoints_in_order_each_once(url: str, endpoints: tuple[str, ...]) -> None:
+    assert endpoints_of(url) == endpoints
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("", "an endpoint is empty"),
+        ("n1:1,,n2:1", "an endpoint is empty"),
+        ("n1", "'n1' is not host:port"),
+        (":7001", "':7001' is not host:port"),
+        ("::1:7001", "'::1:7001' is not host:port"),
+        ("n1:0", "the port of 'n1:0' must be a number from 1 to 65535"),
+        ("n1:65536", "the port of 'n1:65536' must be a number from 1 to 65535"),
+        ("n1:x", "the port of 'n1:x' must be a number from 1 to 65535"),
+        ("n1/a:1", "the host of 'n1/a:1' holds a character that no host has"),
+        ("http://n1:1", "has an unknown scheme"),
+        ("embedded:./data", "embedded nodes are not available in this version"),
+    ],
+)
+def test_a_bad_url_is_refused_with_what_is_wrong_and_what_is_right(url: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        endpoints_of(url)
+    assert says in caught.value.message
+    assert repr(url) in caught.value.message
+    assert "[raftstate://]host:port[,host:port...]" in caught.value.message
+
+
+def test_without_a_url_the_environment_names_the_cluster_and_then_dev_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAFTSTATE_URL", "n9:9")
+    assert endpoints_of(None) == ("n9:9",)
+    monkeypatch.delenv("RAFTSTATE_URL")
+    assert endpoints_of(None) == ("127.0.0.1:7001", "127.0.0.1:7002", "127.0.0.1:7003")
+
+
+def test_a_bad_url_from_the_environment_says_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAFTSTATE_URL", "n9")
+    with pytest.raises(ConfigError, match="from the environment variable RAFTSTATE_URL"):
+        endpoints_of(None)
