@@ -25,7 +25,7 @@ from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
-from raftstate.errors import FailedPreconditionError
+from raftstate.errors import DataLossError, FailedPreconditionError
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import Member
 from raftstate.node.applier import StateApplier
@@ -111,7 +111,12 @@ class Stores:
                 with self.state.read() as tables:
                     self.machine = Machine(tables)
                 self.log = LogStore.open(self.directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
-                check_state_fits_log(self.log, self.machine.applied_index, self.machine.applied_term)
+                try:
+                    check_log_is_whole(self.log)
+                    check_state_fits_log(self.log, self.machine.applied_index, self.machine.applied_term)
+                except BaseException:
+                    self.log.close()
+                    raise
             except BaseException:
                 self.state.close(clean=False)
                 raise
@@ -128,6 +133,17 @@ class Stores:
         self.directory.close()
 
 
+def check_log_is_whole(log_store: LogStore) -> None:
+    """Raise `DataLossError` if a record of the log is damaged: what it held was acknowledged, so this node
+    must not take part without it."""
+    damaged = log_store.first_damaged_index
+    if damaged is not None:
+        raise DataLossError(
+            f"entry {damaged} of this node's log is damaged on disk, and was not served; the other nodes hold it: "
+            "replace this node's data directory"
+        )
+
+
 def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
     """Open the data directory, or create it if this is the very first start and the settings say so."""
     path = settings.data_path
@@ -135,8 +151,8 @@ def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
         return DataDirectory.open(path, identity)
     if not settings.bootstrap:
         raise FailedPreconditionError(
-            f"{path} holds no data of node {identity.name!r}. If this is the very first start of a new cluster, "
-            "give --bootstrap; a node that lost its data must not come back under its old identity"
+            f"{path} holds no data of node {identity.name!r}. If this is the very first start of a new "
+            "cluster, give --bootstrap; a node that lost its data must not come back under its old identity"
         )
 
     def populate(directory: Path) -> None:

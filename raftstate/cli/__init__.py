@@ -34,7 +34,7 @@ app.command()(demo.demo)
 def main() -> None:
     """Run the command line; end the process with the exit code of what happened."""
     try:
-        app()
+        app(prog_name="raftstate")
     except RaftstateError as error:
         typer.echo(f"raftstate: {error.message}", err=True)
         sys.exit(_exit_code(error))

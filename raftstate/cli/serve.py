@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 import uvloop
 
@@ -53,6 +55,11 @@ def serve(
         "insecure": insecure or None,
     }
     settings = _settings(config, data, arguments)
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        # stdout is for what was asked for.
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
     def ready() -> None:
         if ready_fd is not None:

@@ -40,7 +40,7 @@ _process = _Process()
 _living: weakref.WeakSet[_Forgets] = weakref.WeakSet()
 
 kept: list[object] = []
-"""What a child keeps and never touches: closing the parent's channels would shut sockets that both hold."""
+"""What a child keeps and never touches: closing the parent's channels would shut sockets both hold."""
 
 
 def begin_anew_in_child(owner: _Forgets) -> None:
@@ -52,7 +52,7 @@ def about_to_open_channel() -> None:
     """Note that this process uses gRPC. Raises `FailedPreconditionError` in the child of one that did."""
     if _process.inherited:
         raise FailedPreconditionError(
-            f"process {os.getpid()} was forked from one that had used a raftstate client, and gRPC can't be"
+            f"process {os.getpid()} was forked from one that had used a raftstate client; gRPC can't be"
             " used on both sides of a fork; nothing was sent. Fork before the first call, or start processes by"
             " multiprocessing's method spawn or forkserver"
         )

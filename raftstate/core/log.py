@@ -115,8 +115,7 @@ class RaftLog:
         return term > last.term or (term == last.term and index >= last.index)
 
     def entries_from(self, lo: int, max_bytes: int) -> list[Entry]:
-        """The entries from `lo` to the end: at most `max_bytes`, but at least one if there is one. Raises
-        `Compacted`."""
+        """Return the entries from `lo` to the end of the log, cut as `slice` does; none if there are none."""
         last = self.last_index()
         return self.slice(lo, last + 1, max_bytes) if lo <= last else []
 
@@ -227,8 +226,7 @@ class RaftLog:
         return 0
 
     def find_conflict_by_term(self, index: int, term: int) -> EntryId:
-        """The best guess at where this log and another begin to agree, when all that is known of the other
-        is one entry's id.
+        """Guess where this log and another begin to agree, knowing only one entry's id of the other.
 
         Terms never decrease along a log, so entries of this one with a higher term than the other's, at or
         before its index, can't be in the other: however many there are, they cost one round trip.

@@ -157,8 +157,9 @@ class MemoryStorage:
         self._hard_state = hard_state
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Save `entries`, replacing whatever stands at or after the first of them; those at or before the
-        boundary are left out.
+        """Save `entries`, in place of whatever stands at or after the first of them.
+
+        Those at or before the boundary are left out.
 
         Raises:
             InvariantError: they would leave a gap.

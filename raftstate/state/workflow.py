@@ -20,15 +20,24 @@ import hashlib
 import secrets
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, overload
 
 import msgspec
 import xxhash
 
 from raftstate.errors import DataLossError, InvalidArgumentError, OutOfRangeError
 from raftstate.state import codec, delta
+from raftstate.state.checkpoints import (
+    Checkpoint,
+    Record,
+    content_of,
+    describe,
+    id_of_key,
+    parse_id,
+    read_row,
+)
 from raftstate.state.store import Row, Store
-from raftstate.state.tuples import Element, pack, prefix_range, unpack
+from raftstate.state.tuples import Element, pack, prefix_range
 
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
@@ -44,53 +53,12 @@ _SIBLINGS_MAX = 64
 _THREAD_BYTES_MIN = 64 << 10
 """Below it, compressing takes less time than handing it to a thread."""
 
-Kind = Literal["base", "delta"]
-
-
-class Checkpoint(msgspec.Struct, frozen=True):
-    """A saved state.
-
-    id: names it within its workflow, "<sequence>-<writer>".
-    revision: the store's, that the checkpoint made.
-    parent: id of the checkpoint that its writer had last restored or made, or None. Two with one parent are
-    a fork. created_at: by the clock of the client that wrote it.
-    checksum: xxh3-128 of the encoded state, in hexadecimal.
-    size: of the encoded state; stored_bytes: of the row, both in bytes.
-    kind: "base" holds the whole state, "delta" its difference to a base.
-    metadata: what was given with it.
-    """
-
-    id: str
-    revision: int
-    parent: str | None
-    created_at: datetime
-    checksum: str
-    size: int
-    stored_bytes: int
-    kind: Kind
-    metadata: Any
-
 
 class Restored(msgspec.Struct, Generic[T], frozen=True):
     """A state, and the checkpoint that it comes from."""
 
     state: T
     checkpoint: Checkpoint
-
-
-class _Record(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """The value of a checkpoint's row. `base`: id of the base of a delta. `chain_bytes`: all deltas of that
-    base so far."""
-
-    workflow: str
-    parent: str | None
-    base: str | None
-    created_at: datetime
-    size: int
-    checksum: bytes
-    chain_bytes: int
-    metadata: bytes
-    payload: bytes
 
 
 class _Base(NamedTuple):
@@ -179,7 +147,7 @@ class AsyncWorkflow:
             # Taken before the put: if its answer is lost, the key may be too.
             self._sequence = sequence
             written = await self._store.put(self._key(sequence, self._writer), row, timeout=timeout)
-            made = _describe(checkpoint_id, written.revision, record, len(row))
+            made = describe(checkpoint_id, written.revision, record, len(row))
             self._last = _Loaded(made, encoded, base, record.chain_bytes)
             return made
 
@@ -235,7 +203,7 @@ class AsyncWorkflow:
             self._last = loaded
             # After a step back the newest sequence is not known; the next checkpoint must still come after
             # it.
-            self._sequence = _parse_id(found)[0] if newest else None
+            self._sequence = parse_id(found)[0] if newest else None
             return Restored(state, loaded.checkpoint)
 
     async def list(
@@ -259,7 +227,7 @@ class AsyncWorkflow:
         newest = await self._find(None, timeout)
         if newest is not None and self._last is None:
             self._last = await self._load(newest, timeout)
-        self._sequence = _parse_id(newest)[0] if newest is not None else 0
+        self._sequence = parse_id(newest)[0] if newest is not None else 0
 
     async def _find(self, revision: int | None, timeout: float | None) -> str | None:
         """Return the id of the newest checkpoint (as of `revision`), or None."""
@@ -269,9 +237,9 @@ class AsyncWorkflow:
         while more:
             rows = await self._store.range(start, end, limit=limit, keys_only=True, timeout=timeout)
             for row in rows.kvs:
-                checkpoint_id = _id_of_key(row.key)
+                checkpoint_id = id_of_key(row.key)
                 if revision is None or row.mod_revision <= revision:
-                    place = (_parse_id(checkpoint_id)[0], row.mod_revision, checkpoint_id)
+                    place = (parse_id(checkpoint_id)[0], row.mod_revision, checkpoint_id)
                     best = max(best, place) if best is not None else place
             if best is not None or not rows.kvs:
                 break
@@ -281,39 +249,31 @@ class AsyncWorkflow:
     async def _load(self, checkpoint_id: str, timeout: float | None) -> _Loaded:
         checkpoint, record = await self._fetch(checkpoint_id, timeout)
         if record.base is None:
-            state = await _in_thread(record.size, _content, checkpoint_id, record, b"")
+            state = await _in_thread(record.size, content_of, checkpoint_id, record, b"")
             return _Loaded(checkpoint, state, _Base(checkpoint_id, state, len(record.payload)), 0)
         base = self._last.base if self._last is not None else None
         if base is None or base.id != record.base:
             _, base_record = await self._fetch(record.base, timeout)
-            base_state = await _in_thread(base_record.size, _content, record.base, base_record, b"")
+            base_state = await _in_thread(base_record.size, content_of, record.base, base_record, b"")
             base = _Base(record.base, base_state, len(base_record.payload))
-        state = await _in_thread(record.size, _content, checkpoint_id, record, base.state)
+        state = await _in_thread(record.size, content_of, checkpoint_id, record, base.state)
         return _Loaded(checkpoint, state, base, record.chain_bytes)
 
-    async def _fetch(self, checkpoint_id: str, timeout: float | None) -> tuple[Checkpoint, _Record]:
-        row = await self._store.get(self._key(*_parse_id(checkpoint_id)), timeout=timeout)
+    async def _fetch(self, checkpoint_id: str, timeout: float | None) -> tuple[Checkpoint, Record]:
+        row = await self._store.get(self._key(*parse_id(checkpoint_id)), timeout=timeout)
         if row is None:
             raise OutOfRangeError(f"workflow {self.name!r} has no checkpoint {checkpoint_id!r}", field="id")
         return self._read_row(row)
 
-    def _read_row(self, row: Row) -> tuple[Checkpoint, _Record]:
-        checkpoint_id = _id_of_key(row.key)
-        try:
-            record = msgspec.msgpack.decode(row.value, type=_Record)
-        except msgspec.DecodeError as error:
-            raise DataLossError(
-                f"checkpoint {checkpoint_id} of {self.name!r} is not readable: {error}"
-            ) from error
+    def _read_row(self, row: Row) -> tuple[Checkpoint, Record]:
+        checkpoint, record = read_row(row.key, row.value, row.mod_revision)
         if record.workflow != self.name:
             raise DataLossError(
-                f"checkpoint {checkpoint_id} is of workflow {record.workflow!r}, not {self.name!r}"
+                f"checkpoint {checkpoint.id} is of workflow {record.workflow!r}, not {self.name!r}"
             )
-        return _describe(checkpoint_id, row.mod_revision, record, len(row.value)), record
+        return checkpoint, record
 
-    async def _make_record(
-        self, checkpoint_id: str, encoded: bytes, metadata: bytes
-    ) -> tuple[_Record, _Base]:
+    async def _make_record(self, checkpoint_id: str, encoded: bytes, metadata: bytes) -> tuple[Record, _Base]:
         """Return the row's content, and the base that it builds on (itself, for a base)."""
         last, parent, base, chain_bytes = self._last, None, None, 0
         if last is not None:
@@ -323,7 +283,7 @@ class AsyncWorkflow:
         if base is None or chain_bytes > base.payload_bytes:
             payload = await _in_thread(len(encoded), delta.compress, encoded)
             base, chain_bytes = _Base(checkpoint_id, encoded, len(payload)), 0
-        record = _Record(
+        record = Record(
             workflow=self.name,
             parent=parent,
             base=base.id if base.id != checkpoint_id else None,
@@ -400,50 +360,6 @@ class Workflow:
 def _name_component(name: str) -> Element:
     raw = name.encode()
     return name if len(raw) <= NAME_BYTES_MAX else hashlib.blake2b(raw, digest_size=20).digest()
-
-
-def _parse_id(checkpoint_id: str) -> tuple[int, bytes]:
-    sequence, dash, writer = checkpoint_id.partition("-")
-    try:
-        if dash and sequence.isascii() and 0 < int(sequence) < 1 << 63:
-            return int(sequence), bytes.fromhex(writer)
-    except ValueError:
-        pass
-    raise InvalidArgumentError(f"{checkpoint_id!r} is not the id of a checkpoint", field="id")
-
-
-def _id_of_key(key: bytes) -> str:
-    *_, negated, writer = unpack(key)
-    return f"{-cast(int, negated)}-{cast(bytes, writer).hex()}"
-
-
-def _describe(checkpoint_id: str, revision: int, record: _Record, stored_bytes: int) -> Checkpoint:
-    return Checkpoint(
-        id=checkpoint_id,
-        revision=revision,
-        parent=record.parent,
-        created_at=record.created_at,
-        checksum=record.checksum.hex(),
-        size=record.size,
-        stored_bytes=stored_bytes,
-        kind="base" if record.base is None else "delta",
-        metadata=codec.decode(record.metadata),
-    )
-
-
-def _content(checkpoint_id: str, record: _Record, prefix: bytes) -> bytes:
-    """Return the encoded state of a record, verified. Raises DataLossError."""
-    try:
-        state = delta.decompress(record.payload, record.size, prefix)
-    except DataLossError as error:
-        raise DataLossError(f"checkpoint {checkpoint_id} of {record.workflow!r}: {error}") from error
-    found = xxhash.xxh3_128_digest(state)
-    if found != record.checksum:
-        raise DataLossError(
-            f"checkpoint {checkpoint_id} of {record.workflow!r} has checksum {found.hex()}, not"
-            f" {record.checksum.hex()} as when it was saved"
-        )
-    return state
 
 
 async def _in_thread(size_bytes: int, function: Callable[..., R], *args: Any) -> R:

@@ -46,14 +46,12 @@ class Generation:
 
     @property
     def lock_file(self) -> Path:
-        """LMDB's lock file. Only LMDB opens it: closing it drops all of this process's locks on it, LMDB's
-        too."""
+        """LMDB's lock file. Only LMDB opens it: closing it drops all locks of this process on it."""
         return self.path / "lock.mdb"
 
     @property
     def readers_file(self) -> Path:
-        """The file that other processes hold a shared flock on while they have the environment open. LMDB
-        never opens it."""
+        """LMDB never opens it: other processes hold a shared flock on it while they have LMDB's files open."""
         return self.path / "readers"
 
     @property
@@ -100,7 +98,7 @@ class Generation:
         Args:
             wait_s: how long to wait for those that have it open, in seconds.
 
-        Returns:
+        Yields:
             Whether it worked, that is, whether nobody else has it open.
         """
         try:
@@ -132,8 +130,7 @@ def _current_file(data_directory: Path) -> Path:
 
 
 def generations(data_directory: Path) -> list[Generation]:
-    """Return every generation of which there is a directory, whether in use, half made or left over, by
-    number."""
+    """Return every generation that has a directory, in use, half made or left over, by number."""
     try:
         names = os.listdir(data_directory)
     except OSError as error:
@@ -143,8 +140,7 @@ def generations(data_directory: Path) -> list[Generation]:
 
 
 def current_generation(data_directory: Path) -> Generation | None:
-    """Return the generation that CURRENT names, or None when there is no CURRENT: the state was never created
-    to the end.
+    """Return the generation that CURRENT names; None without a CURRENT: no creation came to its end.
 
     Raises:
         DataLossError: CURRENT is damaged, or names a generation that is not there.

@@ -27,6 +27,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
+from lmdb.verify import VerifyError
+from lmdb.verify import verify as verify_pages
 
 from raftstate.errors import DataLossError, FailedPreconditionError, StorageError
 from raftstate.machine.tables import ReadTables, Table
@@ -44,6 +46,8 @@ MAX_READERS = 512
 
 _CLEAN_STOP = "clean-stop"
 _COPY_BYTES = 16 << 20
+_BAD_COPY = "the copy of the state made after a failed sync can't be trusted"
+_REPLACE = "replace this node, the others hold the data"
 
 
 def open_environment(generation: Generation, map_bytes: int, *, create: bool = False) -> lmdb.Environment:
@@ -106,8 +110,7 @@ def refuse_orphan(generation: Generation) -> None:
         and CheckpointRecord.read(generation.checkpoint_file).applied_index > 0
     ):
         raise DataLossError(
-            f"{generation.data_directory / 'CURRENT'} is missing, but {generation.path} holds a state: "
-            "replace this node, the others hold the data"
+            f"{generation.data_directory / 'CURRENT'} is missing, but {generation.path} holds a state: {_REPLACE}"
         )
 
 
@@ -127,7 +130,7 @@ def startable(
         readers_wait_s: how long to wait for other processes that have the environment open, in seconds.
         verify: reads a copy made after a failed sync, and raises if it can't be trusted.
 
-    Returns:
+    Yields:
         The generation to open, and its last durable checkpoint.
 
     Raises:
@@ -182,8 +185,7 @@ def _rewind(generation: Generation, record: CheckpointRecord) -> None:
 
 
 def write_meta_pages(fd: int, meta: MetaPage) -> None:
-    """Write a checkpoint's meta page into its slot of a data file, and into the other slot as the commit
-    before.
+    """Write a checkpoint's meta page into its slot of a data file, and its predecessor into the other.
 
     Raises:
         OSError: a write failed.
@@ -229,8 +231,7 @@ def _copy(
 
 
 def _copy_bytes(source: int, target: int, size: int) -> None:
-    """Copy up to `size` bytes, by reference where the file system can (copy_file_range does so on XFS and
-    Btrfs)."""
+    """Copy up to `size` bytes, by reference where the file system can, as XFS and Btrfs do."""
     done = 0
     by_kernel = hasattr(os, "copy_file_range")
     while done < size:
@@ -251,25 +252,23 @@ def _copy_bytes(source: int, target: int, size: int) -> None:
 
 
 def _verify(generation: Generation, verify: Callable[[ReadTables], None]) -> None:
-    """Open a generation that is not current yet, for reading and without a lock file, and let `verify` read
-    it."""
+    """Check a copy's pages, its free list among them, and then let `verify` read it, without a lock file."""
+    environment_path = str(generation.path)
     try:
+        problems: list[str] = verify_pages(environment_path)  # type: ignore[no-untyped-call]  # has no stub
+        if problems:
+            raise DataLossError(f"{_BAD_COPY}: {problems[0]} ({len(problems)} such findings); {_REPLACE}")
         with (
-            lmdb.open(
-                str(generation.path), max_dbs=len(Table), readonly=True, lock=False, create=False
-            ) as environment,
+            lmdb.open(environment_path, max_dbs=len(Table), readonly=True, lock=False) as environment,
             environment.begin() as transaction,
         ):
             verify(Rows(transaction, open_tables(environment, transaction), generation.path))
-    except (lmdb.Error, StorageError) as error:
-        raise DataLossError(
-            f"the copy of the state made after a failed sync can't be read ({error}): "
-            "replace this node, the others hold the data"
-        ) from error
+    except (lmdb.Error, VerifyError, StorageError) as error:
+        raise DataLossError(f"{_BAD_COPY}: {error}; {_REPLACE}") from error
 
 
-def open_tables(environment: lmdb.Environment, transaction: lmdb.Transaction[bytes] | None = None) -> Handles:
-    """Open the handles of all tables, which exist since the creation."""
+def open_tables(environment: lmdb.Environment, transaction: lmdb.Transaction[bytes]) -> Handles:
+    """Open the handles of all tables, which exist since the creation. They are valid once this commits."""
     return {table: environment.open_db(table_name(table), txn=transaction, create=False) for table in Table}
 
 

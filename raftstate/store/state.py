@@ -172,7 +172,9 @@ class StateStore:
         try:
             environment = open_environment(generation, record.meta.map_bytes)
             try:
-                return cls(environment, open_tables(environment), generation, record)
+                with environment.begin() as transaction:
+                    handles = open_tables(environment, transaction)
+                return cls(environment, handles, generation, record)
             except BaseException:
                 environment.close()
                 raise
@@ -280,15 +282,13 @@ class StateStore:
         return self._checkpoint
 
     def checkpoint(self, applied_index: int) -> None:
-        """Take a whole checkpoint, waiting for the disk: for starts and stops. Arguments and errors are those
-        of its three steps."""
+        """Take a whole checkpoint, waiting for the disk: for starts and stops. Raises what its steps raise."""
         checkpoint = self.begin_checkpoint(applied_index)
         checkpoint.sync()
         checkpoint.finish()
 
     def clear_dead_readers(self) -> int:
-        """Give back the slots of readers whose process is gone, so that the pages they saw can be reused;
-        return how many."""
+        """Give back the slots, and so the pages, of readers whose process is gone; return how many."""
         try:
             return self._open_environment().reader_check()
         except lmdb.Error as error:

@@ -43,7 +43,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
 
     @contextmanager
     def open_client(url: str | None, timeout: float) -> Iterator[FakeClient]:
-        fake.opened = (url, timeout)
+        fake.opened.append((url, timeout))
         yield fake
 
     monkeypatch.delenv("RAFTSTATE_URL", raising=False)

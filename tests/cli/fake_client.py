@@ -14,7 +14,7 @@ class FakeClient:
         self.revision = 1
         self.nodes: list[NodeStatus] = []
         self.failure: RaftstateError | None = None
-        self.opened: tuple[str | None, float] | None = None
+        self.opened: list[tuple[str | None, float]] = []
         self.calls: list[Any] = []
 
     def put(self, key: bytes, value: bytes) -> PutResult:

@@ -97,12 +97,10 @@ def test_the_cluster_and_the_time_come_from_options(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run("get", "k")
-    assert client.opened == (None, 5.0)
     monkeypatch.setenv("RAFTSTATE_URL", "127.0.0.1:9")
     run("get", "k", "--timeout", "0.5")
-    assert client.opened == ("127.0.0.1:9", 0.5)
     run("get", "k", "--url", "127.0.0.1:8")
-    assert client.opened == ("127.0.0.1:8", 5.0)
+    assert client.opened == [(None, 5.0), ("127.0.0.1:9", 0.5), ("127.0.0.1:8", 5.0)]
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_the_worker_resumes_where_the_last_one_stopped(
     root = tree(tmp_path / "root")
     with asyncio.Runner() as runner:
         first = workflow(store, runner)
-        # As a worker would leave it that was killed after two files; the digest shows that they are not read
+        # As a worker leaves it that is killed after two files; they keep their digests if they are not read
         # again.
         first.checkpoint({"files": {b"a": b"kept", b"b/two": b"kept"}, "skipped": {}})
         work(workflow(store, runner), os.fsencode(root), LEFT_OUT | {b"left"}, ledger)
@@ -151,7 +151,7 @@ def test_a_lost_a_changed_and_a_damaged_checkpoint_are_each_found(tmp_path: Path
     assert len(lost) == 3
     assert f"has no checkpoint '{made[3].id}'" in lost[2]
     assert f"checkpoint {made[2].id} was acknowledged with" in lost[1]
-    assert f"checkpoint {made[1].id} of 'job' is not readable" in lost[0]
+    assert f"checkpoint {made[1].id} is not readable" in lost[0]
 
 
 def test_a_torn_last_line_of_the_ledger_was_never_acknowledged(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A cluster of gRPC nodes over one dict, with the server's exactly-once rule and faults on demand.
 
-Each node is a real server on a loopback port; what they share stands in `FakeCluster`, applied in the order of
-arrival. A test queues `faults`: the next batches of commands meet them, one each, and those after are served.
+Each node is a real server on a loopback port; what they share stands in `FakeCluster`, applied as it arrives.
+A test queues `faults`: the next batches of commands meet them, one each, and those after are served.
 """
 
 from __future__ import annotations

@@ -42,9 +42,13 @@ def done(*serials: int) -> pipeline_pb2.BatchReply:
     return pipeline_pb2.BatchReply(serials=serials, revisions=[serial + 1 for serial in serials])
 
 
-def refused(code: int, *serials: int, outcome: int = common_pb2.OUTCOME_NOT_APPLIED) -> pipeline_pb2.BatchReply:
+def refused(
+    code: int, *serials: int, outcome: int = common_pb2.OUTCOME_NOT_APPLIED
+) -> pipeline_pb2.BatchReply:
     error = common_pb2.Error(code=code, outcome=outcome, message="no")
-    return pipeline_pb2.BatchReply(answers=[pipeline_pb2.Answer(serial=each, error=error) for each in serials])
+    return pipeline_pb2.BatchReply(
+        answers=[pipeline_pb2.Answer(serial=each, error=error) for each in serials]
+    )
 
 
 def no_leader(timeout_s: float) -> NoLeaderError:
@@ -234,9 +238,7 @@ async def test_a_refusal_without_a_promise_counts_as_a_lost_copy() -> None:
     ledger = Ledger()
     (unsure,) = add(ledger, 1)
     send(ledger)
-    unspecified = refused(
-        common_pb2.ERROR_CODE_RESOURCE_EXHAUSTED, 1, outcome=common_pb2.OUTCOME_UNSPECIFIED
-    )
+    unspecified = refused(common_pb2.ERROR_CODE_RESOURCE_EXHAUSTED, 1, outcome=common_pb2.OUTCOME_UNSPECIFIED)
     advice = ledger.accept(unspecified)
     assert advice is not None
     assert advice[0] is Advice.MOVE

@@ -236,12 +236,13 @@ VALID = [
     Message(MessageType.APP, to=1, from_=2, term=1),
     Message(MessageType.HEARTBEAT, to=1, from_=2, term=1),
     Message(MessageType.SNAP, to=1, from_=2, term=1, snapshot=Snapshot()),
+    vote_request(term=1),
     vote_request(term=2),
 ]
 
 
 @pytest.mark.case(28)
-@pytest.mark.parametrize("message", VALID, ids=lambda message: message.type.name)
+@pytest.mark.parametrize("message", VALID, ids=lambda message: f"{message.type.name} of term {message.term}")
 def test_word_from_the_leader_or_a_granted_vote_puts_the_election_off(message: Message) -> None:
     node = build(stored(hard_state=HardState(term=1)))
     for _ in range(ELECTION_TICKS - 1):

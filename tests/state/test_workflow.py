@@ -235,7 +235,7 @@ async def test_a_row_that_is_no_checkpoint_is_data_loss() -> None:
     made = await writer(store).checkpoint({"step": 3})
     (key, row), *_ = store.rows.items()
     store.rows[key] = msgspec.structs.replace(row, value=b"junk")
-    with pytest.raises(DataLossError, match=f"checkpoint {made.id} of 'job' is not readable"):
+    with pytest.raises(DataLossError, match=f"checkpoint {made.id} is not readable"):
         await writer(store).restore()
 
 

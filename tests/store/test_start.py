@@ -211,6 +211,17 @@ def test_copy_after_a_failed_sync_is_read_through_before_it_is_believed(tmp_path
     assert (tmp_path / "CURRENT").read_bytes() == b"state-1\n"
 
 
+@pytest.mark.case(53)
+def test_damaged_free_list_is_found_in_the_copy_though_no_row_is(tmp_path: Path) -> None:
+    stopped_after_eio(tmp_path)
+    record = CheckpointRecord.read(tmp_path / "state-1" / "checkpoint")
+    with open(tmp_path / "state-1" / "data.mdb", "r+b") as file:
+        file.seek((record.meta.free.root + 1) * record.meta.page_bytes - 8)
+        file.write(record.meta.main.root.to_bytes(8, sys.byteorder))
+    with pytest.raises(DataLossError, match="can't be trusted.*replace this node"):
+        StateStore.open(tmp_path)
+
+
 def test_verifier_of_the_caller_has_the_last_word_on_a_copy(tmp_path: Path) -> None:
     def refuse(tables: object) -> None:
         raise DataLossError("row a has a wrong checksum")
