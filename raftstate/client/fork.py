@@ -44,7 +44,7 @@ kept: list[object] = []
 
 
 def begin_anew_in_child(owner: _Forgets) -> None:
-    """Have `owner._forget_parent()` called in each process forked from now on, for as long as `owner` lives."""
+    """Have `owner._forget_parent()` called in each process forked from now on, as long as `owner` lives."""
     _living.add(owner)
 
 
@@ -53,8 +53,8 @@ def about_to_open_channel() -> None:
     if _process.inherited:
         raise FailedPreconditionError(
             f"process {os.getpid()} was forked from one that had used a raftstate client; gRPC can't be"
-            " used on both sides of a fork; nothing was sent. Fork before the first call, or start processes by"
-            " multiprocessing's method spawn or forkserver"
+            " used on both sides of a fork; nothing was sent. Fork before the first call, or start processes"
+            " by multiprocessing's method spawn or forkserver"
         )
     _process.has_channels = True
 

@@ -51,7 +51,7 @@ class Generation:
 
     @property
     def readers_file(self) -> Path:
-        """LMDB never opens it: other processes hold a shared flock on it while they have LMDB's files open."""
+        """Other processes hold a shared flock on it while they have LMDB's files open; LMDB never opens it."""
         return self.path / "readers"
 
     @property

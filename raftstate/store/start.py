@@ -110,7 +110,8 @@ def refuse_orphan(generation: Generation) -> None:
         and CheckpointRecord.read(generation.checkpoint_file).applied_index > 0
     ):
         raise DataLossError(
-            f"{generation.data_directory / 'CURRENT'} is missing, but {generation.path} holds a state: {_REPLACE}"
+            f"{generation.data_directory / 'CURRENT'} is missing, but {generation.path} holds a state: "
+            f"{_REPLACE}"
         )
 
 
@@ -267,8 +268,12 @@ def _verify(generation: Generation, verify: Callable[[ReadTables], None]) -> Non
         raise DataLossError(f"{_BAD_COPY}: {error}; {_REPLACE}") from error
 
 
-def open_tables(environment: lmdb.Environment, transaction: lmdb.Transaction[bytes]) -> Handles:
-    """Open the handles of all tables, which exist since the creation. They are valid once this commits."""
+def open_tables(environment: lmdb.Environment, transaction: lmdb.Transaction[bytes] | None = None) -> Handles:
+    """Open the handles of all tables, which exist since the creation.
+
+    With a transaction they end with it. Without one py-lmdb begins a writing one, which changes nothing and so
+    commits nothing.
+    """
     return {table: environment.open_db(table_name(table), txn=transaction, create=False) for table in Table}
 
 

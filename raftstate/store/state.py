@@ -172,9 +172,7 @@ class StateStore:
         try:
             environment = open_environment(generation, record.meta.map_bytes)
             try:
-                with environment.begin() as transaction:
-                    handles = open_tables(environment, transaction)
-                return cls(environment, handles, generation, record)
+                return cls(environment, open_tables(environment), generation, record)
             except BaseException:
                 environment.close()
                 raise
@@ -282,7 +280,7 @@ class StateStore:
         return self._checkpoint
 
     def checkpoint(self, applied_index: int) -> None:
-        """Take a whole checkpoint, waiting for the disk: for starts and stops. Raises what its steps raise."""
+        """Take a whole checkpoint, for starts and stops: waits for the disk. Raises what its steps do."""
         checkpoint = self.begin_checkpoint(applied_index)
         checkpoint.sync()
         checkpoint.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
+import inspect
 import subprocess
 import sys
 import threading
@@ -44,8 +44,6 @@ async def test_every_call_has_its_face(cluster: FakeCluster) -> None:
 
 
 def test_the_faces_take_the_same_arguments() -> None:
-    import inspect
-
     for name in ("put", "put_many", "get", "range", "delete", "status", "transfer_leader", "close"):
         here, there = (
             inspect.signature(getattr(kind, name)) for kind in (raftstate.Client, raftstate.AsyncClient)
@@ -128,7 +126,7 @@ if child == 0:
         try:
             call()
         except raftstate.FailedPreconditionError as error:
-            refused += "was forked from one that had used a raftstate client" in error.message
+            refused += "was forked from one that" in error.message
     store.close()
     os._exit(0 if refused == 3 else 1)
 assert os.waitpid(child, 0)[1] == 0
@@ -166,4 +164,3 @@ def test_every_public_name_is_there() -> None:
     assert set(raftstate.__all__) <= set(dir(raftstate))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         raftstate.nothing  # noqa: B018
-    assert os.environ["GRPC_ENABLE_FORK_SUPPORT"] == "0"

@@ -7,9 +7,8 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -25,14 +24,6 @@ pytestmark = [
         shutil.which("strace") is None and "CI" not in os.environ, reason="strace is not installed"
     ),
 ]
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
-    cluster = LocalCluster(tmp_path / "cluster", nodes=3, port=0)
-    with cluster:
-        cluster.wait_for_leader()
-        yield cluster
 
 
 @asynccontextmanager

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +12,6 @@ from raftstate.supervisor import LocalCluster
 from tests.processes.load import Load, check
 
 pytestmark = pytest.mark.processes
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
-    cluster = LocalCluster(tmp_path / "cluster", nodes=3, port=0)
-    with cluster:
-        cluster.wait_for_leader()
-        yield cluster
 
 
 def leader_of(cluster: LocalCluster) -> str:

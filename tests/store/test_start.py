@@ -218,7 +218,7 @@ def test_damaged_free_list_is_found_in_the_copy_though_no_row_is(tmp_path: Path)
     with open(tmp_path / "state-1" / "data.mdb", "r+b") as file:
         file.seek((record.meta.free.root + 1) * record.meta.page_bytes - 8)
         file.write(record.meta.main.root.to_bytes(8, sys.byteorder))
-    with pytest.raises(DataLossError, match="can't be trusted.*replace this node"):
+    with pytest.raises(DataLossError, match=r"can't be trusted.*replace this node"):
         StateStore.open(tmp_path)
 
 
