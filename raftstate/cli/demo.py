@@ -79,6 +79,10 @@ def demo(
 ) -> None:
     """Run a resumable job on three nodes, kill its leader and its worker, and check that nothing was lost."""
     output = console(err=json == "-")
+    if json is not None and not Path(json).absolute().parent.is_dir():
+        raise InvalidArgumentError(
+            f"--json {json}: there is no folder {Path(json).absolute().parent}", field="json"
+        )
     root, left_out = _what_to_hash(path)
     try:
         with interrupted_once(), _folder() as folder, Lifeline() as lifeline:

@@ -52,8 +52,8 @@ def independent_manifest(root: Path, left_out: frozenset[bytes]) -> dict[bytes, 
         folders[:] = [name for name in folders if name not in left_out]
         for name in files:
             path = os.path.join(folder, name)
-            if name not in left_out and stat.S_ISREG(os.lstat(path).st_mode) and os.access(path, os.R_OK):
-                manifest[os.path.relpath(path, os.fsencode(root))] = _sha256(path)
+            if name not in left_out and (digest := _sha256(path)) is not None:
+                manifest[os.path.relpath(path, os.fsencode(root))] = digest
     return manifest
 
 
@@ -71,9 +71,15 @@ def differences(manifest: dict[bytes, bytes], expected: dict[bytes, bytes]) -> l
     return found
 
 
-def _sha256(path: bytes) -> bytes:
+def _sha256(path: bytes) -> bytes | None:
+    """Return a file's SHA-256, or None for what is no regular file or can't be read."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError:
+        return None
     return digest.digest()

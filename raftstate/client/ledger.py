@@ -38,6 +38,10 @@ BATCHES_MAX = SESSION_WINDOW // BATCH_COMMANDS_MAX
 big batches.
 """
 
+RESEND_S_MIN = 0.05
+"""A write that was refused so far is not sent again with less time left: a copy still in flight at its deadline would
+turn a certain "not applied" into "unknown"."""
+
 _COMMAND_BYTES = 40
 """More than the wire adds to a command's key and value: serial, tags and lengths."""
 _HEADER_BYTES = 128
@@ -172,7 +176,7 @@ class Ledger:
             cluster_id=cluster_id, session=session, floor=floor, given_up=self._given_up
         )
         batch = Batch(message)
-        deadline = self._fill(batch, floor + SESSION_WINDOW)
+        deadline = self._fill(batch, floor + SESSION_WINDOW, now)
         if not batch.open:
             return None
         message.timeout_ms = min(_TIMEOUT_MS_MAX, max(1, int((deadline - now) * 1_000)))
@@ -186,7 +190,7 @@ class Ledger:
             self.queue.extendleft(self._again)
             self._again.clear()
 
-    def _fill(self, batch: Batch, ceiling: int) -> float:
+    def _fill(self, batch: Batch, ceiling: int, now: float) -> float:
         """Move writes from the queue into a batch and return their latest deadline.
 
         Serials stay below `ceiling`.
@@ -197,6 +201,8 @@ class Ledger:
         count = 0
         while queue and count < BATCH_COMMANDS_MAX:
             write = queue[0]
+            if write.refusal is not None:
+                self._end_if_too_late(write, now)
             if write.future.done():
                 queue.popleft()
                 continue
@@ -229,6 +235,11 @@ class Ledger:
                 deadline = write.deadline
         batch.open = count
         return deadline
+
+    def _end_if_too_late(self, write: Write, now: float) -> None:
+        if write.deadline - now < RESEND_S_MIN and not write.lost and write.refusal is not None:
+            write.end(_always_refused(write, write.refusal))
+            self.give_up(write)
 
     def _fills_a_batch(self) -> bool:
         if len(self.queue) >= BATCH_COMMANDS_MAX:
@@ -290,7 +301,7 @@ class Ledger:
             # next batch.
             self._again.append(write)
             return None
-        if code == common_pb2.ERROR_CODE_SESSION_EXPIRED and not write.lost:
+        if code == common_pb2.ERROR_CODE_SESSION_EXPIRED:
             self._again.append(write)
             return Advice.RENEW, error
         del self._open[write.serial]
@@ -298,7 +309,7 @@ class Ledger:
         # run.
         unknown = write.lost or code == common_pb2.ERROR_CODE_STALE
         write.fail(as_indefinite(error) if unknown else as_error(error))
-        return (Advice.RENEW, error) if code == common_pb2.ERROR_CODE_SESSION_EXPIRED else None
+        return None
 
     # ---- what ends without an answer
 
@@ -365,12 +376,7 @@ class Ledger:
         if write.batch is not None or write.lost:
             return DeadlineError(f"no answer came within {write.timeout_s:g} s")
         if write.refusal is not None:
-            error = write.refusal
-            return NoLeaderError(
-                f"every attempt within {write.timeout_s:g} s was refused, the last one with: {error.message}",
-                field=error.field,
-                detail=detail_of(error),
-            )
+            return _always_refused(write, write.refusal)
         if self.batches_in_flight:
             return DeadlineError(
                 f"the write waited {write.timeout_s:g} s behind {len(self._open)} others and was not sent;"
@@ -385,3 +391,11 @@ class Ledger:
             batch.open -= 1
             if not batch.open:
                 self.batches_in_flight -= 1
+
+
+def _always_refused(write: Write, error: common_pb2.Error) -> NoLeaderError:
+    return NoLeaderError(
+        f"every attempt within {write.timeout_s:g} s was refused, the last one with: {error.message}",
+        field=error.field,
+        detail=detail_of(error),
+    )

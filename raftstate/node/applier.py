@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from raftstate.core.types import ConfState, Entry
+from raftstate.errors import ResourceExhaustedError
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult
 from raftstate.node.environment import Clock, Timer
@@ -120,6 +121,11 @@ class StateApplier:
         now_ns = self._clock.monotonic_ns()
         try:
             checkpoint = self._checkpointer.begin(now_ns, self._commands, self._machine.applied_index)
+        except ResourceExhaustedError as error:
+            # No reader slot is free: readers come and go, and nothing is lost by a later checkpoint.
+            log.warning("checkpoint postponed", reason=str(error))
+            self._timer = self._timer or self._clock.call_later(CHECKPOINT_NS / 1e9, self._timer_fired)
+            return
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return

@@ -51,7 +51,7 @@ class Generation:
 
     @property
     def readers_file(self) -> Path:
-        """Other processes hold a shared flock on it while they have LMDB's files open; LMDB never opens it."""
+        """Not of LMDB: other processes hold a shared flock on it while they have the environment open."""
         return self.path / "readers"
 
     @property

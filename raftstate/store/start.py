@@ -271,8 +271,8 @@ def _verify(generation: Generation, verify: Callable[[ReadTables], None]) -> Non
 def open_tables(environment: lmdb.Environment, transaction: lmdb.Transaction[bytes] | None = None) -> Handles:
     """Open the handles of all tables, which exist since the creation.
 
-    With a transaction they end with it. Without one py-lmdb begins a writing one, which changes nothing and so
-    commits nothing.
+    With a transaction they end with it. Without one py-lmdb begins a writing one, which changes nothing and
+    so commits nothing.
     """
     return {table: environment.open_db(table_name(table), txn=transaction, create=False) for table in Table}
 

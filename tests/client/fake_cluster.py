@@ -323,6 +323,12 @@ def refuse(
     return fault
 
 
+async def lose_leader(node: FakeNode, batch: pipeline_pb2.CommandBatch) -> Reply:
+    """Every command is refused, and the cluster has no leader from now on."""
+    node.cluster.move_leader(None)
+    return await refuse(common_pb2.ERROR_CODE_NO_LEADER)(node, batch) or Reply()
+
+
 def hold(arrived: asyncio.Event, release: asyncio.Event, then: Fault = _serve) -> Fault:
     """The batch meets `then` when `release` is set."""
 

@@ -23,6 +23,7 @@ from tests.client.fake_cluster import (
     apply_twice,
     break_stream,
     hold,
+    lose_leader,
     never_answer,
     refuse,
 )
@@ -76,10 +77,10 @@ async def test_every_retry_carries_the_same_session_and_serial(
 @pytest.mark.parametrize(
     ("first", "forever", "error"),
     [
-        pytest.param([], refuse(NO_LEADER), NoLeaderError, id="every copy refused"),
+        pytest.param([refuse(NO_LEADER)], lose_leader, NoLeaderError, id="every copy refused"),
         pytest.param([], never_answer, IndefiniteError, id="no copy answered"),
         pytest.param([], refuse(UNKNOWN, MAYBE), IndefiniteError, id="outcome unknown to the node"),
-        pytest.param([break_stream], refuse(NO_LEADER), IndefiniteError, id="a lost copy, then refusals"),
+        pytest.param([break_stream], lose_leader, IndefiniteError, id="a lost copy, then refusals"),
         pytest.param(
             [apply_and_break], refuse(NO_LEADER), IndefiniteError, id="an applied copy, then refusals"
         ),

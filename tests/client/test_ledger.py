@@ -266,6 +266,21 @@ async def test_deadlines_end_each_write_by_what_is_known_of_it() -> None:
     assert sent_serials(ledger) == [3]
 
 
+@pytest.mark.case(81)
+async def test_a_refused_write_is_not_sent_again_when_its_answer_could_miss_the_deadline() -> None:
+    ledger = Ledger()
+    refused_write, lost = add(ledger, 2)
+    send(ledger)
+    ledger.accept(refused(common_pb2.ERROR_CODE_NO_LEADER, 1))
+    ledger.stream_broken()
+    batch = ledger.next_batch(SESSION, 5, DEADLINE - 0.04)
+    assert batch is not None
+    assert [command.serial for command in batch.message.commands] == [2]
+    with pytest.raises(NoLeaderError, match="every attempt within 5 s was refused, the last one with: no"):
+        refused_write.future.result()
+    assert not lost.future.done()
+
+
 async def test_a_write_that_waited_behind_others_says_so() -> None:
     ledger = Ledger()
     for _ in range(2):

@@ -122,7 +122,8 @@ if child == 0:
         async with raftstate.connect_async(sys.argv[1]) as other:
             await other.put("child", b"1")
     refused = 0
-    for call in (lambda: store.put("child", b"1"), lambda: store.get("k"), lambda: asyncio.run(use_another())):
+    calls = (lambda: store.put("child", b"1"), lambda: store.get("k"), lambda: asyncio.run(use_another()))
+    for call in calls:
         try:
             call()
         except raftstate.FailedPreconditionError as error:

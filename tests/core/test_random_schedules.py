@@ -115,8 +115,48 @@ def test_a_fixed_cluster_stays_safe_and_recovers(seed: int) -> None:
     assert cluster.committed
 
 
-@pytest.mark.case(17)
-@pytest.mark.case(18)
+def quarrel(cluster: Cluster, number: int) -> None:
+    """One round of a cluster in which somebody always wants to lead: short reigns, and tails that diverge."""
+    random = cluster.random
+    ids = list(cluster.members)
+    random.shuffle(ids)
+    split = random.choice((0, 0, 1, 2))
+    cluster.partition(tuple(ids[:split]), tuple(ids[split:]))
+    for node_id in ids[:2]:
+        if node_id not in cluster.up():
+            cluster.start(node_id)
+        elif random.random() < 0.3 and len(cluster.up()) > 3:
+            cluster.crash(node_id)
+    cluster.members[random.choice(cluster.up())].node.campaign()
+    for _ in range(random.randrange(20, 90)):
+        node_id = random.choice(cluster.up())
+        if random.random() < 0.3:
+            cluster.propose(node_id, b"%d" % number)
+        cluster.handle_ready(node_id)
+        cluster.do_append_work(node_id)
+        cluster.do_apply_work(node_id)
+        if cluster.network:
+            position = 0 if random.random() < 0.5 else random.randrange(len(cluster.network))
+            cluster.deliver(position, keep=random.random() < 0.05)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_cluster_in_constant_elections_stays_safe_and_recovers(seed: int) -> None:
+    asynchronous = seed % 2 == 0
+    cluster = Cluster(
+        seed,
+        voters=(1, 2, 3, 4, 5),
+        async_storage_writes=asynchronous,
+        pre_vote=False,
+        check_quorum=False,
+        max_message_bytes=(20, 1 << 20)[seed % 3 > 0],
+    )
+    for number in range(150):
+        quarrel(cluster, number)
+    heal_and_serve(cluster)
+    assert len(cluster.leaders) > 20
+
+
 @pytest.mark.parametrize("seed", range(24))
 def test_a_cluster_whose_members_change_stays_safe(seed: int) -> None:
     cluster = Cluster(

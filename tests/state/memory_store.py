@@ -1,6 +1,9 @@
-"""A store in a dict, with the answers of the async client, for tests of the models."""
+"""A store in a dict, with the answers of the async client, for tests of the models. Every call takes a turn
+of the loop."""
 
 from __future__ import annotations
+
+import asyncio
 
 from raftstate.client.types import KeyValue, PutResult, RangeResult
 from raftstate.errors import IndefiniteError
@@ -19,9 +22,11 @@ class MemoryStore:
 
     async def get(self, key: bytes, /, *, timeout: float | None = None) -> KeyValue | None:
         self.gets += 1
+        await asyncio.sleep(0)
         return self.rows.get(key)
 
     async def put(self, key: bytes, value: bytes, /, *, timeout: float | None = None) -> PutResult:
+        await asyncio.sleep(0)
         self.revision += 1
         old = self.rows.get(key)
         self.rows[key] = KeyValue(
@@ -46,6 +51,7 @@ class MemoryStore:
         keys_only: bool = False,
         timeout: float | None = None,
     ) -> RangeResult:
+        await asyncio.sleep(0)
         found = [self.rows[key] for key in sorted(self.rows) if start <= key < end]
         page = found[: min(limit, self.page_max)]
         if keys_only:

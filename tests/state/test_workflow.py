@@ -145,6 +145,15 @@ async def test_a_restore_reads_two_rows_however_long_the_chain() -> None:
         assert store.gets == (1 if checkpoint.kind == "base" else 2)
 
 
+async def test_one_object_restores_checkpoints_of_different_bases() -> None:
+    store = MemoryStore()
+    workflow = writer(store)
+    made = [await workflow.checkpoint(conversation(turns)) for turns in range(1, 30)]
+    deltas = [checkpoint for checkpoint in made if checkpoint.kind == "delta"]
+    for checkpoint in (deltas[0], deltas[-1], deltas[0]):
+        assert (await restored(workflow, checkpoint.id))[0] == conversation(made.index(checkpoint) + 1)
+
+
 async def test_the_deltas_of_a_base_take_no_more_room_than_it() -> None:
     store = MemoryStore()
     workflow = writer(store)

@@ -20,6 +20,7 @@ from raftstate.store.checkpoint import (
     Checkpoint,
     Checkpointer,
     CheckpointRecord,
+    Pin,
 )
 from raftstate.store.state import StateStore
 from tests.store.page_walk import pages_seen
@@ -55,6 +56,27 @@ def test_checkpoint_counts_once_it_is_finished_and_covers_what_was_committed_bef
     assert store.durable_applied_index == 0
     checkpoint.finish()
     assert (store.durable_applied_index, store.dirtied_bytes) == (1, dirtied)
+
+
+def test_checkpoint_syncs_then_looks_at_its_slot_then_publishes_then_ends_the_one_before(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = store.begin_checkpoint(1)
+    steps: list[str] = []
+
+    def stands(pin: Pin) -> bool:
+        steps.append("look")
+        return True
+
+    monkeypatch.setattr(checkpoint_module, "sync_data", lambda environment: steps.append("sync"))
+    monkeypatch.setattr(Pin, "stands", stands)
+    monkeypatch.setattr(checkpoint_module, "durable_write", lambda path, content: steps.append(path.name))
+    monkeypatch.setattr(
+        Pin, "end", lambda pin: steps.append("end the new" if pin is checkpoint.pin else "end")
+    )
+    checkpoint.sync()
+    checkpoint.finish()
+    assert steps == ["sync", "look", "checkpoint", "end"]
 
 
 def test_checkpoints_are_one_at_a_time_and_between_transactions(store: StateStore) -> None:
