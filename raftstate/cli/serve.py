@@ -54,7 +54,7 @@ def serve(
         "bootstrap": bootstrap or None,
         "insecure": insecure or None,
     }
-    settings = _settings(config, data, arguments)
+    settings = settings_for(config, data, arguments)
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         # stdout is for what was asked for.
@@ -77,7 +77,11 @@ def serve(
     uvloop.run(serve_node(settings, ready=ready))
 
 
-def _settings(config: Path | None, data: Path | None, arguments: dict[str, object]) -> NodeSettings:
+def settings_for(config: Path | None, data: Path | None, arguments: dict[str, object]) -> NodeSettings:
+    """Return the settings that the options of `serve` mean; write DIR/node.toml where there is nothing yet.
+
+    Raises ConfigError.
+    """
     if config is not None:
         return load_settings(config, {**arguments, "data_dir": data and data.absolute()})
     if data is None:
@@ -89,7 +93,7 @@ def _settings(config: Path | None, data: Path | None, arguments: dict[str, objec
                 f"{data} holds a node's data but no node.toml; restore it, or give --config", field="data"
             )
         write_node_file(data, "n1", _alone())
-        arguments["bootstrap"] = True
+        arguments = {**arguments, "bootstrap": True}
     return load_settings(file, arguments)
 
 

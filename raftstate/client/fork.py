@@ -18,6 +18,8 @@ from raftstate.errors import FailedPreconditionError
 # grpcio 1.85) without having made a call. Read by gRPC when it is imported; who has set it, or imported gRPC
 # earlier, has chosen.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# And it tells the terminal of each node that stops in good order.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 class _Forgets(Protocol):

@@ -39,14 +39,18 @@ big batches.
 """
 
 RESEND_S_MIN = 0.05
-"""A write that was refused so far is not sent again with less time left: a copy still in flight at its deadline would
-turn a certain "not applied" into "unknown"."""
+"""A write that was refused so far is not sent again with less time left.
+
+A copy still in flight at the deadline would turn a certain "not applied" into "unknown".
+"""
 
 _COMMAND_BYTES = 40
 """More than the wire adds to a command's key and value: serial, tags and lengths."""
 _HEADER_BYTES = 128
 _SERIAL_BYTES = 10
 _TIMEOUT_MS_MAX = (1 << 32) - 1
+_ANSWER_PART = 0.9
+"""The part of the time left that a node may take: what it knows must arrive before the deadline."""
 
 
 class Advice(Enum):
@@ -179,7 +183,8 @@ class Ledger:
         deadline = self._fill(batch, floor + SESSION_WINDOW, now)
         if not batch.open:
             return None
-        message.timeout_ms = min(_TIMEOUT_MS_MAX, max(1, int((deadline - now) * 1_000)))
+        left_ms = int((deadline - now) * 1_000 * _ANSWER_PART)
+        message.timeout_ms = min(_TIMEOUT_MS_MAX, max(1, left_ms))
         self.batches_in_flight += 1
         return batch
 
@@ -201,8 +206,9 @@ class Ledger:
         count = 0
         while queue and count < BATCH_COMMANDS_MAX:
             write = queue[0]
-            if write.refusal is not None:
-                self._end_if_too_late(write, now)
+            if write.refusal is not None and not write.lost and write.deadline - now < RESEND_S_MIN:
+                write.end(_always_refused(write, write.refusal))
+                self.give_up(write)
             if write.future.done():
                 queue.popleft()
                 continue
@@ -235,11 +241,6 @@ class Ledger:
                 deadline = write.deadline
         batch.open = count
         return deadline
-
-    def _end_if_too_late(self, write: Write, now: float) -> None:
-        if write.deadline - now < RESEND_S_MIN and not write.lost and write.refusal is not None:
-            write.end(_always_refused(write, write.refusal))
-            self.give_up(write)
 
     def _fills_a_batch(self) -> bool:
         if len(self.queue) >= BATCH_COMMANDS_MAX:

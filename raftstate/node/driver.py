@@ -348,6 +348,8 @@ class Driver:
             ready = raw.ready()
             if ready.read_states:
                 self.reads.confirmed(ready.read_states, self.applied_index)
+                if self.reads.wait_for_apply:
+                    self._world.applier.hurry()
             for message in ready.messages:
                 self._dispatch(message)
             self._note_leader()
@@ -399,7 +401,8 @@ class Driver:
             self.reads.applied(self.applied_index)
             self.schedule_turn()
 
-        self._world.applier.apply(entries, conf_states, done)
+        lazily = self.raw.raft.state is not Role.LEADER and not self.reads.wait_for_apply
+        self._world.applier.apply(entries, conf_states, done, lazily=lazily)
 
     def _note_leader(self) -> None:
         raft = self.raw.raft

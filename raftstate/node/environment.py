@@ -123,11 +123,17 @@ class Applier(Protocol):
         entries: Sequence[Entry],
         conf_states: Mapping[int, ConfState],
         done: Callable[[list[EntryResult]], None],
+        *,
+        lazily: bool,
     ) -> None:
-        """Apply entries.
+        """Apply entries; call `done` with their results once readers can see them. A failure halts the node.
 
-        Call `done` with their results once readers can see them. A failure halts the node instead.
+        `lazily`: nobody waits for them, so they may wait a moment for more to share a transaction with.
         """
+        ...
+
+    def hurry(self) -> None:
+        """Apply at once what was left to wait: somebody waits for it now."""
         ...
 
 

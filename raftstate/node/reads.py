@@ -88,6 +88,11 @@ class Reads:
                 self._confirmed.append((state.index, round_))
         self.applied(applied_index)
 
+    @property
+    def wait_for_apply(self) -> bool:
+        """Whether reads are confirmed, and wait only for entries to be applied."""
+        return bool(self._confirmed)
+
     def applied(self, applied_index: int) -> None:
         """Let go the reads whose index is applied."""
         if not self._confirmed:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 import raftstate
+from raftstate.supervisor import LocalCluster, write_node_file
 
 pytestmark = pytest.mark.processes
 
@@ -125,6 +126,7 @@ def test_dev_for_people_prints_what_to_paste(tmp_path: Path) -> None:
     assert any(line.startswith(f"raftstate put --url raftstate://{row[3]} ") for line in lines)
 
 
+@pytest.mark.case(19)
 def test_a_node_with_a_lost_directory_does_not_come_back(tmp_path: Path) -> None:
     with dev("--port", "0", "--nodes", "1", "--data", str(tmp_path / "d")) as (process, _):
         process.terminate()
@@ -134,6 +136,27 @@ def test_a_node_with_a_lost_directory_does_not_come_back(tmp_path: Path) -> None
     assert again.returncode == 1
     assert b"holds no data of node 'n1'" in again.stderr
     assert b"Traceback" not in again.stderr
+
+
+def test_serve_resumes_the_node_of_its_directory(tmp_path: Path) -> None:
+    folder = tmp_path / "node"
+    # Other ports than the default ones, which something may be using.
+    write_node_file(folder, "n1", LocalCluster(tmp_path / "ports", nodes=1, port=0).config)
+    for options, before in ((["--bootstrap"], None), ([], b"v")):
+        process = subprocess.Popen(
+            [*COMMAND, "serve", "--json", "--data", str(folder), *options], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            said = json.loads(process.stdout.readline())
+            assert (said["name"], said["pid"], said["data"]) == ("n1", process.pid, str(folder / "data"))
+            with raftstate.connect(said["endpoint"]) as store:
+                found = store.get("k")
+                assert (found and found.value) == before
+                store.put("k", b"v")
+            process.terminate()
+            assert process.stdout.read() == ""
+        assert process.wait(30) == 0
 
 
 def test_a_wrong_setting_is_said_by_serve_without_a_traceback(tmp_path: Path) -> None:
@@ -193,3 +216,6 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     refused = command("demo", str(tmp_path / "absent"))
     assert refused.returncode == 1
     assert b"absent is not a folder" in refused.stderr
+    refused = command("demo", "--json", str(tmp_path / "absent" / "file"))
+    assert refused.returncode == 1
+    assert b"there is no folder" in refused.stderr

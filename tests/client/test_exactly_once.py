@@ -81,13 +81,9 @@ async def test_every_retry_carries_the_same_session_and_serial(
         pytest.param([], never_answer, IndefiniteError, id="no copy answered"),
         pytest.param([], refuse(UNKNOWN, MAYBE), IndefiniteError, id="outcome unknown to the node"),
         pytest.param([break_stream], lose_leader, IndefiniteError, id="a lost copy, then refusals"),
-        pytest.param(
-            [apply_and_break], refuse(NO_LEADER), IndefiniteError, id="an applied copy, then refusals"
-        ),
+        pytest.param([apply_and_break], lose_leader, IndefiniteError, id="an applied copy, then refusals"),
         pytest.param([refuse(NO_LEADER)], never_answer, IndefiniteError, id="a refusal, then silence"),
-        pytest.param(
-            [refuse(UNKNOWN, MAYBE)], refuse(NO_LEADER), IndefiniteError, id="unknown, then refusals"
-        ),
+        pytest.param([refuse(UNKNOWN, MAYBE)], lose_leader, IndefiniteError, id="unknown, then refusals"),
     ],
 )
 async def test_a_deadline_is_definite_only_when_every_copy_sent_was_refused(

@@ -65,7 +65,7 @@ async def test_a_batch_is_what_the_wire_says_it_is() -> None:
         cluster_id=5,
         session=SESSION,
         floor=1,
-        timeout_ms=5_000,
+        timeout_ms=4_500,
         commands=[
             pipeline_pb2.Command(serial=1, put=pipeline_pb2.PutCommand(key=b"k", value=b"1")),
             pipeline_pb2.Command(

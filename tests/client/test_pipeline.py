@@ -155,17 +155,31 @@ async def test_a_silent_leader_is_left_when_another_node_leads(
 async def test_a_slow_leader_is_not_left(
     cluster: FakeCluster, store: raftstate.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    await store.put("k", b"1")
+    links = store._links
+    assert links is not None
+    locate, looked = links.tracker.locate, asyncio.Semaphore(0)
+
+    async def counted() -> str | None:
+        looked.release()
+        return await locate()
+
+    monkeypatch.setattr(links.tracker, "locate", counted)
     monkeypatch.setattr(pipeline, "STALL_S", 0.01)
     arrived, release = asyncio.Event(), asyncio.Event()
     cluster.faults.append(hold(arrived, release))
-    write = asyncio.create_task(store.put("k", b"1"))
-    await arrived.wait()
-    asked = store._links.tracker.locate  # type: ignore[union-attr]
-    for _ in range(3):
-        await asked()
+    write = asyncio.create_task(store.put("k", b"2"))
+
+    async def looked_into_three_times() -> None:
+        for _ in range(3):
+            await looked.acquire()
+
+    third_look = asyncio.create_task(looked_into_three_times())
+    done, _ = await asyncio.wait({write, third_look}, return_when=asyncio.FIRST_COMPLETED)
+    assert done == {third_look}
     release.set()
     await write
-    assert cluster.batch_nodes == [0]
+    assert cluster.batch_nodes == [0, 0]
 
 
 async def test_nodes_of_two_clusters_are_refused(cluster: FakeCluster) -> None:

@@ -112,11 +112,12 @@ class SimNode:
             disable_proposal_forwarding=True,
         )
         epoch = self.epoch
+        clock = _EpochClock(self, epoch)
         world = World(
-            clock=_EpochClock(self, epoch),
+            clock=clock,
             network=_Sender(self, epoch),
             log_disk=_Disk(self, epoch),
-            applier=_Applier(self),
+            applier=_Applier(self, clock),
             random=rng,
             on_halt=self.failures.append,
         )
@@ -208,16 +209,30 @@ class _Disk:
 
 
 class _Applier:
-    def __init__(self, node: SimNode) -> None:
-        self._node = node
+    """Applies at once, or lazily after some milliseconds."""
+
+    def __init__(self, node: SimNode, clock: _EpochClock) -> None:
+        self._node, self._clock = node, clock
+        self._waiting: list[Callable[[], None]] = []
 
     def apply(
         self,
         entries: Sequence[Entry],
         conf_states: Mapping[int, ConfState],
         done: Callable[[list[EntryResult]], None],
+        *,
+        lazily: bool,
     ) -> None:
-        done(self._node.machine.apply(self._node.tables, entries, conf_states))
+        self._waiting.append(lambda: done(self._node.machine.apply(self._node.tables, entries, conf_states)))
+        if lazily:
+            self._clock.call_later(0.005, self.hurry)
+        else:
+            self.hurry()
+
+    def hurry(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for apply in waiting:
+            apply()
 
 
 class SimCluster:

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raftstate.cli.serve import settings_for
+from raftstate.errors import ConfigError
+
+
+def test_an_empty_directory_becomes_that_of_a_cluster_of_one_node(tmp_path: Path) -> None:
+    made = settings_for(None, tmp_path / "d", {})
+    assert (made.name, made.data_path, made.bootstrap) == ("n1", tmp_path / "d" / "data", True)
+    assert made.client_listener == "127.0.0.1:7001"
+    again = settings_for(None, tmp_path / "d", {})
+    assert (again.cluster, again.bootstrap) == (made.cluster, False)
+
+
+def test_data_without_settings_are_never_given_a_new_identity(tmp_path: Path) -> None:
+    settings_for(None, tmp_path, {})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "node.toml").unlink()
+    with pytest.raises(ConfigError, match=r"holds a node's data but no node\.toml"):
+        settings_for(None, tmp_path, {})
+
+
+def test_a_file_and_a_directory_together_override_the_files_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings_for(None, tmp_path / "d", {})
+    monkeypatch.chdir(tmp_path)
+    found = settings_for(tmp_path / "d" / "node.toml", Path("elsewhere"), {"advertise": "example.org:80"})
+    assert (found.data_path, found.client_address) == (tmp_path / "elsewhere", "example.org:80")
+    assert settings_for(tmp_path / "d" / "node.toml", None, {}).data_path == tmp_path / "d" / "data"
+
+
+def test_serve_needs_to_know_what_to_serve() -> None:
+    with pytest.raises(ConfigError, match="--config FILE or --data DIR"):
+        settings_for(None, None, {})
