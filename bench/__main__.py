@@ -51,7 +51,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def describe_machine() -> str:
     """Return what the figures were taken on."""
-    return f"{os.cpu_count()} cores, {platform.system()} {platform.release()}, Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.release()}"
+    return f"{os.cpu_count()} cores, {system}, Python {platform.python_version()}"
 
 
 def commit() -> str:

@@ -53,8 +53,8 @@ UNCOMMITTED_BYTES_MAX = 64 << 20
 INFLIGHT_BYTES_MAX = 16 << 20
 LOG_FOLDER = "log"
 HANDOVER_S_MAX = 0.3
-"""How long a leader that is told to stop tries to hand leadership over first. It takes some 10 ms when the other
-lives, and can't be done when all are told to stop together."""
+"""How long a leader that is told to stop tries to hand leadership over first. It takes some 10 ms when the
+other lives, and can't be done when all are told to stop together."""
 
 
 async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = None) -> None:
@@ -140,8 +140,8 @@ def check_log_is_whole(log_store: LogStore) -> None:
     damaged = log_store.first_damaged_index
     if damaged is not None:
         raise DataLossError(
-            f"entry {damaged} of this node's log is damaged on disk, and was not served; the other nodes hold it: "
-            "replace this node's data directory"
+            f"entry {damaged} of this node's log is damaged on disk, and was not served; the other nodes hold "
+            "it: replace this node's data directory"
         )
 
 

@@ -33,8 +33,9 @@ CUT_ENTRIES_MIN = 2_000
 
 
 LAZY_S = 0.005
-"""How long a follower lets entries wait for more, when no read waits for them. A third of a heartbeat: small beside
-the lag that followers are held to, and at a full load it halves the pages that their transactions write."""
+"""How long a follower lets entries wait for more, when no read waits for them. A third of a heartbeat: small
+beside the lag that followers are held to, and at a full load it halves the pages that their transactions
+write."""
 
 
 @dataclass(frozen=True, slots=True)

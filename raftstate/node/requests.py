@@ -111,16 +111,15 @@ class Requests:
         size = _size(item)
         if self._held_bytes + size > HELD_BYTES_MAX:
             message = (
-                f"{self._held_bytes} bytes of requests are waiting at this node, the limit is {HELD_BYTES_MAX}; "
-                "try again later"
+                f"{self._held_bytes} bytes of requests are waiting at this node, "
+                f"the limit is {HELD_BYTES_MAX}; try again later"
             )
             reply(Rejected(Fault(Code.RESOURCE_EXHAUSTED, message), applied_never=True))
             return
         now_ns = self._now_ns()
         deadline_ns = now_ns + timeout_ns
-        request = Request(
-            item, commands, size, deadline_ns, min(deadline_ns, now_ns + HOLD_NS_MAX), reply, forwarded
-        )
+        hold_until_ns = min(deadline_ns, now_ns + HOLD_NS_MAX)
+        request = Request(item, commands, size, deadline_ns, hold_until_ns, reply, forwarded)
         self._held.append(request)
         self._held_bytes += size
         heapq.heappush(self._deadlines, (request.hold_until_ns, next(self._sequence), request))

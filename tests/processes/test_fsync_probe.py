@@ -42,7 +42,7 @@ async def slow_disks(cluster: LocalCluster, names: Sequence[str]) -> AsyncIterat
             f"inject=fdatasync:delay_enter={int(DELAY_S * 1e6)}",
         ]
         tracers.append(
-            subprocess.Popen(
+            subprocess.Popen(  # noqa: ASYNC220 - it returns at once
                 [*command, "-p", str(pid)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
             )
         )
