@@ -140,8 +140,8 @@ def check_log_is_whole(log_store: LogStore) -> None:
     damaged = log_store.first_damaged_index
     if damaged is not None:
         raise DataLossError(
-            f"entry {damaged} of this node's log is damaged on disk, and was not served; the other nodes hold "
-            "it: replace this node's data directory"
+            f"entry {damaged} of this node's log is damaged on disk, and was not served; the other nodes "
+            "hold it: replace this node's data directory"
         )
 
 
