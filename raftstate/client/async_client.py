@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from raftstate.client import fork, limits, requests
 from raftstate.client.channels import Channels
@@ -34,6 +34,9 @@ MAX_LAG_MS_DEFAULT = 50
 STATUS_S_MAX = 2.0
 """A node that takes longer to tell its status is told apart from a dead one by nobody who waits for the list.
 """
+
+if TYPE_CHECKING:
+    from raftstate.state import AsyncWorkflow
 
 
 def connect_async(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT) -> AsyncClient:
@@ -242,6 +245,13 @@ class AsyncClient:
         return reply.leader_id
 
     # ---- inside
+
+    def workflow(self, name: str) -> AsyncWorkflow:
+        """Return the workflow of that name, whether or not it has checkpoints yet; see `raftstate.state`."""
+        # The models stand above the client; here is only the door to them.
+        from raftstate.state import AsyncWorkflow
+
+        return AsyncWorkflow(self, name)
 
     async def _write(
         self, key: bytes, tail: bytes, prev_kv: bool, timeout: float | None, *, is_delete: bool

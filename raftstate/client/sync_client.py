@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Coroutine, Iterable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from raftstate.client import fork
 from raftstate.client.async_client import MAX_LAG_MS_DEFAULT, TIMEOUT_S_DEFAULT, AsyncClient
@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 WIND_UP_S = 1.0
 """How long calls of other threads have to hear that the client was closed."""
+
+if TYPE_CHECKING:
+    from raftstate.state import Workflow
 
 
 def connect(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT) -> Client:
@@ -158,6 +161,12 @@ class Client:
     def transfer_leader(self, target: int | str | None = None, *, timeout: float | None = None) -> int:
         """Hand leadership to another voter; see `AsyncClient.transfer_leader`."""
         return self._run(self._async.transfer_leader(target, timeout=timeout))
+
+    def workflow(self, name: str) -> Workflow:
+        """Return the workflow of that name; see `AsyncClient.workflow`."""
+        from raftstate.state import Workflow
+
+        return Workflow(self._async.workflow(name), self._run)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         try:
