@@ -59,6 +59,12 @@ def serve(
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
         # stdout is for what was asked for.
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            # Plain: a traceback with local variables would print keys and values of users.
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
     )
 
     def ready() -> None:
