@@ -117,6 +117,7 @@ class Driver:
         self.applied_index = raw.raft.raft_log.applied
         self._applying = False
         self._turn_scheduled = False
+        self._taking_turn = False
         self.halted: BaseException | None = None
         self._stopped = False
         self._role = raw.raft.state
@@ -334,7 +335,13 @@ class Driver:
     def turn(self) -> None:
         """Hand over what waits, and take apart what the core has ready."""
         self._turn_scheduled = False
-        self._guard(self._take_turn)
+        if self._taking_turn:
+            return  # the turn under way goes on for as long as anything is ready
+        self._taking_turn = True
+        try:
+            self._guard(self._take_turn)
+        finally:
+            self._taking_turn = False
 
     def _take_turn(self) -> None:
         raw = self.raw

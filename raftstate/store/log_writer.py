@@ -62,6 +62,10 @@ class LogWriter:
         self._clock_ns = clock_ns
         # The loop thread's: appends not reported yet, oldest first.
         self._outstanding: deque[_Append] = deque()
+        # The newest hard state given, and the same while its commit index waits for a write to ride with.
+        self._given = log.last_hard_state
+        self._riding: HardState | None = None
+        self._failed = False
         self._closed = False
         # From the loop thread to the log thread; None asks it to end.
         self._queue: SimpleQueue[_Append | _Compaction | None] = SimpleQueue()
@@ -93,7 +97,16 @@ class LogWriter:
             ClosedError: the writer was closed.
         """
         self._check_open()
-        request = _Append(hard_state, entries, done, self._clock_ns())
+        before = self._given
+        if hard_state is not None:
+            self._given = self._riding = hard_state
+        if not entries and not self._outstanding and not self._failed and _only_commits(before, self._given):
+            # All that must be durable is. The log thread would have nothing to write, and the way there and
+            # back costs more than the rest of a lone put on a follower.
+            done(None)
+            return
+        request = _Append(self._riding, entries, done, self._clock_ns())
+        self._riding = None
         self._outstanding.append(request)
         self._queue.put(request)
 
@@ -122,6 +135,10 @@ class LogWriter:
         if self._closed:
             return
         self._closed = True
+        if self._riding is not None:
+            request = _Append(self._riding, (), lambda _error: None, self._clock_ns())
+            self._outstanding.append(request)
+            self._queue.put(request)
         self._queue.put(None)
         self._thread.join()
         if self._last_failure is not None:
@@ -137,6 +154,7 @@ class LogWriter:
         """Publish and report one group; runs on the loop thread."""
         if write is not None:
             self._log.publish(write)
+        self._failed = self._failed or error is not None
         for append in appends:
             self._outstanding.popleft()
             append.done(error)
@@ -228,6 +246,11 @@ class LogWriter:
                 self._last_failure = error
             else:
                 self._post(partial(self._report, (), write, None))
+
+
+def _only_commits(held: HardState, new: HardState) -> bool:
+    """Whether `new` differs from `held` in nothing but a commit index that is not lower."""
+    return (new.term, new.vote) == (held.term, held.vote) and new.commit >= held.commit
 
 
 def merge_entries(waiting: list[Entry], more: Sequence[Entry]) -> None:
