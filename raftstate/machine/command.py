@@ -65,6 +65,11 @@ def check_batch(batch: CommandBatch, raw_bytes: int, machine_version: int) -> Ba
     if fault is not None:
         return BatchCheck(fault)
     for position, command in enumerate(batch.commands):
+        # Nearly all are puts in order, known since the first machine version: they need no call each.
+        if command.HasField("put"):
+            put = command.put
+            if 0 < len(put.key) <= KEY_BYTES_MAX and len(put.value) <= VALUE_BYTES_MAX:
+                continue
         wrong = _check_operation(command, machine_version)
         if wrong is not None:
             faults.setdefault(position, wrong)

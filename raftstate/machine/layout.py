@@ -38,6 +38,7 @@ CHECKSUM_BYTES = CHECKSUM.size
 CHANGE_KEY = Struct(">QI")
 CHANGE_HEADER = Struct("<BHQQQQI")
 INDEX_BODY = Struct("<QIQQQQ")
+_INDEX_ROW = Struct("<QQIQQQQ")
 MILESTONE_BODY = Struct("<IBQ")
 SUMS_BODY = Struct("<256Q")
 SESSION_BODY = Struct("<QQQ")
@@ -185,13 +186,18 @@ def read_live_change(tables: ReadTables, key: bytes, live: IndexRow) -> Change:
 
 def index_row(key: bytes, live: IndexRow) -> bytes:
     """Return the row of INDEX for a live key."""
-    return seal(key, INDEX_BODY.pack(*live))
+    body = INDEX_BODY.pack(*live)
+    return CHECKSUM.pack(checksum(body, checksum(key))) + body
 
 
 def read_index(key: bytes, row: bytes) -> IndexRow:
     """Return what a row of INDEX says. Raises `DataLossError`."""
-    live: IndexRow = INDEX_BODY.unpack(unseal(_INDEX, key, row))
-    return live
+    # One is read for each write: the fields are unpacked with the checksum, and `unseal` only called to tell.
+    if len(row) == _INDEX_ROW.size:
+        own, revision, sub, create, version, lease, change = _INDEX_ROW.unpack(row)
+        if own == checksum(row[CHECKSUM_BYTES:], checksum(key)):
+            return revision, sub, create, version, lease, change
+    return INDEX_BODY.unpack(unseal(_INDEX, key, row))
 
 
 def milestone_key(key: bytes, revision: int) -> bytes:

@@ -32,8 +32,8 @@ CUT_ENTRIES_MIN = 2_000
 """The log is cut when at least so many entries can go: each cut is a transaction of its own."""
 
 
-LAZY_S = 0.005
-"""How long a follower lets entries wait for more, when no read waits for them. A third of a heartbeat: small
+LAZY_S = 0.010
+"""How long a follower lets entries wait for more, when no read waits for them. Less than a heartbeat: small
 beside the lag that followers are held to, and at a full load it halves the pages that their transactions
 write."""
 
