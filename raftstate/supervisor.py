@@ -373,8 +373,18 @@ def write_node_file(folder: Path, name: str, config: ClusterConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "node.toml"
     fresh = folder / "node.toml.new"
-    fresh.write_text(dump_toml({"name": name, "data_dir": "data", "cluster": config.model_dump()}), "utf-8")
+    content = dump_toml({"name": name, "data_dir": "data", "cluster": config.model_dump()})
+    # Durably: it holds the cluster's id, without which the data beside it can't be opened again.
+    with fresh.open("w", encoding="utf-8") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
     fresh.replace(file)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     return file
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from raftstate.errors import InvariantError
 from raftstate.machine.keyspace import Keyspace
 from raftstate.machine.layout import StoredAnswers
 from raftstate.machine.sessions import Session
@@ -82,8 +83,12 @@ def run_batch(
                 revisions.append(keyspace.revision)
                 continue
             answer = Answer(serial, keyspace.revision, prev_kvs=[previous])
-        else:
+        elif command.HasField("delete"):
             answer = _delete(keyspace, serial, command.delete)
+        else:
+            raise InvariantError(
+                f"the operation {command.WhichOneof('op')} passed its check, and nothing runs it"
+            )
         results[serial] = answer
         answers.append(answer)
         used_bytes += _pair_bytes(answer.prev_kvs)

@@ -7,6 +7,9 @@ node might obey them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import msgspec
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
@@ -22,7 +25,7 @@ from raftstate.machine.types import (
     Code,
     Fault,
 )
-from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch
+from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch, DeleteCommand, PutCommand
 
 _OPERATION_SINCE = {"put": 1, "delete": 1}
 """The machine version that brought each operation."""
@@ -62,6 +65,8 @@ def check_batch(batch: CommandBatch, raw_bytes: int, machine_version: int) -> Ba
         fault = _check_unknown_outside_commands(batch)
         found = ((position, _check_unknown(command)) for position, command in enumerate(batch.commands))
         faults = {position: each for position, each in found if each is not None}
+        if fault is None and not faults:
+            fault = _invalid("the batch holds a field that is not known to this version", "commands")
     if fault is not None:
         return BatchCheck(fault)
     for position, command in enumerate(batch.commands):
@@ -111,20 +116,28 @@ def _check_operation(command: Command, machine_version: int) -> Fault | None:
         return Fault(
             Code.UNIMPLEMENTED,
             f"{operation} needs machine version {_OPERATION_SINCE[operation]}, and the cluster is at "
-            f"{machine_version}; upgrade all nodes",
+            f"{machine_version}: a client newer than the cluster",
             operation,
         )
-    if operation == "put":
-        put = command.put
-        if not 0 < len(put.key) <= KEY_BYTES_MAX:
-            return _key_fault(put.key)
-        if len(put.value) > VALUE_BYTES_MAX:
-            return _invalid(f"value must have at most {VALUE_BYTES_MAX} bytes, got {len(put.value)}", "value")
-        return None
-    delete = command.delete
+    return _OPERATION_CHECKS[operation](getattr(command, operation))
+
+
+def _check_put(put: PutCommand) -> Fault | None:
+    if not 0 < len(put.key) <= KEY_BYTES_MAX:
+        return _key_fault(put.key)
+    if len(put.value) > VALUE_BYTES_MAX:
+        return _invalid(f"value must have at most {VALUE_BYTES_MAX} bytes, got {len(put.value)}", "value")
+    return None
+
+
+def _check_delete(delete: DeleteCommand) -> Fault | None:
     if not delete.range_end:
         return None if 0 < len(delete.key) <= KEY_BYTES_MAX else _key_fault(delete.key)
     return _check_bound("key", delete.key) or _check_bound("range_end", delete.range_end)
+
+
+_OPERATION_CHECKS: dict[str, Callable[[Any], Fault | None]] = {"put": _check_put, "delete": _check_delete}
+"""By the name of the field in `Command.op`; a test sees that none is missing."""
 
 
 def _key_fault(key: bytes) -> Fault:
@@ -202,8 +215,11 @@ def _find_unknown(message: Message, path: str) -> tuple[str, int] | None:
     if len(unknown):
         return path, unknown[0].field_number
     for descriptor, value in message.ListFields():
-        if isinstance(value, Message):
-            found = _find_unknown(value, f"{path}.{descriptor.name}" if path else descriptor.name)
+        if descriptor.message_type is None:
+            continue
+        below = f"{path}.{descriptor.name}" if path else descriptor.name
+        for each in value if descriptor.is_repeated else (value,):
+            found = _find_unknown(each, below)
             if found is not None:
                 return found
     return None

@@ -15,6 +15,7 @@ from raftstate.core.roles import Role as CoreRole
 from raftstate.core.types import NONE
 from raftstate.errors import (
     ClosedError,
+    DeadlineError,
     FailedPreconditionError,
     IndefiniteError,
     InvalidArgumentError,
@@ -165,16 +166,22 @@ class LocalNode:
     ) -> AbstractAsyncContextManager[NodeReader]:
         """See `service.NodeService.reader`.
 
-        A bounded read is confirmed like a linearizable one: its bound then is the time since the confirmation
-        was asked for, which keeps to any `max_staleness_ms` that the network allows.
+        A bounded read is confirmed like a linearizable one: its bound is the time since the confirmation was
+        asked for. When that took longer than `max_staleness_ms` it is asked for again.
         """
-        return self._open_reader(consistency, timeout_s)
+        return self._open_reader(consistency, max_staleness_ms, timeout_s)
 
     @asynccontextmanager
-    async def _open_reader(self, consistency: ReadConsistency, timeout_s: float) -> AsyncIterator[NodeReader]:
+    async def _open_reader(
+        self, consistency: ReadConsistency, max_staleness_ms: int, timeout_s: float
+    ) -> AsyncIterator[NodeReader]:
         if not self._driver.running:
             raise ClosedError("this node is not serving")
-        asked_ns = None if consistency is ReadConsistency.LOCAL else await self._confirm(timeout_s)
+        asked_ns = None
+        if consistency is ReadConsistency.LINEARIZABLE:
+            asked_ns = await self._confirm(timeout_s)
+        elif consistency is ReadConsistency.BOUNDED:
+            asked_ns = await self._confirm_within(max_staleness_ms, timeout_s)
         needed = self._driver.applied_index if asked_ns is not None else 0
         with self._state.read() as tables:
             reader = Reader(tables)
@@ -183,6 +190,21 @@ class LocalNode:
                     f"a read sees index {reader.applied_index}, but {needed} was applied before it began"
                 )
             yield _LocalReader(reader, asked_ns, self._clock, self._reads)
+
+    async def _confirm_within(self, max_staleness_ms: int, timeout_s: float) -> int:
+        """Confirm until the answer is fresh enough."""
+        deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
+        while True:
+            asked_ns = await self._confirm(timeout_s)
+            now_ns = self._clock.monotonic_ns()
+            if _bound_us(now_ns - asked_ns) <= max_staleness_ms * 1000:
+                return asked_ns
+            timeout_s = (deadline_ns - now_ns) / 1e9
+            if timeout_s <= 0:
+                raise DeadlineError(
+                    f"no read could be confirmed within the asked staleness of {max_staleness_ms} ms, the "
+                    f"last took {(now_ns - asked_ns) // 1_000_000} ms; ask for a larger one"
+                )
 
     async def _confirm(self, timeout_s: float) -> int:
         waiting: asyncio.Future[int | Rejected] = asyncio.get_running_loop().create_future()
@@ -278,6 +300,11 @@ class LocalNode:
         self._reads.shutdown()
 
 
+def _bound_us(elapsed_ns: int) -> int:
+    """Return how stale a read can be at most (us), so long after its confirmation was asked for."""
+    return int(elapsed_ns / 1000 * CLOCK_DRIFT) + 1000
+
+
 class _LocalReader:
     """Implements `service.NodeReader` over one read transaction."""
 
@@ -301,7 +328,7 @@ class _LocalReader:
     def staleness_bound_us(self) -> int | None:
         if self._asked_ns is None:
             return None
-        return int((self._clock.monotonic_ns() - self._asked_ns) / 1000 * CLOCK_DRIFT) + 1000
+        return _bound_us(self._clock.monotonic_ns() - self._asked_ns)
 
     async def get(self, key: bytes) -> KeyValue | None:
         return self._reader.get(key)

@@ -10,7 +10,6 @@ from raftstate.machine.types import (
     Cancelled,
     Close,
     Closed,
-    Code,
     Register,
     Registered,
 )
@@ -55,18 +54,8 @@ class SessionHandlers:
         item = Cancel(session_id(request.session), request.serial, request.cluster_id)
         index, revision, cancelled = await apply_item(self._service, item, Cancelled, timeout_s=timeout_s)
         head = write_header(self._service, index=index, revision=revision)
-        answer = cancelled.answer
-        if answer is None or (answer.fault is not None and answer.fault.code == Code.CANCELLED):
-            return session_pb2.CancelResponse(header=head, was_run=False)
-        stored = answer_message(answer)
-        return session_pb2.CancelResponse(
-            header=head,
-            was_run=True,
-            revision=stored.revision,
-            error=stored.error if stored.HasField("error") else None,
-            deleted=stored.deleted,
-            prev_kvs=stored.prev_kvs,
-        )
+        answer = None if cancelled.answer is None else answer_message(cancelled.answer)
+        return session_pb2.CancelResponse(header=head, answer=answer)
 
     async def close(self, request: session_pb2.CloseRequest, timeout_s: float) -> session_pb2.CloseResponse:
         """End a session."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from raftstate.machine import command as command_module
 from raftstate.machine.command import check, check_batch, find_unknown, parse_batch
 from raftstate.machine.types import (
     BATCH_BYTES_MAX,
@@ -18,6 +19,7 @@ from raftstate.machine.types import (
     Fault,
     SessionId,
 )
+from raftstate.pb.v1 import cluster_pb2
 from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch
 from tests.machine.rig import Rig, batch, delete, put, refusal
 
@@ -172,7 +174,7 @@ def test_a_batch_keeps_its_unknown_fields_while_it_is_checked() -> None:
 def test_an_operation_newer_than_the_machine_version_is_unimplemented() -> None:
     fault = check(put(1, b"k"), 0)
     assert fault == Fault(
-        Code.UNIMPLEMENTED, "put needs machine version 1, and the cluster is at 0; upgrade all nodes", "put"
+        Code.UNIMPLEMENTED, "put needs machine version 1, and the cluster is at 0: a client newer than the cluster", "put"
     )
 
 
@@ -180,3 +182,15 @@ def test_a_session_that_is_all_zero_is_unknown() -> None:
     rig = Rig()
     [result] = rig.run(batch(put(1, b"k"), session=SessionId(0, 0)))
     assert refusal(result) == (Code.SESSION_EXPIRED, "session")
+
+
+def test_every_operation_of_the_wire_has_a_check_and_a_machine_version() -> None:
+    operations = {field.name for field in Command.DESCRIPTOR.oneofs_by_name["op"].fields}
+    assert set(command_module._OPERATION_CHECKS) == operations
+    assert set(command_module._OPERATION_SINCE) == operations
+
+
+def test_an_unknown_field_in_a_repeated_message_is_found() -> None:
+    member = cluster_pb2.Member(id=1).SerializeToString() + b"\xf8\x07\x01"
+    status = cluster_pb2.StatusResponse.FromString(b"\x7a" + bytes((len(member),)) + member)
+    assert find_unknown(status) == ("members", 127)

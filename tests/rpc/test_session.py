@@ -72,9 +72,9 @@ async def test_a_session_nobody_registered_or_that_was_closed_is_expired(served:
 async def test_a_serial_cancelled_before_it_ran_never_runs(served: Served) -> None:
     session = await register(served)
     cancelled = await served.session.Cancel(session_pb2.CancelRequest(session=session, serial=1))
-    assert not cancelled.was_run
+    assert not cancelled.HasField("answer")
     repeated = await served.session.Cancel(session_pb2.CancelRequest(session=session, serial=1))
-    assert not repeated.was_run
+    assert not repeated.HasField("answer")
     told = await refusal(served.kv.Put(put_request(session, 1, b"late")))
     assert (told.status, told.error.code) == (grpc.StatusCode.CANCELLED, common_pb2.ERROR_CODE_CANCELLED)
     assert not (await served.kv.Get(kv_pb2.GetRequest(key=b"a"))).HasField("kv")
@@ -86,6 +86,6 @@ async def test_a_cancel_that_comes_too_late_returns_the_answer(served: Served) -
     context = kv_pb2.WriteContext(session=session, serial=2)
     await served.kv.Delete(kv_pb2.DeleteRequest(key=b"a", prev_kv=True, context=context))
     cancelled = await served.session.Cancel(session_pb2.CancelRequest(session=session, serial=2))
-    assert (cancelled.was_run, cancelled.revision, cancelled.deleted) == (True, 3, 1)
-    assert [(kv.key, kv.value) for kv in cancelled.prev_kvs] == [(b"a", b"v")]
+    assert (cancelled.answer.revision, cancelled.answer.deleted) == (3, 1)
+    assert [(kv.key, kv.value) for kv in cancelled.answer.prev_kvs] == [(b"a", b"v")]
     assert not cancelled.HasField("error")

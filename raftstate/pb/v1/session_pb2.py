@@ -23,27 +23,28 @@ _sym_db = _symbol_database.Default()
 
 
 from raftstate.pb.v1 import common_pb2 as raftstate_dot_v1_dot_common__pb2
+from raftstate.pb.v1 import pipeline_pb2 as raftstate_dot_v1_dot_pipeline__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1araftstate/v1/session.proto\x12\x0craftstate.v1\x1a\x19raftstate/v1/common.proto\"D\n\x0fRegisterRequest\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x04\x12\x12\n\ncluster_id\x18\x03 \x01(\x06\"z\n\x10RegisterResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12(\n\x07session\x18\x02 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x04\"]\n\rCancelRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\x0e\n\x06serial\x18\x02 \x01(\x04\x12\x12\n\ncluster_id\x18\x03 \x01(\x06\"\xcf\x01\n\x0e\x43\x61ncelResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x0f\n\x07was_run\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\'\n\x05\x65rror\x18\x04 \x01(\x0b\x32\x13.raftstate.v1.ErrorH\x00\x88\x01\x01\x12\x0f\n\x07\x64\x65leted\x18\x05 \x01(\x04\x12(\n\x08prev_kvs\x18\x06 \x03(\x0b\x32\x16.raftstate.v1.KeyValueB\x08\n\x06_error\"L\n\x0c\x43loseRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\"=\n\rCloseResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader2\xdb\x01\n\x07Session\x12I\n\x08Register\x12\x1d.raftstate.v1.RegisterRequest\x1a\x1e.raftstate.v1.RegisterResponse\x12\x43\n\x06\x43\x61ncel\x12\x1b.raftstate.v1.CancelRequest\x1a\x1c.raftstate.v1.CancelResponse\x12@\n\x05\x43lose\x12\x1a.raftstate.v1.CloseRequest\x1a\x1b.raftstate.v1.CloseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1araftstate/v1/session.proto\x12\x0craftstate.v1\x1a\x19raftstate/v1/common.proto\x1a\x1braftstate/v1/pipeline.proto\"D\n\x0fRegisterRequest\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x04\x12\x12\n\ncluster_id\x18\x03 \x01(\x06\"z\n\x10RegisterResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12(\n\x07session\x18\x02 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x04\"]\n\rCancelRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\x0e\n\x06serial\x18\x02 \x01(\x04\x12\x12\n\ncluster_id\x18\x03 \x01(\x06\"t\n\x0e\x43\x61ncelResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12)\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x14.raftstate.v1.AnswerH\x00\x88\x01\x01\x42\t\n\x07_answer\"L\n\x0c\x43loseRequest\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\x12\n\ncluster_id\x18\x02 \x01(\x06\"=\n\rCloseResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader2\xdb\x01\n\x07Session\x12I\n\x08Register\x12\x1d.raftstate.v1.RegisterRequest\x1a\x1e.raftstate.v1.RegisterResponse\x12\x43\n\x06\x43\x61ncel\x12\x1b.raftstate.v1.CancelRequest\x1a\x1c.raftstate.v1.CancelResponse\x12@\n\x05\x43lose\x12\x1a.raftstate.v1.CloseRequest\x1a\x1b.raftstate.v1.CloseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raftstate.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REGISTERREQUEST']._serialized_start=71
-  _globals['_REGISTERREQUEST']._serialized_end=139
-  _globals['_REGISTERRESPONSE']._serialized_start=141
-  _globals['_REGISTERRESPONSE']._serialized_end=263
-  _globals['_CANCELREQUEST']._serialized_start=265
-  _globals['_CANCELREQUEST']._serialized_end=358
-  _globals['_CANCELRESPONSE']._serialized_start=361
-  _globals['_CANCELRESPONSE']._serialized_end=568
-  _globals['_CLOSEREQUEST']._serialized_start=570
-  _globals['_CLOSEREQUEST']._serialized_end=646
-  _globals['_CLOSERESPONSE']._serialized_start=648
-  _globals['_CLOSERESPONSE']._serialized_end=709
-  _globals['_SESSION']._serialized_start=712
-  _globals['_SESSION']._serialized_end=931
+  _globals['_REGISTERREQUEST']._serialized_start=100
+  _globals['_REGISTERREQUEST']._serialized_end=168
+  _globals['_REGISTERRESPONSE']._serialized_start=170
+  _globals['_REGISTERRESPONSE']._serialized_end=292
+  _globals['_CANCELREQUEST']._serialized_start=294
+  _globals['_CANCELREQUEST']._serialized_end=387
+  _globals['_CANCELRESPONSE']._serialized_start=389
+  _globals['_CANCELRESPONSE']._serialized_end=505
+  _globals['_CLOSEREQUEST']._serialized_start=507
+  _globals['_CLOSEREQUEST']._serialized_end=583
+  _globals['_CLOSERESPONSE']._serialized_start=585
+  _globals['_CLOSERESPONSE']._serialized_end=646
+  _globals['_SESSION']._serialized_start=649
+  _globals['_SESSION']._serialized_end=868
 # @@protoc_insertion_point(module_scope)

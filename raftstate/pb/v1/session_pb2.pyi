@@ -1,8 +1,8 @@
 from raftstate.pb.v1 import common_pb2 as _common_pb2
-from google.protobuf.internal import containers as _containers
+from raftstate.pb.v1 import pipeline_pb2 as _pipeline_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from collections.abc import Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -38,20 +38,12 @@ class CancelRequest(_message.Message):
     def __init__(self, session: _Optional[_Union[_common_pb2.SessionId, _Mapping]] = ..., serial: _Optional[int] = ..., cluster_id: _Optional[int] = ...) -> None: ...
 
 class CancelResponse(_message.Message):
-    __slots__ = ("header", "was_run", "revision", "error", "deleted", "prev_kvs")
+    __slots__ = ("header", "answer")
     HEADER_FIELD_NUMBER: _ClassVar[int]
-    WAS_RUN_FIELD_NUMBER: _ClassVar[int]
-    REVISION_FIELD_NUMBER: _ClassVar[int]
-    ERROR_FIELD_NUMBER: _ClassVar[int]
-    DELETED_FIELD_NUMBER: _ClassVar[int]
-    PREV_KVS_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
     header: _common_pb2.ResponseHeader
-    was_run: bool
-    revision: int
-    error: _common_pb2.Error
-    deleted: int
-    prev_kvs: _containers.RepeatedCompositeFieldContainer[_common_pb2.KeyValue]
-    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., was_run: _Optional[bool] = ..., revision: _Optional[int] = ..., error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., deleted: _Optional[int] = ..., prev_kvs: _Optional[_Iterable[_Union[_common_pb2.KeyValue, _Mapping]]] = ...) -> None: ...
+    answer: _pipeline_pb2.Answer
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., answer: _Optional[_Union[_pipeline_pb2.Answer, _Mapping]] = ...) -> None: ...
 
 class CloseRequest(_message.Message):
     __slots__ = ("session", "cluster_id")
