@@ -88,4 +88,4 @@ async def test_a_cancel_that_comes_too_late_returns_the_answer(served: Served) -
     cancelled = await served.session.Cancel(session_pb2.CancelRequest(session=session, serial=2))
     assert (cancelled.answer.revision, cancelled.answer.deleted) == (3, 1)
     assert [(kv.key, kv.value) for kv in cancelled.answer.prev_kvs] == [(b"a", b"v")]
-    assert not cancelled.HasField("error")
+    assert not cancelled.answer.HasField("error")
