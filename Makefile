@@ -9,7 +9,7 @@ FIND_PYTHON := for p in python3.14 python3.13 python3.12 python3.11 python3; do 
 	if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow verify fix proto cases bench clean
+.PHONY: help setup demo test test-slow verify fix proto bench clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18

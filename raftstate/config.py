@@ -8,7 +8,6 @@ key, what was got and what is allowed.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import tomllib
@@ -34,6 +33,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from raftstate.address import ADDRESS_FORM, is_loopback, split_address
 from raftstate.errors import ConfigError
 
 ENV_PREFIX = "RAFTSTATE_"
@@ -41,20 +41,12 @@ VOTERS_MAX = 7
 """Each further voter costs every write another copy; etcd's documentation draws the same line."""
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Return (host, port) of "host:port" or "[ipv6]:port"; a ValueError says what is allowed."""
-    host, colon, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        colon = ""
-    if not colon or not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65_535:
-        raise ValueError("host:port with a port from 1 to 65535 (IPv6 as [address]:port)")
-    return host, int(port)
-
-
 def _checked_address(address: str) -> str:
-    split_address(address)
+    try:
+        split_address(address)
+    except ConfigError:
+        # What was got is said beside it, as for every setting.
+        raise ValueError(ADDRESS_FORM) from None
     return address
 
 
@@ -157,7 +149,8 @@ class NodeSettings(BaseSettings):
     log_map_bytes: int = Field(
         default=16 << 30,
         ge=16 << 20,
-        description="Address space of the log's LMDB environment, in bytes; fixed at creation, sparse.",
+        description="Address space of the log's LMDB environment, in bytes; the file is sparse, and the"
+        " size applies from the next start.",
     )
     state_map_bytes: int = Field(
         default=64 << 30,
@@ -188,7 +181,7 @@ class NodeSettings(BaseSettings):
     @model_validator(mode="after")
     def _listens_where_it_may(self) -> Self:
         for key, address in (("listen_client", self.client_listener), ("listen_peer", self.peer_listener)):
-            if not self.insecure and not _is_loopback(split_address(address)[0]):
+            if not self.insecure and not is_loopback(split_address(address)[0]):
                 raise _fault(
                     key,
                     address,
@@ -284,15 +277,6 @@ def _check_readable(file: Path) -> None:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} is not valid TOML: {error}", detail={"file": str(file)}) from error
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _fault(key: str, got: object, allowed: str) -> PydanticCustomError:

@@ -17,9 +17,8 @@
     ├── IndefiniteError                 a write was sent, and whether it was applied can't be known
     └── for those who run nodes
         ├── ConfigError                 a setting is wrong
-        ├── StorageError                a disk, file or LMDB operation failed; the node must not go on as if
-        it had not └── InvariantError              something that must always hold did not: our bug, and the
-        node stops
+        ├── StorageError                a disk, file or LMDB operation failed; nobody may go on as if not
+        └── InvariantError              something that must always hold did not: our bug, the node stops
 
 `outcome` of an instance is "not_applied" or "unknown". Imports nothing of ours.
 """

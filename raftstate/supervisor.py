@@ -1,9 +1,9 @@
 """A cluster of local node processes in one directory: made, started, killed, stopped.
 
-    DATA/formed            exists once all nodes have served: from then on no node may start with an empty
-    directory DATA/n1/node.toml      the node's settings
-    DATA/n1/node.log       what it printed
-    DATA/n1/data/          the node's own directory
+    DATA/formed         exists once all nodes have served: from then on none may start with an empty directory
+    DATA/n1/node.toml   the node's settings
+    DATA/n1/node.log    what it printed
+    DATA/n1/data/       the node's own directory
 
 The nodes end when the process that holds the `LocalCluster` does, however it ends.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
+from raftstate.address import split_address
 from raftstate.client import connect
 from raftstate.config import (
     ENV_PREFIX,
@@ -32,28 +33,33 @@ from raftstate.config import (
     MemberConfig,
     dump_toml,
     load_settings,
-    split_address,
 )
 from raftstate.errors import ConfigError, FailedPreconditionError, NoLeaderError
 from raftstate.lifeline import Lifeline
 
 HOST = "127.0.0.1"
 NODES_DEFAULT = 3
+"""The fewest that go on without one of them."""
 CLIENT_PORT_DEFAULT = 7001
+"""Where a client without a URL looks (`client.url`)."""
 PEER_PORT_OFFSET = 100
 """The peer port of a node lies so far above its client port, where the ports are not free ones."""
 SERVE_COMMAND = (sys.executable, "-m", "raftstate.cli", "serve")
 START_TIMEOUT_S = 30.0
+"""A start replays the log since the last checkpoint, in seconds at most; the rest is for a busy machine."""
 STOP_TIMEOUT_S = 10.0
+"""A stop takes one checkpoint: a sync of the pages dirtied since the last one."""
 
 _FREE_PORTS = range(10_000, 32_000)
 """Below the ephemeral ports of Linux and macOS: a port from there can be taken by any outgoing connection
 while its node is down, even by a peer's attempt to reach that node (a TCP self-connect)."""
 _PORT_WAIT_S = 5.0
+"""The nodes of a parent that was killed end within their lifeline's grace (`lifeline.GRACE_S`)."""
 _LOG_TAIL_LINES = 15
+"""What a start logs before it fails, with room for a traceback's end."""
 
 
-class LocalNode(NamedTuple):
+class NodeProcess(NamedTuple):
     """A node of a local cluster. `pid` is None while it is not running; `data` is its folder."""
 
     name: str
@@ -89,7 +95,8 @@ class LocalCluster:
 
     Args:
         data_dir: where the nodes' directories stand; made when it does not exist. One that holds a cluster
-        is resumed. nodes: how many; None: as many as there are, or three.
+            is resumed.
+        nodes: how many; None: as many as there are, or three.
         port: of the first node, the others follow; 0: free ones; None: those the cluster has, or 7001 and on.
         command: what serves a node, without the options that every node is given.
 
@@ -118,10 +125,10 @@ class LocalCluster:
         self._lifeline: Lifeline | None = None
 
     @property
-    def nodes(self) -> list[LocalNode]:
+    def nodes(self) -> list[NodeProcess]:
         """All nodes, in the order of their names."""
         return [
-            LocalNode(
+            NodeProcess(
                 member.name, member.client_address, self._data_dir / member.name, self._pid(member.name)
             )
             for member in self.config.members
@@ -137,7 +144,7 @@ class LocalCluster:
         """What to give to `raftstate.connect`."""
         return "raftstate://" + ",".join(self.endpoints)
 
-    def node(self, name: str) -> LocalNode:
+    def node(self, name: str) -> NodeProcess:
         """Return the node of that name. Raises KeyError when there is none."""
         for node in self.nodes:
             if node.name == name:
@@ -149,7 +156,7 @@ class LocalCluster:
 
         Raises:
             FailedPreconditionError: a port is in use, or a node ended or did not serve in time; tells what
-            it logged.
+                it logged.
         """
         for member in self.config.members:
             for address in (member.client_address, member.peer_address):
@@ -256,7 +263,7 @@ class LocalCluster:
             raise ConfigError(f"a cluster has 1 to {VOTERS_MAX} nodes, not {nodes}", field="nodes")
         if port != 0 and not 1 <= port <= 65_535 - PEER_PORT_OFFSET - nodes:
             raise ConfigError(
-                f"--port is 0 (free ones) or from 1 to {65_535 - PEER_PORT_OFFSET - nodes}, not {port}",
+                f"port is 0 (free ones) or from 1 to {65_535 - PEER_PORT_OFFSET - nodes}, not {port}",
                 field="port",
             )
         leftovers = sorted(self._data_dir.glob("n*/data"))
@@ -301,14 +308,14 @@ class LocalCluster:
         if nodes is not None and nodes != has:
             raise ConfigError(
                 f"{self._data_dir} holds a cluster of {has} nodes, not {nodes};"
-                " leave --nodes out, or give another directory",
+                " leave the number of nodes out, or give another directory",
                 field="nodes",
             )
         first = split_address(self.endpoints[0])[1]
         if port not in (None, 0, first):
             raise ConfigError(
                 f"the cluster in {self._data_dir} serves on port {first} and on, not {port};"
-                " leave --port out, or give another directory",
+                " leave the port out, or give another directory",
                 field="port",
             )
 
@@ -417,6 +424,6 @@ def _wait_for_port(address: str) -> None:
         if time.monotonic() > deadline:
             raise FailedPreconditionError(
                 f"{address} is in use by another process; stop that, or start a new cluster on other ports"
-                " (--port 0 picks free ones)"
+                " (port 0 picks free ones)"
             )
         time.sleep(0.05)

@@ -55,8 +55,13 @@ def serve(
         "insecure": insecure or None,
     }
     settings = settings_for(config, data, arguments)
+    _set_up_logging(settings.log_level)
+    uvloop.run(serve_node(settings, ready=lambda: _say_ready(settings, ready_fd, json)))
+
+
+def _set_up_logging(level: str) -> None:
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         # stdout is for what was asked for.
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         processors=[
@@ -67,20 +72,20 @@ def serve(
         ],
     )
 
-    def ready() -> None:
-        if ready_fd is not None:
-            os.write(ready_fd, b"1")
-            os.close(ready_fd)
-        elif json:
-            fields = {"name": settings.name, "pid": os.getpid(), "endpoint": settings.client_listener}
-            print_json({**fields, "data": str(settings.data_path)})
-        else:
-            typer.echo(
-                f"{settings.name} serves clients on {settings.client_listener},"
-                f" peers on {settings.peer_listener}; data in {settings.data_path}, pid {os.getpid()}"
-            )
 
-    uvloop.run(serve_node(settings, ready=ready))
+def _say_ready(settings: NodeSettings, ready_fd: int | None, json: bool) -> None:
+    """Tell whoever started this node that its ports are open: the parent process, a program, or a person."""
+    if ready_fd is not None:
+        os.write(ready_fd, b"1")
+        os.close(ready_fd)
+    elif json:
+        fields = {"name": settings.name, "pid": os.getpid(), "endpoint": settings.client_listener}
+        print_json({**fields, "data": str(settings.data_path)})
+    else:
+        typer.echo(
+            f"{settings.name} serves clients on {settings.client_listener},"
+            f" peers on {settings.peer_listener}; data in {settings.data_path}, pid {os.getpid()}"
+        )
 
 
 def settings_for(config: Path | None, data: Path | None, arguments: dict[str, object]) -> NodeSettings:

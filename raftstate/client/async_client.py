@@ -29,11 +29,12 @@ from raftstate.errors import ClosedError, FailedPreconditionError, IndefiniteErr
 from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, kv_pb2
 
 TIMEOUT_S_DEFAULT = 5.0
+"""Several elections: a change of leader in the middle of a call should not fail it."""
 MAX_LAG_MS_DEFAULT = 50
+"""A few heartbeats: a healthy follower is never further behind."""
 
 STATUS_S_MAX = 2.0
-"""A node that takes longer to tell its status is told apart from a dead one by nobody who waits for the list.
-"""
+"""Whoever waits for the list can't tell a node that takes longer from a dead one anyway."""
 
 if TYPE_CHECKING:
     from raftstate.state import AsyncWorkflow
@@ -102,9 +103,23 @@ class AsyncClient:
     async def put(
         self, key: Key, value: BytesLike, *, prev_kv: bool = False, timeout: float | None = None
     ) -> PutResult:
-        """Store `value` (bytes-like, at most 8 MiB) under `key` (str or bytes, 1 to 480 bytes).
+        """Store a value under a key.
 
-        With `prev_kv`, return the pair as it was before.
+        Args:
+            key: 1 to 480 bytes; a str counts in UTF-8.
+            value: bytes-like, at most 8 MiB.
+            prev_kv: return the pair as it was before, too.
+            timeout: in seconds; None: the client's.
+
+        Returns:
+            The revision that the write made, and the pair before if that was asked for and there was one.
+
+        Raises:
+            InvalidArgumentError: key, value or timeout is not within its limits; nothing was sent.
+            NoLeaderError: no leader took the write in time; it was not applied.
+            IndefiniteError: it was sent, and whether it was applied can't be known.
+            ResourceExhaustedError: the cluster refused it for now; it was not applied.
+            ClosedError, FailedPreconditionError: the client is closed, or belongs to another loop or process.
         """
         result: PutResult = await self._write(
             limits.encode_key(key), limits.encode_value(value), prev_kv, timeout, is_delete=False
@@ -114,11 +129,22 @@ class AsyncClient:
     async def put_many(
         self, items: Iterable[tuple[Key, BytesLike]], *, timeout: float | None = None
     ) -> list[PutResult]:
-        """Store many pairs at once, as fast as the cluster takes them; return the results in their order.
+        """Store many pairs, as fast as the cluster takes them.
 
-        Not a transaction: each is a write of its own, in any order, and has `timeout` for itself. Nothing is
-        sent when one argument is wrong. All are waited for; then the first error is raised, an
-        `IndefiniteError` before others.
+        Not a transaction: each is a write of its own, and they are applied in any order. All are waited for,
+        also when one fails.
+
+        Args:
+            items: pairs of key and value, as `put` takes them.
+            timeout: in seconds, for each write; None: the client's.
+
+        Returns:
+            The results, in the order of the items.
+
+        Raises:
+            InvalidArgumentError: one of the items is wrong; nothing was sent.
+            RaftstateError: as `put`: the first error of all writes, an `IndefiniteError` before others. The
+                other writes may have been applied.
         """
         pairs = [(limits.encode_key(key), limits.encode_value(value)) for key, value in items]
         timeout_s = self._timeout_s(timeout)
@@ -144,10 +170,22 @@ class AsyncClient:
         prev_kv: bool = False,
         timeout: float | None = None,
     ) -> DeleteResult:
-        """Delete one key, or many.
+        """Delete a key, or all keys of an interval or with a prefix, in one step.
 
-        With `range_end`, all keys of [key, range_end); with `prefix`, all that begin with `key` ("": every
-        key). At most 100,000 keys at once. With `prev_kv`, return the pairs as they were.
+        Args:
+            key: the key, the first one of an interval, or the prefix ("": every key).
+            range_end: delete all keys of [key, range_end).
+            prefix: delete all keys that begin with `key`.
+            prev_kv: return the pairs as they were, too; at most 16 MiB of them.
+            timeout: in seconds; None: the client's.
+
+        Returns:
+            How many keys were deleted, the revision after it, and the pairs if asked for.
+
+        Raises:
+            InvalidArgumentError: a key is not within its limits, or range_end and prefix were both given.
+            ResourceExhaustedError: more than 100,000 keys or 16 MiB of pairs; nothing was deleted.
+            RaftstateError: else as `put`.
         """
         start, end = requests.interval_to_delete(key, range_end, prefix)
         result: DeleteResult = await self._write(start, end, prev_kv, timeout, is_delete=True)
@@ -163,10 +201,24 @@ class AsyncClient:
         max_lag_ms: int = MAX_LAG_MS_DEFAULT,
         timeout: float | None = None,
     ) -> KeyValue | None:
-        """Return the pair of `key`, or None when there is none.
+        """Return the pair under a key.
 
-        consistency: "linearizable" includes every write acknowledged before the call; "bounded" is no older
-        than `max_lag_ms`; "local" is whatever the asked node has applied.
+        Args:
+            key: 1 to 480 bytes; a str counts in UTF-8.
+            consistency: "linearizable" includes every write acknowledged before the call; "bounded" is no
+                older than `max_lag_ms`; "local" is whatever the asked node has applied.
+            max_lag_ms: for a bounded read, in milliseconds.
+            timeout: in seconds; None: the client's.
+
+        Returns:
+            The pair, or None when there is none.
+
+        Raises:
+            InvalidArgumentError: an argument is not within its limits; nothing was sent.
+            NoLeaderError: a linearizable read found no leader in time.
+            DeadlineError: no node answered in time, or none was fresh enough.
+            DataLossError: the stored pair is damaged on that node; it was not served.
+            ClosedError, FailedPreconditionError: the client is closed, or belongs to another loop or process.
         """
         request = requests.get_request(key, consistency, max_lag_ms)
         reply: kv_pb2.GetResponse = await self._read("Get", request, timeout)
@@ -185,11 +237,27 @@ class AsyncClient:
         max_lag_ms: int = MAX_LAG_MS_DEFAULT,
         timeout: float | None = None,
     ) -> RangeResult:
-        """Return the pairs of [start, end), or those under `prefix`, in the order of their keys.
+        """Return the pairs of an interval, or those under a prefix, in the order of their keys.
 
-        None leaves an end open.         At most `limit` pairs, and no more than fit a reply: `more` says
-        whether there are others. With `keys_only` the values are empty, with `count_only` no pairs are
-        returned. `consistency` and `max_lag_ms` as in `get`.
+        Args:
+            start: the first key; None: from the lowest.
+            end: the first key no longer wanted; None: to the highest.
+            prefix: in place of start and end: all keys that begin with it.
+            limit: at most so many pairs; None: as many as fit a reply (10,000, or 3 MiB).
+            keys_only: leave the values empty.
+            count_only: count the keys, and return no pairs.
+            consistency: as in `get`.
+            max_lag_ms: as in `get`.
+            timeout: in seconds; None: the client's.
+
+        Returns:
+            The pairs; its `more` says whether the interval holds others, its `count` how many in all. The
+            next page starts at the last key and a zero byte.
+
+        Raises:
+            InvalidArgumentError: an argument is not within its limits, or prefix was given beside start or
+                end; nothing was sent.
+            RaftstateError: else as `get`.
         """
         interval = requests.interval_to_read(start, end, prefix)
         request = requests.range_request(interval, limit, keys_only, count_only, consistency, max_lag_ms)
@@ -200,8 +268,18 @@ class AsyncClient:
     async def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> list[NodeStatus]:
         """Return what each node says of itself: those of the URL first, then those that they name.
 
-        With `endpoint` (host:port), the one there only.         A node that does not answer is in the list
-        with its `error`. Raises `NoLeaderError` when none does.
+        Args:
+            endpoint: host:port of the one node to ask; None: all.
+            timeout: in seconds; None: the client's. A node gets at most 2 s of it.
+
+        Returns:
+            One item for each node; that of a node that did not answer holds its `error` only.
+
+        Raises:
+            ConfigError: `endpoint` is not host:port.
+            NoLeaderError: no node answered.
+            WrongClusterError: a node belongs to another cluster than those that answered before.
+            ClosedError, FailedPreconditionError: the client is closed, or belongs to another loop or process.
         """
         tracker = self._connected().tracker
         timeout_s = self._timeout_s(timeout)
@@ -221,10 +299,21 @@ class AsyncClient:
         return found
 
     async def transfer_leader(self, target: int | str | None = None, *, timeout: float | None = None) -> int:
-        """Hand leadership to another voter and return the id of the node that leads then.
+        """Hand leadership to another voter.
 
-        target: its id or its name; None: the most up-to-date one. Raises `InvalidArgumentError` for a name
-        that no member has.
+        Args:
+            target: its id or its name; None: the most up-to-date one.
+            timeout: in seconds; None: the client's.
+
+        Returns:
+            The id of the node that leads then.
+
+        Raises:
+            InvalidArgumentError: no voter has that id or name.
+            NoLeaderError: no leader was found in time.
+            FailedPreconditionError: the transfer was given up: the target did not catch up in time.
+            IndefiniteError: the leader was asked, and its answer lost; `status` tells who leads.
+            ClosedError: the client is closed.
         """
         links = self._connected()
         tracker = links.tracker
@@ -244,14 +333,26 @@ class AsyncClient:
         tracker.observe(reply.header)
         return reply.leader_id
 
-    # ---- inside
+    # ---- state models
 
     def workflow(self, name: str) -> AsyncWorkflow:
-        """Return the workflow of that name, whether or not it has checkpoints yet; see `raftstate.state`."""
+        """Return a workflow: a named chain of checkpoints. Nothing is sent, and none need exist yet.
+
+        Args:
+            name: of the workflow; not empty.
+
+        Returns:
+            See `raftstate.state.AsyncWorkflow`.
+
+        Raises:
+            InvalidArgumentError: the name is empty, or no text.
+        """
         # The models stand above the client; here is only the door to them.
         from raftstate.state import AsyncWorkflow
 
         return AsyncWorkflow(self, name)
+
+    # ---- inside
 
     async def _write(
         self, key: bytes, tail: bytes, prev_kv: bool, timeout: float | None, *, is_delete: bool

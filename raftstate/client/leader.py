@@ -19,16 +19,15 @@ from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, common_pb2
 
 _ASK_S_MIN = 0.5
 _ASK_S_MAX = 4.0
-"""How long a node may take to tell its status.
-
-It doubles while none answers: a far cluster is not a dead one.
-"""
+"""How long a node may take to tell its status. It doubles while none answers: a far cluster is not a dead one."""
 
 _SILENT_MS_MAX = 200
 """A leader that a follower has not heard for so long (ten heartbeats) is not worth forwarding to."""
 
 BACKOFF_S_MIN = 0.01
+"""Less than a heartbeat: most refusals are over as soon as the next leader is heard of."""
 BACKOFF_S_MAX = 0.2
+"""Half of the shortest election timeout: a new leader is found soon, and its nodes are not flooded before."""
 
 
 def backoff_s(attempt: int) -> float:

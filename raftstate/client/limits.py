@@ -85,11 +85,10 @@ def encode_bound(bound: Key, field: str) -> bytes:
     Raises `InvalidArgumentError` naming `field`.
     """
     encoded = encode_text(bound, field)
-    if 1 <= len(encoded) <= KEY_BYTES_MAX + encoded.endswith(b"\x00"):
+    bytes_max = KEY_BYTES_MAX + encoded.endswith(b"\x00")
+    if 1 <= len(encoded) <= bytes_max:
         return encoded
-    raise InvalidArgumentError(
-        f"{field} must have 1 to {KEY_BYTES_MAX} bytes, got {len(encoded)}", field=field
-    )
+    raise InvalidArgumentError(f"{field} must have 1 to {bytes_max} bytes, got {len(encoded)}", field=field)
 
 
 def prefix_interval(prefix: Key) -> tuple[bytes, bytes]:

@@ -28,6 +28,7 @@ STALL_S = 1.0
 """A stream that owes answers and gives none for so long is looked into."""
 
 REGISTER_S = 2.0
+"""A node that does not open a session for so long is left for another."""
 CLOSE_SESSION_S = 0.5
 """How long a client that closes waits for its session to be closed; the session would end by itself."""
 

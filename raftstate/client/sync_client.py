@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import uvloop
+
 from raftstate.client import fork
 from raftstate.client.async_client import MAX_LAG_MS_DEFAULT, TIMEOUT_S_DEFAULT, AsyncClient
 from raftstate.client.limits import BytesLike, Key
@@ -205,10 +207,10 @@ class Client:
 
 
 class _LoopThread:
-    """An event loop that runs in a daemon thread, uvloop's where there is one."""
+    """An event loop that runs in a daemon thread."""
 
     def __init__(self) -> None:
-        self.loop = _new_loop()
+        self.loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="raftstate-client", daemon=True)
         self._thread.start()
 
@@ -243,11 +245,3 @@ class _LoopThread:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
         self.loop.close()
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from raftstate.address import split_address
 from raftstate.errors import ConfigError
 
 ENVIRONMENT_VARIABLE = "RAFTSTATE_URL"
@@ -35,21 +36,8 @@ def endpoints_of(url: str | None) -> tuple[str, ...]:
         raise ConfigError(f"{source} {url!r} has an unknown scheme; {_FORM}", field="url")
     endpoints = [part.strip() for part in rest.removesuffix("/").split(",")]
     for endpoint in endpoints:
-        fault = _fault(endpoint)
-        if fault:
-            raise ConfigError(f"{source} {url!r}: {fault}; {_FORM}", field="url")
+        try:
+            split_address(endpoint)
+        except ConfigError as error:
+            raise ConfigError(f"{source} {url!r}: {error.message}; {_FORM}", field="url") from None
     return tuple(dict.fromkeys(endpoints))
-
-
-def _fault(endpoint: str) -> str:
-    """Return what is wrong with a host:port, or nothing."""
-    host, colon, port = endpoint.rpartition(":")
-    if not endpoint:
-        return "an endpoint is empty"
-    if not colon or not host or (":" in host and not host.startswith("[")):
-        return f"{endpoint!r} is not host:port (an IPv6 address stands in brackets)"
-    if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535):
-        return f"the port of {endpoint!r} must be a number from 1 to 65535"
-    if any(character in host for character in "/@?# "):
-        return f"the host of {endpoint!r} holds a character that no host has"
-    return ""

@@ -97,10 +97,6 @@ class ProgressTracker:
         """Return the voters of both halves, ascending."""
         return sorted(self.config.voters.ids())
 
-    def learner_nodes(self) -> list[int]:
-        """Return the learners, ascending; those that still vote are not among them."""
-        return sorted(self.config.learners)
-
     def visit(self) -> list[tuple[int, Progress]]:
         """Return the members' ids and progress, by ascending id. A copy: `progress` may change meanwhile."""
         return [(node_id, self.progress[node_id]) for node_id in sorted(self.progress)]

@@ -132,7 +132,7 @@ class RawNode:
 
         Raises:
             ConfChangeError: the change does not fit; the configuration is as it was. Every node that
-            applies it finds the same.
+                applies it finds the same.
         """
         return reconfigure.apply_conf_change(self.raft, change)
 

@@ -27,8 +27,7 @@ def handle_read_index(raft: Raft, message: Message) -> None:
         _begin(raft, message)
     else:
         # The commit index of a new leader may lag behind what its predecessors acknowledged, even if it is
-        # the only voter:
-        # a change of the commit index alone is not made durable at once (Raft thesis, 6.4).
+        # the only voter: a change of the commit index alone is not made durable at once (Raft thesis, 6.4).
         raft.postponed_reads.append(message)
 
 

@@ -17,10 +17,10 @@ NONE = 0
 """The id of no node."""
 
 LOCAL_APPEND_THREAD = (1 << 64) - 1
-"""The target of MsgStorageAppend: whoever writes this node's log."""
+"""The target of STORAGE_APPEND: whoever writes this node's log."""
 
 LOCAL_APPLY_THREAD = (1 << 64) - 2
-"""The target of MsgStorageApply: whoever applies this node's committed entries."""
+"""The target of STORAGE_APPLY: whoever applies this node's committed entries."""
 
 
 class EntryType(IntEnum):

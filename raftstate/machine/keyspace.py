@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from raftstate.machine.digest import BUCKET_MASK, SUM_MASK
 from raftstate.machine.layout import (
-    CHANGE_KEY,
     MILESTONE_VERSIONS,
     Change,
     ChangeKind,
     IndexRow,
+    change_key,
     change_row,
     checksum,
     index_row,
@@ -60,7 +60,7 @@ class Keyspace:
         self.revision = revision = self.revision + 1
         version += 1
         create = create or revision
-        row_key = CHANGE_KEY.pack(revision, 0)
+        row_key = change_key(revision, 0)
         row, own = change_row(
             row_key, _PUT, key, value, (create, version, 0), (previous_revision, previous_sub)
         )
@@ -157,14 +157,14 @@ class Keyspace:
         return key_value(self._change(key, live), live[0])
 
     def _change(self, key: bytes, live: IndexRow) -> Change:
-        row_key = CHANGE_KEY.pack(live[0], live[1])
+        row_key = change_key(live[0], live[1])
         row = self._changes.get(row_key)
         return read_live_change(self._tables, key, live) if row is None else read_change(row_key, row)
 
     # -- changing
 
     def _bury(self, key: bytes, live: IndexRow, sub: int) -> None:
-        row_key = CHANGE_KEY.pack(self.revision, sub)
+        row_key = change_key(self.revision, sub)
         row, own = change_row(row_key, ChangeKind.DELETE, key, b"", (0, 0, 0), live[:2])
         self._changes[row_key] = row
         self._live[key] = None

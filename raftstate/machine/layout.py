@@ -1,4 +1,4 @@
-"""How rows are laid out, and the only place that packs or reads them. What stands here is a disk format.
+"""How rows are laid out, and the only place that packs or unpacks them. What stands here is a disk format.
 
 Every row is a checksum and a body: xxh3-64 of the body, seeded with xxh3-64 of the row's own key, so that an
 intact body under a wrong key is damage too. It is verified on every read. Numbers in keys are big-endian,
@@ -35,13 +35,13 @@ checksum = xxh3_64_intdigest
 
 CHECKSUM = Struct("<Q")
 CHECKSUM_BYTES = CHECKSUM.size
-CHANGE_KEY = Struct(">QI")
+_CHANGE_KEY = Struct(">QI")
 CHANGE_HEADER = Struct("<BHQQQQI")
 INDEX_BODY = Struct("<QIQQQQ")
 _INDEX_ROW = Struct("<QQIQQQQ")
 MILESTONE_BODY = Struct("<IBQ")
 SUMS_BODY = Struct("<256Q")
-SESSION_BODY = Struct("<QQQ")
+_SESSION_BODY = Struct("<QQQ")
 
 MILESTONE_VERSIONS = 16
 """One in so many versions of a key is a milestone: a read of the past steps back from the next one."""
@@ -126,6 +126,9 @@ def unseal(table: Table, row_key: bytes, row: bytes) -> bytes:
 
 # ---- keys
 
+change_key = _CHANGE_KEY.pack
+"""(revision, sub) -> key of a row of CHANGES. No function around it: one is made for each write."""
+
 
 def change_row(
     row_key: bytes,
@@ -169,7 +172,7 @@ def read_live_change(tables: ReadTables, key: bytes, live: IndexRow) -> Change:
     Raises `DataLossError` when it is missing, damaged, or not the one that the index row was made for.
     """
     revision, sub, _, _, _, expected = live
-    row_key = CHANGE_KEY.pack(revision, sub)
+    row_key = change_key(revision, sub)
     row = tables.get(Table.CHANGES, row_key)
     if row is None:
         raise DataLossError(
@@ -232,6 +235,16 @@ def session_key(session: SessionId) -> bytes:
 def read_session_key(row_key: bytes) -> SessionId:
     """Return the session whose row stands under `row_key`."""
     return SessionId(*_SESSION_KEY.unpack(row_key)[1:])
+
+
+def session_row(row_key: bytes, last_ms: int, ttl_ms: int, floor: int) -> bytes:
+    """Return a session's own row: when it was last heard from, its time to live, its floor."""
+    return seal(row_key, _SESSION_BODY.pack(last_ms, ttl_ms, floor))
+
+
+def read_session(row_key: bytes, row: bytes) -> tuple[int, int, int]:
+    """Return (last ms, time to live ms, floor) of a session. Raises `DataLossError`."""
+    return _SESSION_BODY.unpack(unseal(Table.HOT, row_key, row))
 
 
 def answers_key(session: SessionId, entry_index: int, item: int) -> bytes:

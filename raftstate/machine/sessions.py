@@ -16,7 +16,6 @@ from raftstate.machine.layout import (
     ANSWERS_END,
     ANSWERS_START,
     CHECKSUM_BYTES,
-    SESSION_BODY,
     SESSIONS_END,
     SESSIONS_START,
     StoredAnswers,
@@ -24,10 +23,10 @@ from raftstate.machine.layout import (
     answers_row,
     read_answers,
     read_answers_key,
+    read_session,
     read_session_key,
-    seal,
     session_key,
-    unseal,
+    session_row,
 )
 from raftstate.machine.tables import ReadTables, Table, WriteTables
 from raftstate.machine.types import Answer, SessionId
@@ -100,9 +99,7 @@ class Sessions:
         self._facts: list[bytes] = []
         for row_key, row in tables.scan(Table.HOT, SESSIONS_START, SESSIONS_END):
             found = read_session_key(row_key)
-            self._by_index[found.index] = Session(
-                found, *SESSION_BODY.unpack(unseal(Table.HOT, row_key, row))
-            )
+            self._by_index[found.index] = Session(found, *read_session(row_key, row))
         for row_key, row in tables.scan(Table.HOT, ANSWERS_START, ANSWERS_END):
             self._load_answers(row_key, row)
 
@@ -145,9 +142,8 @@ class Sessions:
         session.last_ms = clock_ms
         for row_key in session.raise_floor(floor):
             self._write(row_key, None)
-        body = SESSION_BODY.pack(session.last_ms, session.ttl_ms, session.floor)
         row_key = session_key(session.id)
-        self._write(row_key, seal(row_key, body))
+        self._write(row_key, session_row(row_key, session.last_ms, session.ttl_ms, session.floor))
 
     def store(self, session: Session, entry_index: int, item: int, answers: StoredAnswers) -> None:
         """Write the answers that item number `item` of an entry added to the session's results."""

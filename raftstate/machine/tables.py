@@ -1,8 +1,8 @@
 """What the machine asks of the place where its rows stand: ordered tables of bytes, read and written in
 transactions.
 
-raftstate.store implements this over LMDB; tests and the simulator implement it over a dict. The machine can't
-tell them apart, which is why it never imports either.
+raftstate.store implements this over LMDB, tests over a dict. The machine can't tell them apart, which is why it
+imports neither.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class Table(IntEnum):
     """The tables. Numbers are on disk: never reuse one."""
 
     CHANGES = 1
-    """(revision, sub) -> the change, value included. Only ever appended to; compaction deletes."""
+    """(revision, sub) -> the change, value included. Only ever appended to."""
     INDEX = 2
     """key -> its latest change. Dense: one row for each live key."""
     MILESTONES = 3
@@ -37,12 +37,9 @@ class ReadTables(Protocol):
         ...
 
     def scan(
-        self, table: Table, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+        self, table: Table, start: bytes = b"", end: bytes | None = None
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key, value) for start <= key < end (None.
-
-        No end) in order of key, or in the opposite order.
-        """
+        """Yield (key, value) for start <= key < end (None: no end), in order of key."""
         ...
 
     def count(self, table: Table) -> int:

@@ -21,21 +21,31 @@ MACHINE_VERSION = 1
 have it."""
 
 KEY_BYTES_MAX = 480
+"""So that a milestone's key, with 33 bytes for each 32 of it and 8 for the revision, stays within the 511 bytes
+that LMDB allows (`layout.milestone_key`: at most 503)."""
 VALUE_BYTES_MAX = 8 << 20
+"""A value passes the log, the peers and the reply in one piece, and takes the loop's time in each."""
 BATCH_COMMANDS_MAX = 512
+"""Some milliseconds of the loop to apply: less than a heartbeat."""
 BATCH_BYTES_MAX = 1 << 20
-"""A batch may be larger when it holds a single command."""
+"""As much as one message of entries holds. A batch may be larger when it holds a single command."""
 RANGE_DELETE_KEYS_MAX = 100_000
+"""A range is deleted in one transaction on the loop, which serves nothing else meanwhile."""
 SESSION_WINDOW = 4_096
-"""How far a serial may lie above its session's floor."""
+"""How far a serial may lie above its session's floor: eight full batches, more than a client keeps in flight;
+it bounds the answers that a session holds in memory."""
 SESSION_BYTES_MAX = 16 << 20
 """Stored answers of one session; beyond it only the serial at the floor is run."""
 ANSWERS_BYTES_MAX = 16 << 20
 """Previous pairs in one answer, and in all answers to a batch without a session."""
 SESSION_TTL_MS_DEFAULT = 600_000
+"""Ten minutes: a client that was cut off for less can still ask what became of its writes."""
 SESSION_TTL_MS_MIN = 10_000
+"""Several changes of leader: a session must not end while its client looks for one."""
 SESSION_TTL_MS_MAX = 86_400_000
+"""A day: the sessions of clients that died without closing them must go at some time."""
 SESSIONS_MAX = 100_000
+"""All are in memory, at some hundred bytes each without their answers."""
 
 
 class Code(IntEnum):
@@ -170,10 +180,7 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
 
 
 class BatchResult(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """Answers to a batch.
-
-    Serials[i] made revisions[i] and has nothing else to say; all others are in `answers`.
-    """
+    """Answers to a batch: serials[i] made revisions[i] and has no more to say; all others are in `answers`."""
 
     serials: list[int]
     revisions: list[int]
@@ -217,10 +224,14 @@ class EntryResult(msgspec.Struct, frozen=True):
 
 
 def covers(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:
-    """Return the interval [start, end) that a request's key and range_end mean (end None: no end), as etcd
-    defines it.
+    """Return the interval [start, end) that a request's key and range_end mean, by etcd's rules.
 
-    range_end empty: the key alone. range_end of one zero byte: all keys >= key.
+    Args:
+        key: where it starts.
+        range_end: where it ends; empty: after the key alone; one zero byte: nowhere.
+
+    Returns:
+        The first key, and the first one that is not meant any more; None: there is no end.
     """
     if not range_end:
         return key, key + b"\x00"

@@ -1,4 +1,5 @@
 """Runs a core over a log, a machine and peers.
 
-Clock, disk, network and executor are arguments, so that a simulator can pass its own.
+The driver gets clock, disk, network, applier and randomness as arguments: a test can pass its own, and have
+the same run again.
 """

@@ -75,9 +75,9 @@ _NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER})
 class Timing:
     """The cluster's times: all its nodes must use the same."""
 
-    heartbeat_ms: int = 15
+    heartbeat_ms: int
     """A tick: between two heartbeats of a leader. A staleness bound can't be tighter."""
-    election_timeout_ms: int = 405
+    election_timeout_ms: int
     """The core draws each election timeout from [this, 2 x this)."""
 
     @property

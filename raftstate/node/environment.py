@@ -1,6 +1,6 @@
 """What a driver needs of the world, as arguments: time, disk, network and a place to apply entries.
 
-The server passes real ones (asyncio, LMDB, TCP); a simulator passes its own. All callbacks come on the
+The server passes real ones (asyncio, LMDB, TCP); tests pass their own. All callbacks come on the
 driver's own thread, and nothing here blocks: whoever implements it takes slow work elsewhere.
 
 Also here: the bodies that travel between peers beside the core's messages.
@@ -100,18 +100,15 @@ class LogDisk(Protocol):
     """Writes the log. Requests become durable in the order in which they were given."""
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
-        """Call `done(None)` once this and all earlier requests are durable, or with what went wrong.
+        """Call `done(None)` once this and all earlier requests are durable.
 
-        Then none after it will be.
+        Or call it with what went wrong: then no later request will be durable either.
         """
         ...
 
     @property
     def outstanding_since_ns(self) -> int | None:
-        """When the oldest request that is not durable yet was given, in the clock's monotonic time.
-
-        Or None.
-        """
+        """When the oldest request that is not durable yet was given, in the clock's time; None: all are."""
         ...
 
 

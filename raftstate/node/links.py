@@ -20,6 +20,7 @@ from typing import cast
 
 import structlog
 
+from raftstate.address import split_address
 from raftstate.core.types import Message, MessageType
 from raftstate.node.environment import PeerBody
 from raftstate.node.frames import FRAME_BYTES_MAX, Channel, FrameError, FrameReader, Hello, Welcome, encode
@@ -27,11 +28,15 @@ from raftstate.node.frames import FRAME_BYTES_MAX, Channel, FrameError, FrameRea
 log = structlog.get_logger(__name__)
 
 HELLO_TIMEOUT_S = 2.0
+"""For connect and greeting: what takes longer is no link to hold elections over."""
 DIAL_DELAY_S_MIN = 0.02
+"""About a heartbeat: a peer that was restarted is met again before anyone stands for election."""
 DIAL_DELAY_S_MAX = 0.5
+"""A peer that is down costs two dials a second, and is noticed within one when it comes back."""
 REFUSED_DELAY_S = 2.0
+"""A refusal (another cluster, another incarnation) stays until somebody changes the settings."""
 WRITE_BUFFER_BYTES_MAX = 64 << 20
-"""Beyond it a peer is too slow, and messages to it are dropped rather than kept in memory."""
+"""Four times what the core sends one peer ahead of its answers (`server.INFLIGHT_BYTES_MAX`). Beyond it a peer is too slow, and messages to it are dropped rather than kept in memory."""
 _BULK = frozenset({MessageType.APP, MessageType.SNAP})
 
 
@@ -139,10 +144,10 @@ class PeerLinks:
     async def _dial(self, peer: int, channel: Channel) -> bool:
         """Dial, and stay until the connection is lost. Returns True when it had been welcomed."""
         loop = asyncio.get_running_loop()
-        host, _, port = self._addresses[peer].rpartition(":")
+        host, port = split_address(self._addresses[peer])
         hello = Hello(self._local.cluster_id, self._local.node_id, self._local.incarnation, peer, channel)
         async with asyncio.timeout(HELLO_TIMEOUT_S):
-            transport, outbound = await loop.create_connection(_Outbound, host.strip("[]"), int(port))
+            transport, outbound = await loop.create_connection(_Outbound, host, port)
             try:
                 transport.write(encode(hello))
                 refusal = await outbound.welcome

@@ -1,14 +1,15 @@
 """Requests on their way to the log: held, proposed or forwarded, and answered exactly once.
 
-    submitted ──> held ──(this node leads)──> proposed ──(its entry is applied)──> answered
-                    │                             └──(another entry stands at its index)──> refused: never
-                    applied ├──(another node leads)──> forwarded ──(reply)──> answered │
-                    └──(the link is lost, or the deadline)──> unknown └──(deadline, or no leader for too
-                    long)──> refused: never applied
+    submitted ──> held ─┬─ this node leads ──> proposed ───┬─ its entry is applied ────────────> answered
+                        │                                  ├─ another entry has its index ─────> refused
+                        │                                  └─ deadline ────────────────────────> unknown
+                        ├─ another node leads ─> forwarded ┬─ reply ───────────────────────────> answered
+                        │                                  └─ the link is lost, or deadline ───> unknown
+                        └─ deadline, or no leader for too long ────────────────────────────────> refused
 
 A request leaves `held` once. It is never proposed or forwarded a second time, by anyone: only the client
 knows whether a second execution would be one too many. What was proposed or sent, and not answered in time,
-is *unknown*; what was not is *not applied*.
+is *unknown*; what was refused is *not applied*, and never will be.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ class StartStorage:
         log: the log.
         conf_state: the configuration as of the applied index, from the state.
         applied_index: of the state.
-
     """
 
     def __init__(self, log: Storage, conf_state: ConfState, applied_index: int) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from raftstate.address import is_loopback
 from raftstate.errors import ConfigError
 from raftstate.node.service import NodeService
 from raftstate.pb.v1 import cluster_pb2, kv_pb2, pipeline_pb2, session_pb2
@@ -18,11 +17,15 @@ from raftstate.rpc.session import SessionHandlers
 from raftstate.rpc.unary import unary_method
 
 RECEIVE_BYTES_MAX = 20 << 20
+"""A batch of one command with the longest key and value, with room; one of many commands has 1 MiB."""
 CONCURRENT_CALLS_MAX = 8_192
-"""Calls beyond it are answered RESOURCE_EXHAUSTED; a pipeline stream is one."""
+"""Calls beyond it are answered RESOURCE_EXHAUSTED; a pipeline stream is one. It bounds
+the memory of calls that wait, far above what the loop can answer within a client's patience."""
 KEEPALIVE_INTERVAL_MS = 10_000
+"""A client that vanished without a FIN holds its streams no longer than this and the next one together."""
 KEEPALIVE_TIMEOUT_MS = 5_000
 CLIENT_PING_INTERVAL_MS_MIN = 5_000
+"""gRPC's default of 5 minutes would end the connections of clients that ping as often as this server does."""
 
 SERVICES = tuple(
     module.DESCRIPTOR.services_by_name[name].full_name
@@ -115,17 +118,8 @@ def build_server(service: NodeService, *, host: str, port: int, insecure: bool =
 
 
 def check_listen_host(host: str, *, insecure: bool) -> None:
-    """Raise `ConfigError` when `host` is reachable from other machines and that was not said to be meant.
-
-    A name other than localhost counts as beyond loopback: what it resolves to may change after this check.
-    """
-    if insecure or host == "localhost":
-        return
-    try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_loopback = False
-    if not is_loopback:
+    """Raise `ConfigError` when `host` is reachable from other machines and that was not said to be meant."""
+    if not insecure and not is_loopback(host):
         raise ConfigError(
             f"refusing to listen on {host!r}: beyond loopback anyone could read and write, since there is no"
             " encryption or authentication yet; listen on 127.0.0.1 or ::1, or give --insecure if all of the"

@@ -20,6 +20,8 @@ from raftstate.rpc.validation import parse
 
 MARGIN_PART = 0.1
 MARGIN_S_MAX = 0.25
+"""The part of a client's time, and the most of it, that is kept for the answer's way back: a long round trip
+between continents."""
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)

@@ -21,14 +21,17 @@ Kind = Literal["base", "delta"]
 class Checkpoint(msgspec.Struct, frozen=True):
     """A saved state.
 
-    id: names it within its workflow, "<sequence>-<writer>".
-    revision: the store's, that the checkpoint made.
-    parent: id of the checkpoint that its writer had last restored or made, or None. Two with one parent are
-    a fork. created_at: by the clock of the client that wrote it.
-    checksum: xxh3-128 of the encoded state, in hexadecimal.
-    size: of the encoded state; stored_bytes: of the row, both in bytes.
-    kind: "base" holds the whole state, "delta" its difference to a base.
-    metadata: what was given with it.
+    Attributes:
+        id: names it within its workflow, "<sequence>-<writer>".
+        revision: the store's, that the checkpoint made.
+        parent: id of the checkpoint that its writer had last restored or made, or None. Two with one parent
+            are a fork.
+        created_at: by the clock of the client that wrote it.
+        checksum: xxh3-128 of the encoded state, in hexadecimal.
+        size: bytes of the encoded state.
+        stored_bytes: bytes of the row.
+        kind: "base" holds the whole state, "delta" its difference to a base.
+        metadata: what was given with it.
     """
 
     id: str

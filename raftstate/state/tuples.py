@@ -30,8 +30,7 @@ def pack(elements: tuple[Element, ...]) -> bytes:
 
     Raises:
         InvalidArgumentError: an element is of another type, an integer needs more than 64 bits, or a string
-        holds a
-            lone surrogate.
+            holds a lone surrogate.
     """
     out = bytearray()
     for element in elements:

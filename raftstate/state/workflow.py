@@ -47,6 +47,7 @@ ROW_BYTES_MAX = 8 << 20
 NAME_BYTES_MAX = 256
 """A longer name is hashed in keys; the full one stands in the rows."""
 LIST_LIMIT_DEFAULT = 100
+"""Few enough that their rows, states included, are read at a glance."""
 _KEYS_PER_PAGE = 1_000
 _SIBLINGS_MAX = 64
 """How many writers' forks of one sequence are looked at to find the newest."""
@@ -119,9 +120,9 @@ class AsyncWorkflow:
 
         Raises:
             InvalidArgumentError: the state holds what can't be saved, or is too large (64 MiB encoded, 8 MiB
-            stored). IndefiniteError: the answer was lost. If the checkpoint was saved it stands in `list`;
-            the next call saves
-                its state beside it, under another id.
+                stored).
+            IndefiniteError: the answer was lost. If the checkpoint was saved it stands in `list`; the next
+                call saves its state beside it, under another id.
         """
         encoded = codec.encode(state)
         if len(encoded) > delta.STATE_BYTES_MAX:
@@ -180,7 +181,8 @@ class AsyncWorkflow:
         Args:
             id: a `Checkpoint.id` of this workflow.
             type: what the state is to be made an instance of (a dataclass, a Struct, ...); without it, plain
-            data. revision: of the store.
+                data.
+            revision: of the store.
             timeout: seconds for each request to the store.
 
         Returns:

@@ -1,5 +1,4 @@
-"""LMDB.
+"""What a node keeps on its disk: the log, durable at every commit, and the state, durable at its checkpoints.
 
-The replicated log, durable at every commit, and the state, durable at its checkpoints. The only importer of
-lmdb.
+The only importer of lmdb.
 """

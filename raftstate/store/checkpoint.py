@@ -291,11 +291,6 @@ class Checkpointer:
         self._in_progress: Checkpoint | None = None
 
     @property
-    def in_progress(self) -> Checkpoint | None:
-        """The checkpoint that was begun and not finished."""
-        return self._in_progress
-
-    @property
     def must_wait(self) -> bool:
         """Whether nothing more may be applied before a checkpoint is finished."""
         return self._store.dirtied_bytes > WAIT_BYTES

@@ -58,13 +58,11 @@ class LogWrite:
 class LogStore:
     """The log in one directory; made by `LogStore.open`.
 
-    `conf_state` is what `initial_state` returns with the hard state: the node sets it, from the state
-    machine, before the core starts. `first_damaged_index` is the lowest index whose record is known to be
-    damaged, or None; set at opening, where every record is verified, and when a read finds one.
+    `first_damaged_index` is the lowest index whose record is known to be damaged, or None; set at opening,
+    where every record is verified, and when a read finds one.
     """
 
     def __init__(self, path: Path, environment: lmdb.Environment, data_file: int, page_bytes: int) -> None:
-        self.conf_state = ConfState()
         self.first_damaged_index: int | None = None
         self._path = path
         self._environment = environment
@@ -166,8 +164,8 @@ class LogStore:
         return self._seen_hard_state
 
     def initial_state(self) -> tuple[HardState, ConfState]:
-        """See `Storage.initial_state`."""
-        return self._seen_hard_state, self.conf_state
+        """Return the hard state. The configuration stands in the state, not in the log: here it is empty."""
+        return self._seen_hard_state, ConfState()
 
     def first_index(self) -> int:
         """See `Storage.first_index`."""

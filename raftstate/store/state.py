@@ -3,8 +3,9 @@
     store = StateStore.open(directory)          goes back to the last checkpoint after a crash, and takes one
     with store.write() as tables: ...           commits at the end, aborts on an exception
     with store.read() as tables: ...
-    checkpoint = store.begin_checkpoint(index)  between two writes; then checkpoint.sync() elsewhere,
-    checkpoint.finish() here
+    checkpoint = store.begin_checkpoint(index)  between two writes
+    checkpoint.sync()                           on another thread
+    checkpoint.finish()                         between two writes
     store.close(clean=True)                     if all is checkpointed: the next open is quick
 
 A commit is visible at once and durable with the next checkpoint; what came after the last one is in the log.
@@ -39,10 +40,6 @@ from raftstate.store.start import (
     walk,
 )
 from raftstate.store.transactions import Handles, Rows, WritableRows, lmdb_failure
-
-MAP_BYTES = 64 << 30
-"""Default size of the map: address space only, fixed when the state is created. The file grows with what is
-stored."""
 
 
 class ReadTransaction(Rows):
@@ -106,18 +103,8 @@ class StateStore:
         self._dirtied_bytes = 0
         self._dirtied_bytes_at_begin = 0
 
-    @staticmethod
-    def exists(data_directory: Path) -> bool:
-        """Whether a state was created in a data directory, to the end.
-
-        Raises:
-            DataLossError: CURRENT is damaged.
-            StorageError: it can't be read.
-        """
-        return current_generation(data_directory) is not None
-
     @classmethod
-    def create(cls, data_directory: Path, map_bytes: int = MAP_BYTES) -> StateStore:
+    def create(cls, data_directory: Path, map_bytes: int) -> StateStore:
         """Create an empty state and open it. A creation that was cut short by a crash is done again.
 
         Args:

@@ -67,7 +67,8 @@ def lmdb_failure(doing: str, path: Path, error: lmdb.Error) -> RaftstateError:
     if isinstance(error, lmdb.MapFullError):
         return StorageError(
             f"failed while {doing} at {path}: the map, whose size was fixed when the state was created, is "
-            "full; delete keys and compact",
+            "full, and nothing frees room in it in this version; move the data to a new cluster with a larger "
+            "state_map_bytes",
             detail={"errno": errno.ENOSPC},
         )
     failure = disk_failure(doing, path, error)
@@ -109,9 +110,9 @@ class Rows:
             raise lmdb_failure("reading a row", self._path, error) from error
 
     def scan(
-        self, table: Table, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+        self, table: Table, start: bytes = b"", end: bytes | None = None
     ) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key, value) for start <= key < end (None: no end) in order of key, or in the opposite order.
+        """Yield (key, value) for start <= key < end (None: no end), in order of key.
 
         Raises:
             DataLossError: a page on the way is damaged.
@@ -119,16 +120,7 @@ class Rows:
         """
         try:
             cursor = self._transaction.cursor(self._handles[table])
-            if reverse:
-                found = cursor.prev() if end is not None and cursor.set_range(end) else cursor.last()
-                # Nothing before `end`: prev() has left the cursor where it was, and iterprev() would begin
-                # there.
-                if found:
-                    for row in cursor.iterprev():
-                        if row[0] < start:
-                            return
-                        yield row
-            elif cursor.set_range(start):
+            if cursor.set_range(start):
                 for row in cursor.iternext():
                     if end is not None and row[0] >= end:
                         return

@@ -350,7 +350,6 @@ class TestProgressTracker:
             ConfState(voters=(7, 9, 1), voters_outgoing=(1, 3), learners=(8, 2), learners_next=(3,))
         )
         assert tracker.voter_nodes() == [1, 3, 7, 9]
-        assert tracker.learner_nodes() == [2, 8]
         assert [node_id for node_id, _ in tracker.visit()] == [1, 2, 3, 7, 8, 9]
         assert all(peer is tracker.progress[node_id] for node_id, peer in tracker.visit())
         assert tracker.conf_state() == ConfState(

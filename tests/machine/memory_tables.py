@@ -35,11 +35,11 @@ class MemoryTables:
         return self._rows[table].get(key)
 
     def scan(
-        self, table: Table, start: bytes = b"", end: bytes | None = None, *, reverse: bool = False
+        self, table: Table, start: bytes = b"", end: bytes | None = None
     ) -> Iterator[tuple[bytes, bytes]]:
         keys = self._keys[table]
         found = keys[bisect_left(keys, start) : len(keys) if end is None else bisect_left(keys, end)]
-        for key in reversed(found) if reverse else found:
+        for key in found:
             yield key, self._rows[table][key]
 
     def count(self, table: Table) -> int:

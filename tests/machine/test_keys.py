@@ -6,7 +6,7 @@ import pytest
 
 from raftstate.machine import keyspace, types
 from raftstate.machine.layout import (
-    CHANGE_KEY,
+    change_key,
     Change,
     ChangeKind,
     milestone_key,
@@ -18,7 +18,7 @@ from tests.machine.rig import Rig, delete, put
 
 
 def change_at(rig: Rig, revision: int, sub: int = 0) -> Change:
-    row_key = CHANGE_KEY.pack(revision, sub)
+    row_key = change_key(revision, sub)
     row = rig.tables.get(Table.CHANGES, row_key)
     assert row is not None
     return read_change(row_key, row)

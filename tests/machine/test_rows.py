@@ -8,7 +8,7 @@ import pytest
 
 from raftstate.errors import DataLossError
 from raftstate.machine.digest import recount
-from raftstate.machine.layout import CHANGE_KEY, META_KEY, SUMS_KEY, index_row, read_index, read_sums
+from raftstate.machine.layout import change_key, META_KEY, SUMS_KEY, index_row, read_index, read_sums
 from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from tests.machine.rig import Rig, delete, put
@@ -53,7 +53,7 @@ def loads(rig: Rig) -> object:
     return Machine(rig.tables)
 
 
-A_CHANGE = CHANGE_KEY.pack(2, 0)
+A_CHANGE = change_key(2, 0)
 DAMAGE = [
     (Table.INDEX, b"a", [reads_key, reads_range, counts, overwrites, deletes, wants_previous, adds_up]),
     (Table.CHANGES, A_CHANGE, [reads_key, reads_range, wants_previous, adds_up]),

@@ -14,6 +14,7 @@ from pathlib import Path
 from random import Random
 
 from raftstate.machine.tables import Table, WriteTables
+from raftstate.store.generation import current_generation
 from raftstate.store.state import StateStore
 from tests.store.state_model import KEYS, Model
 
@@ -55,7 +56,9 @@ class DictTables:
 def live_once(directory: Path, random: Random, executor: ThreadPoolExecutor) -> None:
     """Start, write beside checkpoints, and stop, cleanly or not."""
     store = (
-        StateStore.open(directory) if StateStore.exists(directory) else StateStore.create(directory, 1 << 28)
+        StateStore.open(directory)
+        if current_generation(directory) is not None
+        else StateStore.create(directory, 1 << 28)
     )
     index = store.durable_applied_index
     checkpoint = None

@@ -22,8 +22,7 @@ from tests.store.log_helpers import MAP_BYTES, NO_LIMIT, content, entry, new_log
 
 def test_a_new_log_is_empty(tmp_path: Path) -> None:
     log = new_log(tmp_path / "log")
-    log.conf_state = ConfState(voters=(1, 2, 3))
-    assert log.initial_state() == (HardState(), ConfState(voters=(1, 2, 3)))
+    assert log.initial_state() == (HardState(), ConfState())
     assert (log.first_index(), log.last_index(), log.term(0)) == (1, 0, 0)
     with pytest.raises(Unavailable):
         log.term(1)

@@ -19,6 +19,7 @@ from raftstate.machine.tables import Table
 from raftstate.store import checkpoint as checkpoint_module
 from raftstate.store import start as start_module
 from raftstate.store.checkpoint import CheckpointRecord
+from raftstate.store.generation import current_generation
 from raftstate.store.meta_page import read_meta_pages
 from raftstate.store.start import startable, walk
 from raftstate.store.state import StateStore
@@ -270,9 +271,7 @@ def test_state_whose_current_is_missing_is_neither_opened_nor_overwritten(tmp_pa
 def test_state_is_created_once(tmp_path: Path) -> None:
     with pytest.raises(FailedPreconditionError, match="create it first"):
         StateStore.open(tmp_path)
-    assert not StateStore.exists(tmp_path)
     StateStore.create(tmp_path, MAP_BYTES).close(clean=False)
-    assert StateStore.exists(tmp_path)
     with pytest.raises(FailedPreconditionError, match="holds a state already"):
         StateStore.create(tmp_path, MAP_BYTES)
 
@@ -384,7 +383,7 @@ def test_crash_at_any_step_of_a_creation_lets_it_be_done_again(tmp_path: Path) -
     def check(directory: Path) -> None:
         store = (
             StateStore.open(directory)
-            if StateStore.exists(directory)
+            if current_generation(directory) is not None
             else StateStore.create(directory, MAP_BYTES)
         )
         assert (rows_in(store), store.durable_applied_index) == ({table: {} for table in Table}, 0)

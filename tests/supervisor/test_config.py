@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from raftstate.config import NodeSettings, dump_toml, load_settings, split_address
+from raftstate.config import NodeSettings, dump_toml, load_settings
 from raftstate.errors import ConfigError
 
 TOML = """
@@ -166,14 +166,3 @@ def test_what_is_dumped_loads_as_the_same_settings(file: Path, tmp_path: Path) -
 
 def test_every_field_says_what_it_is() -> None:
     assert [name for name, field in NodeSettings.model_fields.items() if not field.description] == []
-
-
-@pytest.mark.parametrize("address", ["", ":1", "a", "a:", "a:b", "a:0", "a:65536", "::1:80", "a:-1", "a:²"])
-def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(ValueError, match="host:port with a port"):
-        split_address(address)
-
-
-def test_addresses_are_split() -> None:
-    assert split_address("a.example:80") == ("a.example", 80)
-    assert split_address("[::1]:65535") == ("::1", 65535)

@@ -220,7 +220,7 @@ def test_a_port_in_use_is_said_before_anything_starts(
     [
         (0, 0, "1 to 7 nodes, not 0"),
         (8, 0, "1 to 7 nodes, not 8"),
-        (3, -1, "--port is 0 .* or from 1 to 65432, not -1"),
+        (3, -1, "port is 0 .* or from 1 to 65432, not -1"),
         (3, 65_433, "not 65433"),
     ],
 )

@@ -1,0 +1,39 @@
+"""host:port, as settings, URLs and links write it. Pure functions; no name is looked up here."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from raftstate.errors import ConfigError
+
+ADDRESS_FORM = "host:port with a port from 1 to 65535 (IPv6 as [address]:port)"
+_NOT_IN_A_HOST = frozenset("/@?#, ")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return (host, port) of "host:port" or "[ipv6]:port"; the host comes without brackets.
+
+    Raises `ConfigError` when it is of neither form.
+    """
+    host, colon, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    port_is_possible = port.isascii() and port.isdigit() and 1 <= int(port) <= 65_535
+    if not colon or not host or not port_is_possible or not _NOT_IN_A_HOST.isdisjoint(host):
+        raise ConfigError(f"{address!r} is not {ADDRESS_FORM}")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host can be reached from its own machine only.
+
+    Of names only localhost counts: what another one resolves to may change after this was asked.
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
