@@ -1,1 +1,1 @@
-"""Benchmarks: one adapter per system, the same seeded stream of requests for each; every figure is of one run."""
+"""Benchmarks: one adapter per system, the same seeded stream of requests for each, figures of one run out."""

@@ -3,9 +3,9 @@
     python -m bench write --concurrency 1,64,256,1024 --seconds 5
     python -m bench compare --workload put --concurrency 256 --peers a,b --seconds 5 --json -
 
-`write` is `compare --workload put` without peers. Each figure comes of one run: repeat a command to see how far
-figures scatter before reading anything into a difference. Exit 0: measured; 1: a named peer is not to be had here; 2:
-usage.
+`write` is `compare --workload put` without peers. Each figure is of one run: repeat a command to see how far
+they scatter, before anything is read into a difference. Exit 0: measured; 1: a named peer is not to be had
+here; 2: usage.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """One running node: the only place where its parts are wired together.
 
-data directory ─ log store ─ log writer ┐
-               └ state store ─ machine ─┴─ applier ─┐
-peer links ─────────────────────────────────────────┼─ driver ─ local node ─ gRPC services
-clock, random ──────────────────────────────────────┘
+    data directory ┬ log store ─── log writer ┐
+                   └ state store ─ machine ───┴ applier ┐
+    peer links ─────────────────────────────────────────┼ driver ─ local node ─ gRPC services
+    clock, random ──────────────────────────────────────┘
+
+A node runs until it is told to stop, or until its driver halts.
 """
 
 from __future__ import annotations

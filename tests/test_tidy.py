@@ -1,11 +1,12 @@
 """What a reader of the code may rely on.
 
-Which way imports run, which flags are never used, what a file may not hold.
+Which way imports run, which flags are never used, how docstrings are set, what a file may not hold.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -16,22 +17,23 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "raftstate"
 
-# layer -> what it may import of raftstate. Leaves (errors, pb) stand in every row that uses them.
+# layer -> what it imports of raftstate: all of that, and nothing else. The client loads `state` in one method
+# only, which opens a workflow: the models stand above it.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "pb": {"pb"},
-    "config": {"errors"},
+    "lifeline": set(),
+    "address": {"errors"},
+    "config": {"address", "errors"},
     "core": {"core", "errors"},
     "machine": {"machine", "core", "pb", "errors"},
     "store": {"store", "core", "machine.tables", "errors"},
-    "node": {"node", "store", "machine", "core", "errors"},
-    "rpc": {"rpc", "node", "machine", "pb", "errors"},
-    "lifeline": {"errors"},
-    "supervisor": {"config", "lifeline", "client", "errors"},
-    "server": {"rpc", "node", "store", "machine", "core", "config", "lifeline", "errors", "__version__"},
-    "client": {"client", "pb", "errors", "state"},
-    "state": {"state", "client", "errors"},
-    "cli": {"cli", "server", "supervisor", "client", "state", "config", "lifeline", "errors", "__version__"},
+    "node": {"node", "store", "machine", "core", "address", "errors"},
+    "rpc": {"rpc", "node", "machine", "pb", "address", "errors"},
+    "supervisor": {"config", "lifeline", "client", "address", "errors"},
+    "server": {"rpc", "node", "store", "machine", "core", "config", "address", "errors"},
+    "client": {"client", "pb", "address", "errors", "state"},
+    "state": {"state", "errors"},
+    "cli": {"cli", "server", "supervisor", "client", "state", "config", "lifeline", "errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
 
@@ -55,19 +57,27 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
+def imports_of_raftstate(path: Path) -> list[str]:
+    return [name.removeprefix("raftstate.") for name in imports(path) if name.startswith("raftstate.")]
+
+
+def covers(item: str, name: str) -> bool:
+    return name == item or name.startswith(item + ".")
+
+
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_run_one_way(path: Path) -> None:
     layer = layer_of(path)
     if layer == "__init__":
         return
-    for name in imports(path):
-        if not name.startswith("raftstate."):
-            continue
-        below = name.removeprefix("raftstate.")
-        allowed = ALLOWED[layer]
-        assert any(below == item or below.startswith(item + ".") for item in allowed), (
-            f"{layer} may not import {name}"
-        )
+    for name in imports_of_raftstate(path):
+        assert any(covers(item, name) for item in ALLOWED[layer]), f"{layer} may not import raftstate.{name}"
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_no_import_is_allowed_that_nobody_uses(layer: str) -> None:
+    names = [name for path in modules() if layer_of(path) == layer for name in imports_of_raftstate(path)]
+    assert {item for item in ALLOWED[layer] if not any(covers(item, name) for name in names)} == set()
 
 
 def test_the_core_needs_nothing_but_msgspec() -> None:
@@ -104,6 +114,33 @@ def test_no_durability_flag_is_weakened_but_sync_of_the_state_in_one_place() -> 
         if keyword.arg in {"writemap", "map_async", "metasync", "sync"}
     ]
     assert flags == [("store/start.py", "sync")]
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    """Yield all strings that stand as statements: those of attributes are docstrings too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
+            yield inspect.cleandoc(node.value.value)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_docstrings_are_set_as_they_were_written(path: Path) -> None:
+    for docstring in docstrings(path):
+        for paragraph in re.split(r"\n\n+", docstring):
+            if paragraph.startswith(" "):
+                continue  # a table or a diagram
+            heading, *items = paragraph.splitlines()
+            for line in (heading, *items):
+                assert "   " not in line.strip(), f"a gap within prose: {line}"
+            if heading in {"Args:", "Raises:", "Attributes:"}:
+                for item in items:
+                    assert re.match(r"    [\w.]+(, [\w.]+)*: |        \S", item), (
+                        f"not an item, nor its next line: {item}"
+                    )
 
 
 def test_the_project_names_no_machine_and_no_package_index() -> None:

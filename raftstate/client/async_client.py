@@ -215,7 +215,7 @@ class AsyncClient:
 
         Raises:
             InvalidArgumentError: an argument is not within its limits; nothing was sent.
-            NoLeaderError: a linearizable read found no leader in time.
+            NoLeaderError: a linearizable read found no leader in time, or no node was reached.
             DeadlineError: no node answered in time, or none was fresh enough.
             DataLossError: the stored pair is damaged on that node; it was not served.
             ClosedError, FailedPreconditionError: the client is closed, or belongs to another loop or process.
@@ -345,7 +345,7 @@ class AsyncClient:
             See `raftstate.state.AsyncWorkflow`.
 
         Raises:
-            InvalidArgumentError: the name is empty, or no text.
+            InvalidArgumentError: the name is empty.
         """
         # The models stand above the client; here is only the door to them.
         from raftstate.state import AsyncWorkflow

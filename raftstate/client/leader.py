@@ -19,7 +19,7 @@ from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, common_pb2
 
 _ASK_S_MIN = 0.5
 _ASK_S_MAX = 4.0
-"""How long a node may take to tell its status. It doubles while none answers: a far cluster is not a dead one."""
+"""For a node to tell its status. The time doubles while none answers: a far cluster is not a dead one."""
 
 _SILENT_MS_MAX = 200
 """A leader that a follower has not heard for so long (ten heartbeats) is not worth forwarding to."""

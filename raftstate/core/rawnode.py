@@ -228,7 +228,7 @@ class RawNode:
 
         Raises:
             InvariantError: storage is asynchronous, where the storage messages' responses take this call's
-            place.
+                place.
         """
         if self._async:
             raise InvariantError(f"node {self.raft.id}: advance() called in asynchronous mode")

@@ -1,8 +1,8 @@
 """What the machine asks of the place where its rows stand: ordered tables of bytes, read and written in
 transactions.
 
-raftstate.store implements this over LMDB, tests over a dict. The machine can't tell them apart, which is why it
-imports neither.
+raftstate.store implements this over LMDB, tests over a dict. The machine can't tell them apart, which is why
+it imports neither.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ MACHINE_VERSION = 1
 have it."""
 
 KEY_BYTES_MAX = 480
-"""So that a milestone's key, with 33 bytes for each 32 of it and 8 for the revision, stays within the 511 bytes
-that LMDB allows (`layout.milestone_key`: at most 503)."""
+"""So that a milestone's key, with 33 bytes for each 32 of it and 8 for the revision, has at most 503 bytes
+(`layout.milestone_key`): LMDB allows 511."""
 VALUE_BYTES_MAX = 8 << 20
 """A value passes the log, the peers and the reply in one piece, and takes the loop's time in each."""
 BATCH_COMMANDS_MAX = 512
@@ -180,7 +180,7 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
 
 
 class BatchResult(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """Answers to a batch: serials[i] made revisions[i] and has no more to say; all others are in `answers`."""
+    """Answers to a batch: serials[i] made revisions[i], with no more to say; all others are in `answers`."""
 
     serials: list[int]
     revisions: list[int]

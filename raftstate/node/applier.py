@@ -194,7 +194,7 @@ class StateApplier:
         self._on_halt(error)
 
     async def close(self) -> bool:
-        """Stop; return whether the state ends with a checkpoint, so that the next start can trust it as it is."""
+        """Stop; return whether the state ends with a checkpoint, which the next start can trust as it is."""
         self._closing = True
         for timer in (self._timer, self._lazy_timer):
             if timer is not None:

@@ -36,7 +36,8 @@ DIAL_DELAY_S_MAX = 0.5
 REFUSED_DELAY_S = 2.0
 """A refusal (another cluster, another incarnation) stays until somebody changes the settings."""
 WRITE_BUFFER_BYTES_MAX = 64 << 20
-"""Four times what the core sends one peer ahead of its answers (`server.INFLIGHT_BYTES_MAX`). Beyond it a peer is too slow, and messages to it are dropped rather than kept in memory."""
+"""Four times what the core sends ahead of a peer's answers (`server.INFLIGHT_BYTES_MAX`). A peer with more to
+take is too slow, and messages to it are dropped rather than kept in memory."""
 _BULK = frozenset({MessageType.APP, MessageType.SNAP})
 
 

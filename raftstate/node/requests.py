@@ -40,6 +40,8 @@ from raftstate.node.environment import Executed, Forward, ForwardReply, Network,
 
 HELD_BYTES_MAX = 64 << 20
 """Requests that wait for a leader, or for their turn, take no more memory than this."""
+WAIT_NS_MAX = 60_000_000_000
+"""However patient the client: what is not committed after a minute is unknown, and is not kept in memory."""
 HOLD_NS_MAX = 1_600_000_000
 """How long a request waits for a leader to appear: two of the longest election timeouts. Beyond it none will
 appear soon, and the client is told at once rather than at its deadline."""
@@ -51,7 +53,7 @@ _encode = msgspec.msgpack.Encoder().encode
 class Request:
     """One item and who waits for it. `deadline_ns`, `hold_until_ns`: monotonic."""
 
-    item: Item
+    item: Item | None
     commands: int
     size_bytes: int
     deadline_ns: int
@@ -87,6 +89,7 @@ class Requests:
         now_ns: Callable[[], int],
         stamps: Callable[[], tuple[int, int]],
         describe_leader: Callable[[], str],
+        first_forward_id: int,
     ) -> None:
         self._raw = raw
         self._network = network
@@ -98,7 +101,7 @@ class Requests:
         self._proposed: dict[int, tuple[int, list[Request]]] = {}
         """index -> (term, requests): whose entry stands, or stood, at that index of this node's log."""
         self._forwarded: dict[int, Request] = {}
-        self._forward_ids = count(1)
+        self._forward_ids = count(first_forward_id)
         self._deadlines: list[tuple[int, int, Request]] = []
         self._sequence = count()
 
@@ -118,7 +121,7 @@ class Requests:
             reply(Rejected(Fault(Code.RESOURCE_EXHAUSTED, message), applied_never=True))
             return
         now_ns = self._now_ns()
-        deadline_ns = now_ns + timeout_ns
+        deadline_ns = now_ns + min(timeout_ns, WAIT_NS_MAX)
         hold_until_ns = min(deadline_ns, now_ns + HOLD_NS_MAX)
         request = Request(item, commands, size, deadline_ns, hold_until_ns, reply, forwarded)
         self._held.append(request)

@@ -31,11 +31,11 @@ from raftstate.rpc.validation import check_cluster
 from raftstate.rpc.writing import apply_item
 
 STREAMS_MAX = 1_024
-"""A process needs one stream however many threads it has; unary calls need their share of the server's calls."""
+"""A process needs one stream, however many threads it has; the server's other calls are for unary ones."""
 IN_FLIGHT_BATCHES_MAX = 64
 IN_FLIGHT_BYTES_MAX = 64 << 20
-"""Reading stops at either; one batch may exceed the bytes. Small batches of a session run out of its window of
-4,096 serials first; the bytes are as many as one node holds for all that wait (`requests.HELD_BYTES_MAX`)."""
+"""Reading stops at either; one batch may exceed the bytes. The batches are eight times as many full ones as a
+session's window takes, the bytes as many as a node holds for all that waits (`requests.HELD_BYTES_MAX`)."""
 REPLY_BYTES_MAX = 3 << 20
 """Answers go into one message up to here (but at least one answer), so that it passes a client's 4 MiB
 default."""

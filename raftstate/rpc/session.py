@@ -5,7 +5,6 @@ from __future__ import annotations
 from raftstate.errors import InvalidArgumentError
 from raftstate.machine.command import check_ttl
 from raftstate.machine.types import (
-    SESSION_TTL_MS_DEFAULT,
     Cancel,
     Cancelled,
     Close,
@@ -35,7 +34,7 @@ class SessionHandlers:
         if fault is not None:
             raise RefusedError(fault)
         check_cluster(request.cluster_id, self._service.cluster_id)
-        item = Register(request.nonce, request.ttl_ms or SESSION_TTL_MS_DEFAULT, request.cluster_id)
+        item = Register(request.nonce, request.ttl_ms, request.cluster_id)
         index, revision, registered = await apply_item(self._service, item, Registered, timeout_s=timeout_s)
         return session_pb2.RegisterResponse(
             header=write_header(self._service, index=index, revision=revision),

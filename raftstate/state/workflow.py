@@ -49,6 +49,7 @@ NAME_BYTES_MAX = 256
 LIST_LIMIT_DEFAULT = 100
 """Few enough that their rows, states included, are read at a glance."""
 _KEYS_PER_PAGE = 1_000
+"""Of keys without values: some 100 KB in a reply."""
 _SIBLINGS_MAX = 64
 """How many writers' forks of one sequence are looked at to find the newest."""
 _THREAD_BYTES_MIN = 64 << 10

@@ -29,7 +29,7 @@ from raftstate.errors import ClosedError, InvariantError, RaftstateError, Storag
 from raftstate.machine.tables import ReadTables
 from raftstate.store.checkpoint import Checkpoint, CheckpointRecord, Pin, lost_slot
 from raftstate.store.files import disk_failure
-from raftstate.store.generation import Generation, current_generation, remove_leftovers
+from raftstate.store.generation import Generation, remove_leftovers
 from raftstate.store.start import (
     READERS_WAIT_S,
     create_first_generation,

@@ -67,8 +67,8 @@ def lmdb_failure(doing: str, path: Path, error: lmdb.Error) -> RaftstateError:
     if isinstance(error, lmdb.MapFullError):
         return StorageError(
             f"failed while {doing} at {path}: the map, whose size was fixed when the state was created, is "
-            "full, and nothing frees room in it in this version; move the data to a new cluster with a larger "
-            "state_map_bytes",
+            "full, and nothing frees room in it in this version; move the data to a new cluster with a "
+            "larger state_map_bytes",
             detail={"errno": errno.ENOSPC},
         )
     failure = disk_failure(doing, path, error)

@@ -38,6 +38,7 @@ UNREACHABLE = "127.0.0.1:1"
         ("range", {"prefix": "a", "start": "b"}, "prefix", "give start and end, or prefix, not both"),
         ("range", {"start": ""}, "start", "start must have 1 to 480 bytes, got 0"),
         ("range", {"end": "k" * 481}, "end", "end must have 1 to 480 bytes, got 481"),
+        ("range", {"end": "k" * 481 + "\0"}, "end", "end must have 1 to 481 bytes, got 482"),
         ("range", {"limit": 0}, "limit", "limit must be a whole number from 1"),
         ("delete", {"key": ""}, "key", "key must have 1 to 480 bytes, got 0"),
         ("delete", {"key": "a", "prefix": True, "range_end": "b"}, "range_end", "not both"),

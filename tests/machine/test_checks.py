@@ -174,7 +174,9 @@ def test_a_batch_keeps_its_unknown_fields_while_it_is_checked() -> None:
 def test_an_operation_newer_than_the_machine_version_is_unimplemented() -> None:
     fault = check(put(1, b"k"), 0)
     assert fault == Fault(
-        Code.UNIMPLEMENTED, "put needs machine version 1, and the cluster is at 0: a client newer than the cluster", "put"
+        Code.UNIMPLEMENTED,
+        "put needs machine version 1, and the cluster is at 0: a client newer than the cluster",
+        "put",
     )
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from raftstate.machine import keyspace, types
 from raftstate.machine.layout import (
-    change_key,
     Change,
     ChangeKind,
+    change_key,
     milestone_key,
     read_change,
 )

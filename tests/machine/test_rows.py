@@ -8,7 +8,7 @@ import pytest
 
 from raftstate.errors import DataLossError
 from raftstate.machine.digest import recount
-from raftstate.machine.layout import change_key, META_KEY, SUMS_KEY, index_row, read_index, read_sums
+from raftstate.machine.layout import META_KEY, SUMS_KEY, change_key, index_row, read_index, read_sums
 from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from tests.machine.rig import Rig, delete, put

@@ -50,8 +50,12 @@ def stopped_uncleanly(directory: Path) -> None:
     store.close(clean=False)
 
 
+def create_state(directory: Path) -> StateStore:
+    return StateStore.create(directory, MAP_BYTES)
+
+
 def stopped_cleanly(directory: Path) -> None:
-    store = StateStore.create(directory, MAP_BYTES)
+    store = create_state(directory)
     with store.write() as tables:
         tables.put(Table.INDEX, b"a", b"1")
     with store.write() as tables:
@@ -254,7 +258,7 @@ def test_any_flipped_bit_in_the_checkpoint_is_noticed(tmp_path: Path) -> None:
 def test_damaged_current_is_refused(tmp_path: Path, content: bytes) -> None:
     stopped_cleanly(tmp_path)
     (tmp_path / "CURRENT").write_bytes(content)
-    for use in (StateStore.exists, StateStore.open, StateStore.create):
+    for use in (current_generation, StateStore.open, create_state):
         with pytest.raises(DataLossError, match="CURRENT"):
             use(tmp_path)
 
@@ -262,7 +266,7 @@ def test_damaged_current_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_state_whose_current_is_missing_is_neither_opened_nor_overwritten(tmp_path: Path) -> None:
     stopped_cleanly(tmp_path)
     (tmp_path / "CURRENT").unlink()
-    for use in (StateStore.open, StateStore.create):
+    for use in (StateStore.open, create_state):
         with pytest.raises(DataLossError, match="CURRENT is missing"):
             use(tmp_path)
     assert (tmp_path / "state-1" / "data.mdb").exists()

@@ -283,7 +283,7 @@ from raftstate.machine.tables import Table
 from raftstate.store.state import StateStore
 from tests.store.test_state import wipe_reader_table
 
-store = StateStore.create(Path(sys.argv[1]))
+store = StateStore.create(Path(sys.argv[1]), 1 << 28)
 data_file = store.path / "data.mdb"
 before = data_file.read_bytes()
 try:

@@ -1,0 +1,42 @@
+"""The client knows the server by its published interface only, so numbers that both need stand twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from raftstate.client import async_client, faults, limits
+from raftstate.client import url as client_url
+from raftstate.machine import types
+from raftstate.node import service
+from raftstate.rpc import server, status
+from raftstate.state import workflow
+from raftstate.supervisor import CLIENT_PORT_DEFAULT, HOST, NODES_DEFAULT
+
+
+@pytest.mark.parametrize(
+    "name", ["KEY_BYTES_MAX", "VALUE_BYTES_MAX", "BATCH_COMMANDS_MAX", "BATCH_BYTES_MAX", "SESSION_WINDOW"]
+)
+def test_the_client_checks_by_the_machine_s_limits(name: str) -> None:
+    assert getattr(limits, name) == getattr(types, name)
+
+
+def test_a_client_sends_nothing_that_is_too_large_for_a_server() -> None:
+    assert limits.MESSAGE_BYTES_MAX == server.RECEIVE_BYTES_MAX
+
+
+def test_a_checkpoint_s_row_may_be_as_large_as_a_value() -> None:
+    assert workflow.ROW_BYTES_MAX == types.VALUE_BYTES_MAX
+
+
+def test_both_sides_name_the_trailer_of_errors_alike() -> None:
+    assert faults.TRAILER == status.TRAILER
+
+
+def test_what_a_caller_leaves_out_means_the_same_to_both_sides() -> None:
+    assert async_client.TIMEOUT_S_DEFAULT == service.TIMEOUT_S_DEFAULT
+    assert async_client.MAX_LAG_MS_DEFAULT == service.STALENESS_MS_DEFAULT
+
+
+def test_a_client_without_a_url_looks_where_local_clusters_serve() -> None:
+    ports = range(CLIENT_PORT_DEFAULT, CLIENT_PORT_DEFAULT + NODES_DEFAULT)
+    assert client_url.endpoints_of(client_url.URL_DEFAULT) == tuple(f"{HOST}:{port}" for port in ports)
