@@ -17,6 +17,10 @@ class LoopClock:
         """Return CLOCK_MONOTONIC_RAW where there is one: the lease clock must not be slewed."""
         return time.clock_gettime_ns(_MONOTONIC)
 
+    def boot_ns(self) -> int:
+        """Return CLOCK_BOOTTIME where there is one: a staleness bound must grow while the machine sleeps."""
+        return time.clock_gettime_ns(_BOOT)
+
     def wall_ns(self) -> int:
         """Return the time of day."""
         return time.time_ns()
@@ -30,6 +34,7 @@ class LoopClock:
         self._loop.call_soon(callback)
 
 
+_BOOT: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _MONOTONIC: int = getattr(time, "CLOCK_MONOTONIC_RAW", time.CLOCK_MONOTONIC)
 
 
@@ -42,15 +47,17 @@ class LeaseClock:
 
     STEP_MS_MAX = 500
 
-    def __init__(self, now_ns: int) -> None:
+    def __init__(self, now_ns: int, stamp_ms: int) -> None:
         self._last_ns = now_ns
-        self._value_ns = 0
+        self._value_ns = stamp_ms * 1_000_000
+
+    def set(self, now_ns: int, stamp_ms: int) -> None:
+        """Go by `stamp_ms`, the stamp of a leader, as of `now_ns` (monotonic)."""
+        self._last_ns = now_ns
+        self._value_ns = stamp_ms * 1_000_000
 
     def raise_to(self, stamp_ms: int) -> None:
-        """Start from `stamp_ms` if the clock is behind it.
-
-        Called at election, and for each stamp that is seen.
-        """
+        """Start from `stamp_ms` if the clock is behind it: called at election."""
         self._value_ns = max(self._value_ns, stamp_ms * 1_000_000)
 
     def step(self, now_ns: int) -> int:

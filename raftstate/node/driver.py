@@ -35,12 +35,11 @@ from raftstate.core.types import (
     MessageType,
 )
 from raftstate.machine.machine import Machine
-from raftstate.machine.types import Code, EntryResult, Expire, Fault, Item
+from raftstate.machine.types import BATCH_COMMANDS_MAX, Code, EntryResult, Expire, Fault, Item
 from raftstate.node.clock import LeaseClock
 from raftstate.node.environment import (
     Applier,
     Clock,
-    Executed,
     Forward,
     ForwardReply,
     LogDisk,
@@ -51,6 +50,7 @@ from raftstate.node.environment import (
     Reply,
     TransferLeader,
 )
+from raftstate.node.frames import FrameError
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests
 
@@ -108,12 +108,19 @@ class Driver:
         self._world = world
         self._clock = world.clock
         now_ns = world.clock.monotonic_ns()
-        self._lease_clock = LeaseClock(now_ns)
+        self._lease_clock = LeaseClock(now_ns, machine.lease_clock_ms)
         self.requests = Requests(
-            raw, world.network, world.clock.monotonic_ns, self._stamps, self.describe_leader
+            raw,
+            world.network,
+            world.clock.monotonic_ns,
+            self._stamps,
+            self.describe_leader,
+            # Ids must not meet those of this node's life before a restart: an answer to one of them may still
+            # be on its way.
+            first_forward_id=world.random.getrandbits(62),
         )
         nonce = world.random.getrandbits(64).to_bytes(8, "big")
-        self.reads = Reads(raw, world.clock.monotonic_ns, nonce, self.describe_leader)
+        self.reads = Reads(raw, world.clock.boot_ns, nonce, self.describe_leader)
         self.applied_index = raw.raft.raft_log.applied
         self._applying = False
         self._turn_scheduled = False
@@ -127,6 +134,7 @@ class Driver:
         self._tick_due_ns = now_ns
         self._maintenance_due_ns = 0
         self._grace_until_ns = 0
+        self._tick_index = 0
         self.leader_watchers: list[Callable[[int], None]] = []
         """Called with the new leader's id (NONE: none) at each change."""
 
@@ -184,7 +192,8 @@ class Driver:
             self._receive_forward(sender, body)
         elif isinstance(body, ForwardReply):
             self.requests.replied(sender, body)
-        else:
+        elif self.raw.raft.state is Role.LEADER:
+            # Otherwise dropped: two nodes with old news of each other would play ball with it.
             self.transfer_leader(body.target)
 
     def _receive_message(self, sender: int, message: Message) -> None:
@@ -205,10 +214,20 @@ class Driver:
 
     def _receive_forward(self, sender: int, forward: Forward) -> None:
         def reply(outcome: Outcome) -> None:
-            if isinstance(outcome, Executed):
-                self._world.network.send(sender, ForwardReply(forward.id, executed=outcome))
-            else:
+            if isinstance(outcome, Rejected):
                 self._world.network.send(sender, ForwardReply(forward.id, rejected=outcome))
+                return
+            try:
+                self._world.network.send(sender, ForwardReply(forward.id, executed=outcome))
+            except FrameError as error:
+                # The machine's limits keep answers below a frame; if one is not, that is no reason to halt.
+                log.error("answer not sent", to=sender, index=outcome.index, error=str(error))
+                fault = Fault(
+                    Code.UNKNOWN_OUTCOME, f"the write was applied, but its answer is too large: {error}"
+                )
+                self._world.network.send(
+                    sender, ForwardReply(forward.id, rejected=Rejected(fault, applied_never=False))
+                )
 
         if self.raw.raft.state is not Role.LEADER:
             # Not passed on again: two nodes with old news of each other would play ball with it.
@@ -231,7 +250,7 @@ class Driver:
             # vote at once, instead of after an election timeout; PreVote keeps that harmless when only one
             # connection broke.
             self._guard(self.raw.forget_leader)
-            survivors = sorted(set(self.machine.conf_state().voters) - {peer})
+            survivors = sorted({*self.machine.conf_state().voters, raft.id} - {peer})
             delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
             self._clock.call_later(delay_s, self._campaign_if_leaderless)
         self.schedule_turn()
@@ -313,11 +332,15 @@ class Driver:
                 self._propose_expiries(now_ns)
 
     def _propose_expiries(self, now_ns: int) -> None:
+        if self._tick_index > self.applied_index:
+            return  # the last one is not applied yet: what it expires would be proposed again
         clock_ms = self._lease_clock.step(now_ns)
         items: list[Item] = []
         if now_ns >= self._grace_until_ns:
-            items = [Expire(session, clock_ms) for session in self.machine.expired_sessions(clock_ms)]
+            due = self.machine.expired_sessions(clock_ms)[:BATCH_COMMANDS_MAX]
+            items = [Expire(session, clock_ms) for session in due]
         self.requests.propose_tick(items)
+        self._tick_index = self.raw.raft.raft_log.last_index()
 
     def _stamps(self) -> tuple[int, int]:
         """Return what an envelope is stamped with: lease clock and wall clock, in ms."""
@@ -403,13 +426,20 @@ class Driver:
 
         def done(results: list[EntryResult]) -> None:
             self.applied_index = entries[-1].index
-            self._guard(lambda: self._respond(message.responses))
-            self.requests.applied(results)
-            self.reads.applied(self.applied_index)
+            self._guard(lambda: self._applied(message.responses, results))
             self.schedule_turn()
 
         lazily = self.raw.raft.state is not Role.LEADER and not self.reads.wait_for_apply
         self._world.applier.apply(entries, conf_states, done, lazily=lazily)
+
+    def _applied(self, responses: Sequence[Message], results: Sequence[EntryResult]) -> None:
+        self._respond(responses)
+        if self.raw.raft.state is not Role.LEADER:
+            # A follower's clock is the leader's last stamp and what has passed since: its own past means
+            # nothing.
+            self._lease_clock.set(self._clock.monotonic_ns(), self.machine.lease_clock_ms)
+        self.requests.applied(results)
+        self.reads.applied(self.applied_index)
 
     def _note_leader(self) -> None:
         raft = self.raw.raft
@@ -428,7 +458,6 @@ class Driver:
 
     def _become_leader(self) -> None:
         now_ns = self._clock.monotonic_ns()
-        self._lease_clock.step(now_ns)
         self._lease_clock.raise_to(self.machine.lease_clock_ms)
         self._grace_until_ns = now_ns + GRACE_NS
 

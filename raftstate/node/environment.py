@@ -83,6 +83,10 @@ class Clock(Protocol):
         """Return a time that never goes back and is not slewed."""
         ...
 
+    def boot_ns(self) -> int:
+        """Return a time that never goes back and runs on while the machine sleeps."""
+        ...
+
     def wall_ns(self) -> int:
         """Return the time of day, for display only."""
         ...

@@ -29,9 +29,9 @@ from raftstate.node.environment import Forward, ForwardReply, PeerBody, Transfer
 
 PROTOCOL_VERSION = 1
 MAGIC = b"RS"
-FRAME_BYTES_MAX = 24 << 20
-"""Above the largest message that a client may send (20 MiB), so that whatever was accepted can be passed
-on."""
+FRAME_BYTES_MAX = 32 << 20
+"""Above the largest message that a client may send (20 MiB) and the largest answer that the machine gives (22
+MiB), so that whatever was accepted can be passed on."""
 HELLO_BYTES_MAX = 4096
 """Before a peer has said who it is, it is not trusted with more memory."""
 

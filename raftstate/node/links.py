@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -35,6 +36,9 @@ DIAL_DELAY_S_MAX = 0.5
 """A peer that is down costs two dials a second, and is noticed within one when it comes back."""
 REFUSED_DELAY_S = 2.0
 """A refusal (another cluster, another incarnation) stays until somebody changes the settings."""
+UNACKNOWLEDGED_MS_MAX = 3_000
+"""After a partition a connection is dialled again, rather than wait for the kernel's next retransmission,
+which may be minutes away. Several election timeouts, so that a slow moment is no loss."""
 WRITE_BUFFER_BYTES_MAX = 64 << 20
 """Four times what the core sends ahead of a peer's answers (`server.INFLIGHT_BYTES_MAX`). A peer with more to
 take is too slow, and messages to it are dropped rather than kept in memory."""
@@ -105,7 +109,11 @@ class PeerLinks:
         if type(body) is not Message or body.type in _BULK:
             channel = Channel.BULK
         transport = self._outbound.get((to, channel))
-        if transport is None or transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
+        # Between the loss of a connection and the turn of its dialler the transport is still here, and
+        # uvloop's raises when written to.
+        if transport is None or transport.is_closing():
+            return False
+        if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
             return False
         transport.write(encode(body))
         return True
@@ -158,6 +166,7 @@ class PeerLinks:
         if refusal:
             transport.abort()
             raise _RefusedError(refusal)
+        _notice_silent_death(transport)
         self._outbound[peer, channel] = transport
         try:
             await outbound.lost
@@ -167,6 +176,14 @@ class PeerLinks:
             if not self._closing:
                 self._events.lost(peer)
         return True
+
+
+def _notice_silent_death(transport: asyncio.Transport) -> None:
+    """Have the kernel give a connection up whose bytes are not acknowledged for `UNACKNOWLEDGED_MS_MAX`."""
+    connection = transport.get_extra_info("socket")
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux; elsewhere the system's own patience counts
+    if connection is not None and option is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, option, UNACKNOWLEDGED_MS_MAX)
 
 
 class _RefusedError(Exception):

@@ -193,10 +193,10 @@ class LocalNode:
 
     async def _confirm_within(self, max_staleness_ms: int, timeout_s: float) -> int:
         """Confirm until the answer is fresh enough."""
-        deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
+        deadline_ns = self._clock.boot_ns() + int(timeout_s * 1e9)
         while True:
             asked_ns = await self._confirm(timeout_s)
-            now_ns = self._clock.monotonic_ns()
+            now_ns = self._clock.boot_ns()
             if _bound_us(now_ns - asked_ns) <= max_staleness_ms * 1000:
                 return asked_ns
             timeout_s = (deadline_ns - now_ns) / 1e9
@@ -328,7 +328,7 @@ class _LocalReader:
     def staleness_bound_us(self) -> int | None:
         if self._asked_ns is None:
             return None
-        return _bound_us(self._clock.monotonic_ns() - self._asked_ns)
+        return _bound_us(self._clock.boot_ns() - self._asked_ns)
 
     async def get(self, key: bytes) -> KeyValue | None:
         return self._reader.get(key)

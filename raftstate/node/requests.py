@@ -25,6 +25,7 @@ from raftstate.core.errors import ProposalDropped
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
+from raftstate.errors import InvariantError
 from raftstate.machine.types import (
     BATCH_BYTES_MAX,
     BATCH_COMMANDS_MAX,
@@ -54,6 +55,7 @@ class Request:
     """One item and who waits for it. `deadline_ns`, `hold_until_ns`: monotonic."""
 
     item: Item | None
+    """None once it was sent on its way: from then on only the answer counts."""
     commands: int
     size_bytes: int
     deadline_ns: int
@@ -150,7 +152,8 @@ class Requests:
         raft = self._raw.raft
         lease_ms, wall_ms = self._stamps()
         for group in fill_entries(requests):
-            data = _encode(Envelope(lease_ms, wall_ms, [request.item for request in group]))
+            items = [request.item for request in group if request.item is not None]
+            data = _encode(Envelope(lease_ms, wall_ms, items))
             try:
                 self._raw.propose(data)
             except ProposalDropped:
@@ -162,6 +165,7 @@ class Requests:
                     request.answer(Rejected(fault, applied_never=True))
                 continue
             for request in group:
+                request.item = None
                 request.sent_to = raft.id
             self._proposed[raft.raft_log.last_index()] = (raft.term, group)
 
@@ -175,11 +179,14 @@ class Requests:
 
     def _forward(self, leader: int, request: Request) -> None:
         timeout_ms = max(1, (request.deadline_ns - self._now_ns()) // 1_000_000)
+        if request.item is None:
+            raise InvariantError("a request is forwarded a second time")
         forward = Forward(next(self._forward_ids), timeout_ms, request.commands, request.item)
         if not self._network.send(leader, forward):
             self._held.append(request)
             self._held_bytes += request.size_bytes
             return
+        request.item = None
         request.sent_to = leader
         self._forwarded[forward.id] = request
 

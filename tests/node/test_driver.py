@@ -7,7 +7,7 @@ import pytest
 from raftstate.core.roles import Role
 from raftstate.machine.reader import Reader
 from raftstate.machine.types import Batch, Code, Register
-from raftstate.node.environment import Executed, ForwardReply, Outcome, Rejected
+from raftstate.node.environment import Executed, ForwardReply, Outcome, Rejected, TransferLeader
 from raftstate.node.requests import Request, fill_entries
 from tests.node.world import MS, SimCluster, SimNode, was_applied
 
@@ -268,3 +268,70 @@ def test_the_same_seed_gives_the_same_run() -> None:
         return [leader.id, cluster.time.now_ns, leader.machine.digest, *indexes]
 
     assert run() == run()
+
+
+def test_an_answer_to_a_forwarder_s_former_life_is_not_taken_for_a_new_request_s() -> None:
+    cluster = SimCluster(3, 1)
+    leader = cluster.elect()
+    follower, other = [node for node in cluster.nodes.values() if node is not leader]
+    cluster.run_for(0.2)
+    leader.disk_delay_ms = other.disk_delay_ms = 300
+    cluster.put(follower.id, "old")
+    cluster.run_for(0.02)
+    cluster.crash(follower.id)
+    follower.start()
+    cluster.run_until(lambda: follower.driver.raw.raft.lead == leader.id)
+    for node in cluster.nodes.values():
+        node.disk_delay_ms = 5_000
+    outcomes = cluster.put(follower.id, "new", timeout_s=2)
+    # "old" is committed, and its answer sent to the forwarder's new life, long before "new" can be.
+    cluster.run_until(lambda: outcomes)
+    assert isinstance(outcomes[0], Rejected)
+    assert not outcomes[0].applied_never
+
+
+def test_a_new_leader_s_lease_clock_does_not_count_the_time_that_it_followed_others() -> None:
+    cluster = SimCluster(3, 2)
+    lonely, second, third = cluster.nodes.values()
+    cluster.crash(second.id)
+    cluster.crash(third.id)
+    cluster.run_for(900)
+    second.start()
+    third.start()
+    cluster.elect()
+    cluster.run_for(0.2)
+    if cluster.leader() is lonely:
+        lonely.driver.transfer_leader(second.id)
+        cluster.run_until(lambda: cluster.leader() is second)
+    first = cluster.elect()
+    outcomes: list[Outcome] = []
+    first.driver.submit(Register(9, 600_000), 1, 5_000 * MS, outcomes.append)
+    cluster.run_until(lambda: outcomes)
+    cluster.run_for(2)
+    before_ms = first.machine.lease_clock_ms
+    first.driver.transfer_leader(lonely.id)
+    cluster.run_until(lambda: cluster.leader() is lonely)
+    cluster.run_for(4)
+    assert before_ms < lonely.machine.lease_clock_ms < before_ms + 7_000
+    assert lonely.machine.session_count == 1
+
+
+def test_an_answered_request_holds_its_bytes_no_longer() -> None:
+    cluster = SimCluster(3, 17)
+    leader = cluster.elect()
+    outcomes = [cluster.put(leader.id, f"k{n}", "v" * 1000, timeout_s=86_400) for n in range(10)]
+    cluster.run_until(lambda: all(outcomes))
+    waiting = [request for _, _, request in leader.driver.requests._deadlines]
+    assert all(request.item is None for request in waiting)
+    cluster.run_for(61)
+    assert leader.driver.requests._deadlines == []
+
+
+def test_a_transfer_that_reaches_a_node_which_does_not_lead_is_not_passed_on() -> None:
+    cluster = SimCluster(3, 18)
+    leader = cluster.elect()
+    cluster.run_for(0.1)
+    first, second = [node for node in cluster.nodes.values() if node is not leader]
+    first.driver.receive(second.id, TransferLeader(second.id))
+    cluster.run_for(1)
+    assert cluster.leader() is leader

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import uvloop
 
 from raftstate.core.types import Entry, Message, MessageType
 from raftstate.node.environment import PeerBody, TransferLeader
@@ -141,3 +142,33 @@ async def test_a_lost_connection_is_told_at_once_and_dialled_again(pair: tuple[E
         await again.until(lambda: again.bodies == [(1, TransferLeader(2))])
     finally:
         await again.links.close()
+
+
+def test_a_send_in_the_turn_in_which_the_peer_dies_says_that_nothing_was_sent() -> None:
+    """uvloop's transports raise when they are written to after the loss of their connection."""
+
+    async def run() -> list[bool]:
+        two = End(2, {})
+        port = await two.links.start("127.0.0.1", 0)
+        one = End(1, {2: f"127.0.0.1:{port}"})
+        await one.links.start("127.0.0.1", 0)
+        await connected(one, 2)
+        loop = asyncio.get_running_loop()
+        sent: list[bool] = []
+
+        def send_every_turn() -> None:
+            sent.append(one.links.send(2, TransferLeader(2)))
+            if 2 not in one.lost:
+                loop.call_soon(send_every_turn)
+
+        send_every_turn()
+        for inbound in list(two.links._inbound):
+            inbound.abort()
+        await one.until(lambda: 2 in one.lost)
+        await one.links.close()
+        await two.links.close()
+        return sent
+
+    sent = uvloop.run(run())
+    assert sent[0] is True
+    assert sent[-1] is False

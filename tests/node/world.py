@@ -143,6 +143,9 @@ class _EpochClock:
     def monotonic_ns(self) -> int:
         return self._time.monotonic_ns()
 
+    def boot_ns(self) -> int:
+        return self._time.monotonic_ns()
+
     def wall_ns(self) -> int:
         return self._time.wall_ns()
 
