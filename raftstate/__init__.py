@@ -41,10 +41,13 @@ if TYPE_CHECKING:
         connect_async,
     )
 
+    from raftstate.state import Checkpoint, Restored, Workflow
+
     __version__: str
 
 __all__ = [
     "AsyncClient",
+    "Checkpoint",
     "Client",
     "ClosedError",
     "ConfigError",
@@ -67,14 +70,18 @@ __all__ = [
     "RaftstateError",
     "RangeResult",
     "ResourceExhaustedError",
+    "Restored",
     "SessionExpiredError",
     "StorageError",
     "UnimplementedError",
+    "Workflow",
     "WrongClusterError",
     "__version__",
     "connect",
     "connect_async",
 ]
+
+_OF_STATE = frozenset({"Checkpoint", "Restored", "Workflow"})
 
 
 def __getattr__(name: str) -> object:
@@ -83,6 +90,8 @@ def __getattr__(name: str) -> object:
     """
     if name == "__version__":
         value: object = importlib.import_module("importlib.metadata").version("raftstate")
+    elif name in _OF_STATE:
+        value = getattr(importlib.import_module("raftstate.state"), name)
     elif name in __all__:
         value = getattr(importlib.import_module("raftstate.client"), name)
     else:

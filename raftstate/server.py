@@ -58,6 +58,9 @@ UNCOMMITTED_BYTES_MAX = 64 << 20
 """What a leader holds in memory while no quorum answers; beyond it writes are refused."""
 INFLIGHT_BYTES_MAX = 16 << 20
 """What is sent to a follower ahead of its answers: a second's worth over a link of 128 Mbit/s."""
+LOG_MARGIN_BYTES = 2 << 30
+"""Bytes of entries kept behind the last checkpoint: what a follower that was down may need. A quarter of the
+log's map if that is less."""
 LOG_FOLDER = "log"
 HANDOVER_S_MAX = 0.3
 """How long a leader that is told to stop tries to hand leadership over first. It takes some 10 ms when the
@@ -115,7 +118,7 @@ class Stores:
         with contextlib.ExitStack() as opened:
             self.directory = open_directory(settings, identity)
             opened.callback(self.directory.close)
-            self.state = StateStore.open(self.directory.path)
+            self.state = StateStore.open(self.directory.path, map_bytes=settings.state_map_bytes)
             opened.callback(self.state.close, clean=False)
             with self.state.read() as tables:
                 self.machine = Machine(tables)
@@ -195,7 +198,10 @@ class Node:
         rng = random.Random(secrets.randbits(64))
         machine = stores.machine
         self._log_writer = LogWriter(stores.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
-        self._applier = StateApplier(machine, stores.state, self._log_writer, clock, self._halt)
+        margin_bytes = min(LOG_MARGIN_BYTES, settings.log_map_bytes // 4)
+        self._applier = StateApplier(
+            machine, stores.state, self._log_writer, clock, self._halt, log_margin_bytes=margin_bytes
+        )
         member = settings.member
         self._links = PeerLinks(
             LocalPeer(settings.cluster.cluster_id, member.id, member.incarnation),
@@ -254,13 +260,17 @@ class Node:
 
     async def stop(self) -> None:
         """Take no more part, let go of ports and threads, and checkpoint the state."""
-        await self._rpc.set_serving(False)
         self.driver.stop()
-        await self._rpc.stop(grace_s=1.0)
-        await self._links.close()
-        self._log_writer.close()
-        self.service.close()
-        self._stores.clean = await self._applier.close() and self.failure is None
+        try:
+            await self._rpc.set_serving(False)
+            await self._rpc.stop(grace_s=1.0)
+            await self._links.close()
+        finally:
+            try:
+                self._log_writer.close()
+            finally:
+                self.service.close()
+                self._stores.clean = await self._applier.close() and self.failure is None
 
     def _halt(self, error: BaseException) -> None:
         if self.failure is None:

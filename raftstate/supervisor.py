@@ -1,6 +1,7 @@
 """A cluster of local node processes in one directory: made, started, killed, stopped.
 
     DATA/formed         exists once all nodes have served: from then on none may start with an empty directory
+    DATA/lock           an exclusive flock while the nodes run; holds the id of the process that started them
     DATA/n1/node.toml   the node's settings
     DATA/n1/node.log    what it printed
     DATA/n1/data/       the node's own directory
@@ -10,6 +11,7 @@ The nodes end when the process that holds the `LocalCluster` does, however it en
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import secrets
@@ -19,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -55,6 +57,7 @@ _FREE_PORTS = range(10_000, 32_000)
 while its node is down, even by a peer's attempt to reach that node (a TCP self-connect)."""
 _PORT_WAIT_S = 5.0
 """The nodes of a parent that was killed end within their lifeline's grace (`lifeline.GRACE_S`)."""
+_SHOWN_STRANGERS = 3
 _LOG_TAIL_LINES = 15
 """What a start logs before it fails, with room for a traceback's end."""
 
@@ -99,10 +102,12 @@ class LocalCluster:
         nodes: how many; None: as many as there are, or three.
         port: of the first node, the others follow; 0: free ones; None: those the cluster has, or 7001 and on.
         command: what serves a node, without the options that every node is given.
+        tell: is told, in a sentence for people, what a start waits for and which wish was of no effect.
 
     Raises:
         ConfigError: nodes or port are not possible, or not those of the cluster in `data_dir`.
-        FailedPreconditionError: `data_dir` holds a part of a cluster only.
+        FailedPreconditionError: `data_dir` holds a part of a cluster only, or files of somebody else; or a
+            port for a new cluster is in use, in which case nothing was written.
     """
 
     def __init__(
@@ -112,9 +117,12 @@ class LocalCluster:
         nodes: int | None = None,
         port: int | None = None,
         command: Sequence[str] = SERVE_COMMAND,
+        tell: Callable[[str], None] = lambda what: None,
     ) -> None:
         self._data_dir = data_dir.absolute()
         self._command = tuple(command)
+        self._tell = tell
+        self._lock: int | None = None
         if not (self._data_dir / "n1" / "node.toml").exists():
             self._create(
                 NODES_DEFAULT if nodes is None else nodes, CLIENT_PORT_DEFAULT if port is None else port
@@ -155,15 +163,18 @@ class LocalCluster:
         """Start all nodes and wait until each serves. When one does not, all are stopped again.
 
         Raises:
-            FailedPreconditionError: a port is in use, or a node ended or did not serve in time; tells what
-                it logged.
+            FailedPreconditionError: the cluster runs already, a port is in use, or a node ended or did not
+                serve in time; tells what it logged.
         """
-        for member in self.config.members:
-            for address in (member.client_address, member.peer_address):
-                _wait_for_port(address)
-        self._lifeline = Lifeline()
-        deadline = time.monotonic() + timeout_s
+        self._lock = self._take_lock()
         try:
+            advice = (
+                f"the cluster in {self._data_dir} keeps its ports ({self._ports()}): stop that process, or"
+                " start a new cluster in another directory"
+            )
+            self._wait_for_ports(self.config.members, advice)
+            self._lifeline = Lifeline()
+            deadline = time.monotonic() + timeout_s
             waiting = [(name, self._spawn(name)) for name in (member.name for member in self.config.members)]
             for name, ready_fd in waiting:
                 self._wait_ready(name, ready_fd, deadline)
@@ -242,6 +253,9 @@ class LocalCluster:
         if self._lifeline is not None:
             self._lifeline.close()
             self._lifeline = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -273,6 +287,9 @@ class LocalCluster:
                 f"{self._data_dir} holds {names} but no n1/node.toml: it is not a whole cluster."
                 " Restore the file, or give another directory"
             )
+        check_unused(
+            self._data_dir, ("formed", "lock", *(f"n{number}" for number in range(1, VOTERS_MAX + 1)))
+        )
         ports = _free_ports(2 * nodes) if port == 0 else []
         members = tuple(
             MemberConfig(
@@ -284,6 +301,10 @@ class LocalCluster:
             for number in range(1, nodes + 1)
         )
         config = ClusterConfig(cluster_id=new_cluster_id(), members=members)
+        # Before anything is written: the ports of a cluster are for good.
+        self._wait_for_ports(
+            members, "stop that process, or start the new cluster on other ports (port 0 picks free ones)"
+        )
         # The first node's file comes last: it is what makes the directory a cluster.
         for member in reversed(members):
             write_node_file(self._data_dir / member.name, member.name, config)
@@ -312,12 +333,52 @@ class LocalCluster:
                 field="nodes",
             )
         first = split_address(self.endpoints[0])[1]
-        if port not in (None, 0, first):
+        if port == 0:
+            self._tell(
+                f"the cluster in {self._data_dir} keeps the ports it has ({self._ports()});"
+                " port 0 picks free ones for a new cluster only"
+            )
+        elif port not in (None, first):
             raise ConfigError(
                 f"the cluster in {self._data_dir} serves on port {first} and on, not {port};"
                 " leave the port out, or give another directory",
                 field="port",
             )
+
+    def _ports(self) -> str:
+        return ", ".join(str(split_address(endpoint)[1]) for endpoint in self.endpoints)
+
+    def _take_lock(self) -> int:
+        """Return the descriptor that holds the directory's lock. Raises FailedPreconditionError."""
+        lock = os.open(self._data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 20).decode("ascii", errors="replace").strip()
+            os.close(lock)
+            raise FailedPreconditionError(
+                f"the cluster in {self._data_dir} runs already, started by process {holder}, and serves at"
+                f" {self.url}; connect to it, stop that process, or give another directory"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.write(lock, b"%d\n" % os.getpid())
+        return lock
+
+    def _wait_for_ports(self, members: Sequence[MemberConfig], advice: str) -> None:
+        """Return when all ports are free: nodes of a parent that was just killed need a moment to go.
+
+        Raises FailedPreconditionError that ends with `advice`.
+        """
+        deadline = time.monotonic() + _PORT_WAIT_S
+        told = False
+        for address in [each for member in members for each in (member.client_address, member.peer_address)]:
+            while not _is_free(*split_address(address)):
+                if time.monotonic() > deadline:
+                    raise FailedPreconditionError(f"{address} is in use by another process; {advice}")
+                if not told:
+                    self._tell(f"{address} is in use; waiting up to {_PORT_WAIT_S:g} s for it to become free")
+                    told = True
+                time.sleep(0.05)
 
     def _pid(self, name: str) -> int | None:
         process = self._processes.get(name)
@@ -375,6 +436,30 @@ def new_cluster_id() -> int:
     return secrets.randbits(62) + 1
 
 
+def check_unused(folder: Path, own: Collection[str]) -> None:
+    """Check that nobody else's files stand in a folder that is to be filled.
+
+    Args:
+        folder: it need not exist.
+        own: names that raftstate may have left there.
+
+    Raises:
+        FailedPreconditionError: it holds something else.
+    """
+    if not folder.exists():
+        return
+    # The root of a file system of its own has a lost+found.
+    strangers = sorted({entry.name for entry in folder.iterdir()} - {*own, "lost+found"})
+    if strangers:
+        shown = ", ".join(strangers[:_SHOWN_STRANGERS]) + (
+            ", ..." if len(strangers) > _SHOWN_STRANGERS else ""
+        )
+        raise FailedPreconditionError(
+            f"{folder} holds what is not part of a new cluster ({shown}); give an empty directory, or one that"
+            " does not exist yet"
+        )
+
+
 def write_node_file(folder: Path, name: str, config: ClusterConfig) -> Path:
     """Write FOLDER/node.toml for a node whose data stand in FOLDER/data; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -414,16 +499,3 @@ def _is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
-
-
-def _wait_for_port(address: str) -> None:
-    """Return when the port is free: nodes of a parent that was just killed need a moment to go."""
-    host, port = split_address(address)
-    deadline = time.monotonic() + _PORT_WAIT_S
-    while not _is_free(host, port):
-        if time.monotonic() > deadline:
-            raise FailedPreconditionError(
-                f"{address} is in use by another process; stop that, or start a new cluster on other ports"
-                " (port 0 picks free ones)"
-            )
-        time.sleep(0.05)

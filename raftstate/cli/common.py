@@ -5,18 +5,22 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from raftstate.client import Client, KeyValue, connect
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
+from raftstate.client.limits import TIMEOUT_S_MAX
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 UrlOption = Annotated[
     str | None,
@@ -26,7 +30,9 @@ UrlOption = Annotated[
         show_default="the three nodes of `raftstate dev`",
     ),
 ]
-TimeoutOption = Annotated[float, typer.Option(min=0.001, help="Seconds until the command gives up.")]
+TimeoutOption = Annotated[
+    float, typer.Option(min=0.001, max=TIMEOUT_S_MAX, help="Seconds until a request is given up.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 
 
@@ -37,16 +43,39 @@ def open_client(url: str | None, timeout: float = TIMEOUT_S_DEFAULT) -> Client:
 
 def console(*, err: bool = False) -> Console:
     """Return where text for people goes: plain, and never wrapped, where it is not a terminal."""
+    # Here, so that commands without tables need not load it.
+    from rich.console import Console
+
     stream = sys.stderr if err else sys.stdout
     return Console(
         stderr=err, soft_wrap=not stream.isatty(), highlight=False, width=None if stream.isatty() else 200
     )
 
 
+def write_out(raw: bytes) -> None:
+    """Write all of `raw` to stdout, at once.
+
+    Not through `sys.stdout`: unbuffered (PYTHONUNBUFFERED), it drops what a full pipe did not take, and on a
+    pipe that somebody made non-blocking it fails. Raises OSError.
+    """
+    sys.stdout.flush()
+    descriptor = sys.stdout.fileno()
+    rest = memoryview(raw)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            select.select([], [descriptor], [])
+
+
+def print_text(line: str) -> None:
+    """Print a line to stdout, at once."""
+    write_out(f"{line}\n".encode(errors="backslashreplace"))
+
+
 def print_json(value: object) -> None:
     """Print one line of JSON to stdout, at once."""
-    sys.stdout.write(json.dumps(value) + "\n")
-    sys.stdout.flush()
+    print_text(json.dumps(value))
 
 
 def raw_argument(argument: str) -> bytes:

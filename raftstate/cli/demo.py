@@ -8,6 +8,7 @@ compare (demo_check) what is stored with the files and with the ledger.
 from __future__ import annotations
 
 import json as jsonlib
+import os
 import shutil
 import subprocess
 import sys
@@ -79,10 +80,8 @@ def demo(
 ) -> None:
     """Run a resumable job on three nodes, kill its leader and its worker, and check that nothing was lost."""
     output = console(err=json == "-")
-    if json is not None and not Path(json).absolute().parent.is_dir():
-        raise InvalidArgumentError(
-            f"--json {json}: there is no folder {Path(json).absolute().parent}", field="json"
-        )
+    if json not in (None, "-"):
+        _check_writable(Path(json))
     root, left_out = _what_to_hash(path)
     try:
         with interrupted_once(), _folder() as folder, Lifeline() as lifeline:
@@ -292,6 +291,20 @@ class _Demo:
 
     def _say(self, what: str) -> None:
         self._progress.console.print(what, markup=False)
+
+
+def _check_writable(file: Path) -> None:
+    """Raise InvalidArgumentError unless the outcome can be written there: said now, not after all the work."""
+    folder = file.absolute().parent
+    if file.is_dir():
+        fault = "it is a folder; give the name of a file in it"
+    elif not folder.is_dir():
+        fault = f"there is no folder {folder}"
+    elif not os.access(file if file.exists() else folder, os.W_OK):
+        fault = "it can't be written; give a file that can"
+    else:
+        return
+    raise InvalidArgumentError(f"--json {file}: {fault}", field="json")
 
 
 def _what_to_hash(path: Path | None) -> tuple[Path, frozenset[bytes]]:

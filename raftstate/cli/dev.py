@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raftstate.cli.common import JsonOption, console, interrupted_once, print_json
+from raftstate.client.limits import TIMEOUT_S_MAX
 from raftstate.supervisor import (
     CLIENT_PORT_DEFAULT,
     NODES_DEFAULT,
@@ -39,14 +40,16 @@ def dev(
         typer.Option(help="Of the first node; 0 picks free ones.", show_default=str(CLIENT_PORT_DEFAULT)),
     ] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that the start may take.")
+        float, typer.Option(min=0.1, max=TIMEOUT_S_MAX, help="Seconds that the start may take.")
     ] = START_TIMEOUT_S,
     json: JsonOption = False,
 ) -> None:
     """Run a local cluster in the foreground until SIGINT or SIGTERM. A node that dies is not restarted."""
     try:
         with interrupted_once(), _directory(data) as folder:
-            cluster = LocalCluster(folder, nodes=nodes, port=port)
+            cluster = LocalCluster(
+                folder, nodes=nodes, port=port, tell=lambda what: typer.echo(f"raftstate: {what}", err=True)
+            )
             try:
                 cluster.start(timeout_s=timeout)
                 leader = cluster.wait_for_leader(timeout_s=timeout)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import typer
@@ -14,11 +15,15 @@ from raftstate.cli.common import (
     open_client,
     pair_fields,
     print_json,
+    print_text,
     printable,
     raw_argument,
+    write_out,
 )
-from raftstate.client import Consistency
+from raftstate.client import Client, Consistency, RangeResult
 from raftstate.client.async_client import MAX_LAG_MS_DEFAULT, TIMEOUT_S_DEFAULT
+from raftstate.client.limits import VALUE_BYTES_MAX
+from raftstate.errors import InvalidArgumentError
 
 ConsistencyOption = Annotated[
     Consistency, typer.Option(help="How fresh the answer must be; bounded: no older than --max-lag-ms.")
@@ -36,13 +41,13 @@ def put(
     json: JsonOption = False,
 ) -> None:
     """Store VALUE under KEY."""
-    raw = sys.stdin.buffer.read() if value == "-" else raw_argument(value)
+    raw = _read_value() if value == "-" else raw_argument(value)
     with open_client(url, timeout) as client:
         result = client.put(raw_argument(key), raw)
     if json:
         print_json({"revision": result.revision})
     else:
-        typer.echo(f"revision {result.revision}")
+        print_text(f"revision {result.revision}")
 
 
 def get(
@@ -59,8 +64,7 @@ def get(
     if json:
         print_json(None if pair is None else pair_fields(pair))
     elif pair is not None:
-        sys.stdout.buffer.write(pair.value + (b"\n" if sys.stdout.isatty() else b""))
-        sys.stdout.flush()
+        write_out(pair.value + (b"\n" if sys.stdout.isatty() else b""))
     if pair is None:
         typer.echo(f"raftstate: there is no key {printable(raw_argument(key))}", err=True)
         raise typer.Exit(1)
@@ -72,18 +76,27 @@ def delete(
         str | None, typer.Argument(help="Delete all keys from KEY up to this one, itself left out.")
     ] = None,
     prefix: Annotated[bool, typer.Option("--prefix", help="Delete all keys that begin with KEY.")] = False,
+    every_key: Annotated[
+        bool, typer.Option("--all", help='Let --prefix with the KEY "" delete every key there is.')
+    ] = False,
     url: UrlOption = None,
     timeout: TimeoutOption = TIMEOUT_S_DEFAULT,
     json: JsonOption = False,
 ) -> None:
     """Delete KEY, the range [KEY, END), or all keys that begin with KEY; at most 100,000."""
+    if prefix and end is not None:
+        raise InvalidArgumentError("give END or --prefix, not both", field="end")
+    if prefix and not key and not every_key:
+        raise InvalidArgumentError(
+            "an empty prefix is that of every key; give --all, too, to delete them all", field="key"
+        )
     with open_client(url, timeout) as client:
         range_end = None if end is None else raw_argument(end)
         result = client.delete(raw_argument(key), range_end=range_end, prefix=prefix)
     if json:
         print_json({"deleted": result.deleted, "revision": result.revision})
     else:
-        typer.echo(f"deleted {result.deleted}, revision {result.revision}")
+        print_text(f"deleted {result.deleted}, revision {result.revision}")
 
 
 def range_(
@@ -92,7 +105,9 @@ def range_(
     prefix: Annotated[
         str | None, typer.Option(help="All keys that begin so, in place of START and END.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Pairs to return, at most.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Pairs to print, at most.", show_default="all")
+    ] = None,
     keys_only: Annotated[bool, typer.Option("--keys-only", help="Leave the values out.")] = False,
     count_only: Annotated[bool, typer.Option("--count-only", help="Print how many keys there are.")] = False,
     consistency: ConsistencyOption = "linearizable",
@@ -104,29 +119,79 @@ def range_(
     """Print the pairs of [START, END) in the order of their keys: a line each, key and value separated by a
     tab.
 
-    What is not printable is escaped as in Python; --json has the exact bytes.
+    What is not printable is escaped as in Python; --json has the exact bytes. What does not fit one answer
+    of the cluster is read page after page: each page is as --consistency says, and writes between two of
+    them show in the later one only. The count and the revision in --json are those of the first page.
     """
-    with open_client(url, timeout) as client:
-        found = client.range(
-            None if start is None else raw_argument(start),
+    if prefix is not None and (start is not None or end is not None):
+        raise InvalidArgumentError("give START and END, or --prefix, not both", field="prefix")
+
+    def read(client: Client, first: bytes | None, wanted: int | None) -> RangeResult:
+        return client.range(
+            first,
             None if end is None else raw_argument(end),
             prefix=None if prefix is None else raw_argument(prefix),
-            limit=limit,
+            limit=wanted,
             keys_only=keys_only,
             count_only=count_only,
             consistency=consistency,
             max_lag_ms=max_lag_ms,
         )
-    if json:
-        pairs = [pair_fields(pair, with_value=not keys_only) for pair in found.kvs]
-        print_json({"kvs": pairs, "count": found.count, "more": found.more, "revision": found.revision})
-        return
-    if count_only:
-        typer.echo(found.count)
-        return
-    for pair in found.kvs:
-        typer.echo(printable(pair.key) + ("" if keys_only else "\t" + printable(pair.value)))
-    if found.more:
-        typer.echo(
-            f"raftstate: {len(found.kvs)} of {found.count} keys; the next begins after the last", err=True
+
+    with open_client(url, timeout) as client:
+        pages = _pages(read, client, None if start is None else raw_argument(start), limit)
+        if json:
+            _print_range_json(list(pages), keys_only=keys_only)
+        else:
+            _print_range(pages, keys_only=keys_only, count_only=count_only)
+
+
+def _pages(
+    read: Callable[[Client, bytes | None, int | None], RangeResult],
+    client: Client,
+    first: bytes | None,
+    limit: int | None,
+) -> Iterator[RangeResult]:
+    """Yield one answer after the other until the range ends or `limit` pairs were read."""
+    left = limit
+    while True:
+        page = read(client, first, left)
+        yield page
+        left = None if left is None else left - len(page)
+        first = page.next_start
+        if first is None or left == 0:
+            return
+
+
+def _print_range_json(pages: list[RangeResult], *, keys_only: bool) -> None:
+    pairs = [pair_fields(pair, with_value=not keys_only) for page in pages for pair in page]
+    print_json({"kvs": pairs, "count": pages[0].count, "more": pages[-1].more, "revision": pages[0].revision})
+
+
+def _print_range(pages: Iterator[RangeResult], *, keys_only: bool, count_only: bool) -> None:
+    shown = 0
+    left_out = 0
+    for page in pages:
+        if count_only:
+            print_text(str(page.count))
+            return
+        lines = [printable(pair.key) + ("" if keys_only else "\t" + printable(pair.value)) for pair in page]
+        write_out("".join(f"{line}\n" for line in lines).encode())
+        shown += len(page)
+        left_out = page.count - len(page)
+    if left_out:
+        typer.echo(f"raftstate: {shown} of {shown + left_out} keys; --limit left the others out", err=True)
+
+
+def _read_value() -> bytes:
+    """Return what stdin holds, at most one byte more than a value may have: enough to be refused."""
+    if sys.stdin is None:
+        raise InvalidArgumentError("the value - is read from stdin, and stdin is closed", field="value")
+    raw = sys.stdin.buffer.read(VALUE_BYTES_MAX + 1)
+    if len(raw) > VALUE_BYTES_MAX:
+        raise InvalidArgumentError(
+            f"stdin holds more than {VALUE_BYTES_MAX} bytes, the most that a value may have;"
+            " split it over several keys",
+            field="value",
         )
+    return raw

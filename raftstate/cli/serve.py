@@ -15,7 +15,14 @@ from raftstate.cli.common import JsonOption, print_json
 from raftstate.config import ClusterConfig, MemberConfig, NodeSettings, load_settings
 from raftstate.errors import ConfigError
 from raftstate.lifeline import watch
-from raftstate.supervisor import CLIENT_PORT_DEFAULT, HOST, PEER_PORT_OFFSET, new_cluster_id, write_node_file
+from raftstate.supervisor import (
+    CLIENT_PORT_DEFAULT,
+    HOST,
+    PEER_PORT_OFFSET,
+    check_unused,
+    new_cluster_id,
+    write_node_file,
+)
 
 
 def serve(
@@ -91,7 +98,7 @@ def _say_ready(settings: NodeSettings, ready_fd: int | None, json: bool) -> None
 def settings_for(config: Path | None, data: Path | None, arguments: dict[str, object]) -> NodeSettings:
     """Return the settings that the options of `serve` mean; write DIR/node.toml where there is nothing yet.
 
-    Raises ConfigError.
+    Raises ConfigError, and FailedPreconditionError when `data` holds files of somebody else.
     """
     if config is not None:
         return load_settings(config, {**arguments, "data_dir": data and data.absolute()})
@@ -103,6 +110,7 @@ def settings_for(config: Path | None, data: Path | None, arguments: dict[str, ob
             raise ConfigError(
                 f"{data} holds a node's data but no node.toml; restore it, or give --config", field="data"
             )
+        check_unused(data, ("node.toml.new",))
         write_node_file(data, "n1", _alone())
         arguments = {**arguments, "bootstrap": True}
     return load_settings(file, arguments)

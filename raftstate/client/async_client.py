@@ -25,7 +25,13 @@ from raftstate.client.types import (
     RangeResult,
 )
 from raftstate.client.url import endpoints_of
-from raftstate.errors import ClosedError, FailedPreconditionError, IndefiniteError, InvalidArgumentError
+from raftstate.errors import (
+    ClosedError,
+    FailedPreconditionError,
+    IndefiniteError,
+    InvalidArgumentError,
+    NoLeaderError,
+)
 from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, kv_pb2
 
 TIMEOUT_S_DEFAULT = 5.0
@@ -51,7 +57,7 @@ def connect_async(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT)
 
     Raises:
         ConfigError: the URL is not of this form.
-        InvalidArgumentError: the timeout is not a number above 0.
+        InvalidArgumentError: the URL is no str, or the timeout is not above 0 and at most a day.
     """
     return AsyncClient(endpoints_of(url), timeout=timeout)
 
@@ -146,7 +152,7 @@ class AsyncClient:
             RaftstateError: as `put`: the first error of all writes, an `IndefiniteError` before others. The
                 other writes may have been applied.
         """
-        pairs = [(limits.encode_key(key), limits.encode_value(value)) for key, value in items]
+        pairs = limits.encode_items(items)
         timeout_s = self._timeout_s(timeout)
         links = self._connected()
         writes = [links.submit(key, value, False, timeout_s, False) for key, value in pairs]
@@ -242,7 +248,7 @@ class AsyncClient:
         Args:
             start: the first key; None: from the lowest.
             end: the first key no longer wanted; None: to the highest.
-            prefix: in place of start and end: all keys that begin with it.
+            prefix: all keys that begin with it, from `start` on if that is given, too; not beside `end`.
             limit: at most so many pairs; None: as many as fit a reply (10,000, or 3 MiB).
             keys_only: leave the values empty.
             count_only: count the keys, and return no pairs.
@@ -251,12 +257,21 @@ class AsyncClient:
             timeout: in seconds; None: the client's.
 
         Returns:
-            The pairs; its `more` says whether the interval holds others, its `count` how many in all. The
-            next page starts at the last key and a zero byte.
+            The pairs; its `more` says whether the interval holds others, its `count` how many in all, its
+            `next_start` where the next page starts. All pages are read so, one linearizable read each:
+
+                start = None
+                while True:
+                    page = await store.range(start, prefix="jobs/")
+                    for pair in page:
+                        ...
+                    start = page.next_start
+                    if start is None:
+                        break
 
         Raises:
-            InvalidArgumentError: an argument is not within its limits, or prefix was given beside start or
-                end; nothing was sent.
+            InvalidArgumentError: an argument is not within its limits, or prefix was given beside end, or
+                a start without that prefix; nothing was sent.
             RaftstateError: else as `get`.
         """
         interval = requests.interval_to_read(start, end, prefix)
@@ -295,7 +310,7 @@ class AsyncClient:
             }
             found += await _statuses(tracker, sorted(others.difference(asked)), timeout_s)
         if all(node.error for node in found):
-            raise tracker.no_leader(timeout_s, "no node answered")
+            raise _nobody_answered(found, min(timeout_s, STATUS_S_MAX))
         return found
 
     async def transfer_leader(self, target: int | str | None = None, *, timeout: float | None = None) -> int:
@@ -339,13 +354,13 @@ class AsyncClient:
         """Return a workflow: a named chain of checkpoints. Nothing is sent, and none need exist yet.
 
         Args:
-            name: of the workflow; not empty.
+            name: of the workflow; a str that is not empty.
 
         Returns:
             See `raftstate.state.AsyncWorkflow`.
 
         Raises:
-            InvalidArgumentError: the name is empty.
+            InvalidArgumentError: the name is empty, or no text.
         """
         # The models stand above the client; here is only the door to them.
         from raftstate.state import AsyncWorkflow
@@ -431,6 +446,14 @@ async def _statuses(tracker: LeaderTracker, endpoints: Iterable[str], timeout_s:
             return NodeStatus(endpoint=endpoint, error=failure.text)
 
     return list(await asyncio.gather(*map(ask, endpoints)))
+
+
+def _nobody_answered(nodes: list[NodeStatus], waited_s: float) -> NoLeaderError:
+    reasons = "; ".join(f"{node.endpoint} ({node.error})" for node in nodes)
+    who = f"the node {reasons} did not answer" if len(nodes) == 1 else f"no node answered: {reasons}"
+    return NoLeaderError(
+        f"{who}, within {waited_s:g} s; check that it runs, and that its client port was given"
+    )
 
 
 async def _member_id(tracker: LeaderTracker, address: str, target: int | str, timeout_s: float) -> int:

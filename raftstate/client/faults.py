@@ -28,6 +28,10 @@ from raftstate.pb.v1 import common_pb2
 
 TRAILER = "raftstate-error-bin"
 
+_NO_CLIENT_PORT = ("HTTP/2", "Connection reset", "Socket closed", "Received http2 header with status")
+"""What gRPC says of a peer that takes the connection and does not speak its protocol."""
+_HINT = "; this may not be a client port"
+
 _CLASS_OF_CODE: dict[int, type[RaftstateError]] = {
     common_pb2.ERROR_CODE_INVALID: InvalidArgumentError,
     common_pb2.ERROR_CODE_RESOURCE_EXHAUSTED: ResourceExhaustedError,
@@ -138,6 +142,7 @@ def _brief(failure: grpc.aio.AioRpcError) -> str:
     (111)".
     """
     text: str = failure.details() or failure.code().name
+    hint = _HINT if any(sign in text for sign in _NO_CLIENT_PORT) else ""
     if failure.code() is grpc.StatusCode.UNAVAILABLE and "last error: " in text:
-        return text.rpartition(": ")[2]
-    return text
+        text = text.rpartition(": ")[2]
+    return text + hint

@@ -6,7 +6,7 @@ it, and can't hold up a batch.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 
 from raftstate.errors import InvalidArgumentError
 
@@ -20,6 +20,8 @@ SESSION_WINDOW = 4_096
 MESSAGE_BYTES_MAX = 20 << 20
 LAG_MS_MAX = (1 << 32) - 1
 COUNT_MAX = (1 << 64) - 1
+TIMEOUT_S_MAX = 86_400.0
+"""A day. Nobody means to wait longer for an answer, and beyond some size the clocks below gRPC overflow."""
 
 ALL_KEYS = b"\x00"
 """As `range_end`: no upper end. As `key` beside it: no lower end, since no key is empty."""
@@ -78,6 +80,28 @@ def encode_value(value: BytesLike) -> bytes:
     return value
 
 
+def check_items(items: Iterable[tuple[Key, BytesLike]]) -> Iterable[tuple[Key, BytesLike]]:
+    """Return what holds many pairs. Raises `InvalidArgumentError` when it can't be iterated over."""
+    if isinstance(items, Iterable):
+        return items
+    raise InvalidArgumentError(
+        f"items must be an iterable of (key, value) pairs, got {type(items).__name__}", field="items"
+    )
+
+
+def encode_items(items: Iterable[tuple[Key, BytesLike]]) -> list[tuple[bytes, bytes]]:
+    """Return many pairs as bytes. Raises `InvalidArgumentError` for the first that is wrong."""
+    encoded: list[tuple[bytes, bytes]] = []
+    for item in check_items(items):
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            raise InvalidArgumentError(
+                f"item {len(encoded)} must be a (key, value) pair, got {item!r:.80}; a dict's are its items()",
+                field="items",
+            )
+        encoded.append((encode_key(item[0]), encode_value(item[1])))
+    return encoded
+
+
 def encode_bound(bound: Key, field: str) -> bytes:
     """Return an end of a range as bytes.
 
@@ -102,10 +126,12 @@ def prefix_interval(prefix: Key) -> tuple[bytes, bytes]:
 
 
 def check_timeout(timeout_s: float) -> float:
-    """Return a timeout in seconds. Raises `InvalidArgumentError` unless it is a finite number above 0."""
-    if not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
+    """Return a timeout in seconds. Raises `InvalidArgumentError` unless it is above 0 and at most a day."""
+    if not isinstance(timeout_s, int | float) or not 0 < timeout_s <= TIMEOUT_S_MAX:
         raise InvalidArgumentError(
-            f"timeout must be a number of seconds above 0, got {timeout_s!r}", field="timeout"
+            f"timeout must be a number of seconds above 0 and at most {TIMEOUT_S_MAX:.0f} (a day),"
+            f" got {timeout_s!r}",
+            field="timeout",
         )
     return timeout_s
 

@@ -41,16 +41,28 @@ def range_request(
 
 
 def interval_to_read(start: Key | None, end: Key | None, prefix: Key | None) -> tuple[bytes, bytes]:
-    """Return (key, range_end) for [start, end), None being open, or for a prefix.
+    """Return (key, range_end) for [start, end), None being open, or for a prefix from `start` on.
 
     Raises `InvalidArgumentError`.
     """
     if prefix is not None:
-        if start is not None or end is not None:
-            raise InvalidArgumentError("give start and end, or prefix, not both", field="prefix")
-        return limits.prefix_interval(prefix)
+        return _interval_of_prefix(start, end, prefix)
     first = limits.ALL_KEYS if start is None else limits.encode_bound(start, "start")
     return first, limits.ALL_KEYS if end is None else limits.encode_bound(end, "end")
+
+
+def _interval_of_prefix(start: Key | None, end: Key | None, prefix: Key) -> tuple[bytes, bytes]:
+    if end is not None:
+        raise InvalidArgumentError("give start and end, or prefix, not end and prefix", field="prefix")
+    first, last = limits.prefix_interval(prefix)
+    if start is None:
+        return first, last
+    bound = limits.encode_bound(start, "start")
+    if not bound.startswith(limits.encode_text(prefix, "prefix")):
+        raise InvalidArgumentError(
+            f"start must begin with the prefix {prefix!r} when both are given, got {start!r}", field="start"
+        )
+    return bound, last
 
 
 def interval_to_delete(key: Key, range_end: Key | None, prefix: bool) -> tuple[bytes, bytes]:

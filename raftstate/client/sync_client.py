@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import uvloop
 
-from raftstate.client import fork
+from raftstate.client import fork, limits
 from raftstate.client.async_client import MAX_LAG_MS_DEFAULT, TIMEOUT_S_DEFAULT, AsyncClient
 from raftstate.client.limits import BytesLike, Key
 from raftstate.client.types import (
@@ -99,7 +99,7 @@ class Client:
         self, items: Iterable[tuple[Key, BytesLike]], *, timeout: float | None = None
     ) -> list[PutResult]:
         """Store many pairs at once; see `AsyncClient.put_many`."""
-        return self._run(self._async.put_many(list(items), timeout=timeout))
+        return self._run(self._async.put_many(list(limits.check_items(items)), timeout=timeout))
 
     def delete(
         self,

@@ -47,7 +47,8 @@ class DeleteResult(msgspec.Struct, frozen=True):
 class RangeResult(msgspec.Struct, frozen=True):
     """Pairs in the order of their keys; iterable, with a length.
 
-    `more`: the range holds pairs beyond those returned. `count`: how many keys it holds, whatever the limit.
+    It is one page: `more` says that the range holds pairs beyond those returned, and `next_start` where a
+    loop goes on (`AsyncClient.range` shows it). `count`: how many keys it holds, whatever the limit.
     `revision`: of the store, when read.
     """
 
@@ -55,6 +56,11 @@ class RangeResult(msgspec.Struct, frozen=True):
     more: bool
     count: int
     revision: int
+
+    @property
+    def next_start(self) -> bytes | None:
+        """The `start` of the next page: the first key after the last one returned. None: there is none."""
+        return self.kvs[-1].key + b"\x00" if self.more and self.kvs else None
 
     def __iter__(self) -> Iterator[KeyValue]:
         return iter(self.kvs)

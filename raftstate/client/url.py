@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from raftstate.address import split_address
-from raftstate.errors import ConfigError
+from raftstate.errors import ConfigError, InvalidArgumentError
 
 ENVIRONMENT_VARIABLE = "RAFTSTATE_URL"
 URL_DEFAULT = "raftstate://127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003"
@@ -21,9 +21,11 @@ def endpoints_of(url: str | None) -> tuple[str, ...]:
     """Return the host:port endpoints of a URL, in its order, each once.
 
     None means the environment variable RAFTSTATE_URL, else the three nodes of `raftstate dev`. Raises
-    `ConfigError` that says what is wrong.
+    `ConfigError` that says what is wrong, and `InvalidArgumentError` for another type.
     """
     source = "URL"
+    if url is not None and not isinstance(url, str):
+        raise InvalidArgumentError(f"the URL must be a str, got {type(url).__name__}; {_FORM}", field="url")
     if url is None:
         url = os.environ.get(ENVIRONMENT_VARIABLE) or URL_DEFAULT
         source = f"URL (from the environment variable {ENVIRONMENT_VARIABLE})"
@@ -31,7 +33,7 @@ def endpoints_of(url: str | None) -> tuple[str, ...]:
         raise ConfigError(
             f"{source} {url!r}: embedded nodes are not available in this version; {_FORM}", field="url"
         )
-    rest = url.removeprefix(_SCHEME)
+    rest = url[len(_SCHEME) :] if url[: len(_SCHEME)].lower() == _SCHEME else url
     if "://" in rest:
         raise ConfigError(f"{source} {url!r} has an unknown scheme; {_FORM}", field="url")
     endpoints = [part.strip() for part in rest.removesuffix("/").split(",")]

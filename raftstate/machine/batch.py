@@ -2,8 +2,11 @@
 
 The rule, in the order of the log: what lies below the floor is stale; what has an answer gets that answer;
 what lies beyond the window, or above the floor of a session whose answers are over their size, is not run and
-not stored; all else runs, and its answer is stored, a refusal too. Without a session nothing is stored, and
-only the size of the answers is limited.
+not stored; all else runs, and its answer is stored, a refusal too. Without a session nothing is stored.
+
+In either case nothing more is run once the previous pairs that were read for a batch, or are repeated in its
+answers, are over their size. The first command is never held back by that, so that a client can go on with one
+command at a time; and what has an answer always gets it in full.
 """
 
 from __future__ import annotations
@@ -11,28 +14,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from raftstate.errors import InvariantError
-from raftstate.machine.keyspace import Keyspace
+from raftstate.machine.keyspace import Keyspace, pair_bytes
 from raftstate.machine.layout import StoredAnswers
 from raftstate.machine.sessions import Session
 from raftstate.machine.types import (
-    ANSWERS_BYTES_MAX,
+    BATCH_ANSWERS_BYTES_MAX,
     SESSION_BYTES_MAX,
     SESSION_WINDOW,
     Answer,
     BatchResult,
     Code,
     Fault,
-    KeyValue,
 )
 from raftstate.pb.v1.pipeline_pb2 import CommandBatch, DeleteCommand
 
 CANCELLED = Fault(
     Code.CANCELLED, "the client gave this serial up before it was run; it never will be", "serial"
-)
-_ANSWERS_FULL = Fault(
-    Code.RESOURCE_EXHAUSTED,
-    f"the answers to this batch have more than {ANSWERS_BYTES_MAX} bytes; not run; send it by itself",
-    "prev_kv",
 )
 _SERIAL_END = 1 << 64
 
@@ -53,23 +50,26 @@ def run_batch(
     """
     if session is None:
         results: dict[int, int | Answer] = {}
-        floor, ceiling, used_bytes, bytes_max = 0, _SERIAL_END, 0, ANSWERS_BYTES_MAX
+        floor, ceiling, room_bytes = 0, _SERIAL_END, BATCH_ANSWERS_BYTES_MAX
     else:
         results, floor, ceiling = session.results, session.floor, session.floor + SESSION_WINDOW
-        used_bytes, bytes_max = session.stored_bytes, SESSION_BYTES_MAX
+        room_bytes = SESSION_BYTES_MAX - session.stored_bytes
     # What ran now (and is stored), and what did not.
     serials: list[int] = []
     revisions: list[int] = []
     answers: list[Answer] = []
     repeated = BatchResult([], [], [])
+    repeated_bytes = 0
+    keyspace.begin_batch()
 
     for position, command in enumerate(batch.commands):
         serial = command.serial
         if serial in results or serial < floor:
-            _repeat(repeated, serial, results.get(serial), keyspace.revision, floor)
+            repeated_bytes += _repeat(repeated, serial, results.get(serial), keyspace.revision, floor)
             continue
-        if serial >= ceiling or (used_bytes > bytes_max and serial > floor):
-            fault = _ANSWERS_FULL if session is None else _window_fault(serial, session)
+        is_full = repeated_bytes + keyspace.pair_bytes > BATCH_ANSWERS_BYTES_MAX
+        if is_full or serial >= ceiling or (keyspace.pair_bytes > room_bytes and serial > floor):
+            fault = _full_fault(session) if is_full or session is None else _window_fault(serial, session)
             repeated.answers.append(Answer(serial, keyspace.revision, fault))
             continue
         if position in faults:
@@ -91,7 +91,6 @@ def run_batch(
             )
         results[serial] = answer
         answers.append(answer)
-        used_bytes += _pair_bytes(answer.prev_kvs)
 
     stored = StoredAnswers(serials, revisions, answers)
     result = BatchResult(
@@ -126,6 +125,15 @@ def stale_fault(serial: int, floor: int) -> Fault:
     )
 
 
+def _full_fault(session: Session | None) -> Fault:
+    return Fault(
+        Code.RESOURCE_EXHAUSTED if session is None else Code.WINDOW,
+        f"the previous pairs read or repeated for this batch have more than {BATCH_ANSWERS_BYTES_MAX} bytes; "
+        "not run; send it first in a batch",
+        "prev_kv",
+    )
+
+
 def _window_fault(serial: int, session: Session) -> Fault:
     if serial >= session.floor + SESSION_WINDOW:
         message = (
@@ -140,14 +148,15 @@ def _window_fault(serial: int, session: Session) -> Fault:
 
 def _repeat(
     repeated: BatchResult, serial: int, stored: int | Answer | None, revision: int, floor: int
-) -> None:
+) -> int:
+    """Add what is known of a serial to the answers; return the size of its previous pairs."""
     if isinstance(stored, int):
         repeated.serials.append(serial)
         repeated.revisions.append(stored)
-    elif stored is not None:
-        repeated.answers.append(stored)
-    else:
-        repeated.answers.append(Answer(serial, revision, stale_fault(serial, floor)))
+        return 0
+    answer = stored or Answer(serial, revision, stale_fault(serial, floor))
+    repeated.answers.append(answer)
+    return sum(map(pair_bytes, answer.prev_kvs))
 
 
 def _delete(keyspace: Keyspace, serial: int, command: DeleteCommand) -> Answer:
@@ -156,7 +165,3 @@ def _delete(keyspace: Keyspace, serial: int, command: DeleteCommand) -> Answer:
         return Answer(serial, keyspace.revision, done)
     deleted, pairs = done
     return Answer(serial, keyspace.revision, deleted=deleted, prev_kvs=pairs)
-
-
-def _pair_bytes(pairs: list[KeyValue]) -> int:
-    return sum(len(pair.key) + len(pair.value) for pair in pairs)

@@ -17,6 +17,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from raftstate.machine.types import (
     BATCH_BYTES_MAX,
     BATCH_COMMANDS_MAX,
+    BATCH_HEAD_BYTES_MAX,
     KEY_BYTES_MAX,
     SESSION_TTL_MS_MAX,
     SESSION_TTL_MS_MIN,
@@ -39,11 +40,24 @@ class BatchCheck(msgspec.Struct, frozen=True):
 
 
 def parse_batch(raw: bytes) -> CommandBatch | Fault:
-    """Parse a serialized raftstate.v1.CommandBatch; return an INVALID fault when it is none."""
+    """Parse a serialized raftstate.v1.CommandBatch.
+
+    Returns an INVALID fault when it is none, or is over the limits of size or number. Those are looked at
+    before anything is made of its commands: 8 MiB can hold four million of them.
+    """
+    fault = _check_size(raw) if len(raw) > BATCH_BYTES_MAX else None
+    if fault is not None:
+        return fault
     try:
-        return CommandBatch.FromString(raw)
+        batch = CommandBatch.FromString(raw)
     except DecodeError:
-        return _invalid(f"the batch's {len(raw)} bytes are no raftstate.v1.CommandBatch", "commands")
+        return _no_batch(raw)
+    if len(batch.commands) > BATCH_COMMANDS_MAX:
+        return _invalid(
+            f"a batch may hold {BATCH_COMMANDS_MAX} commands, got {len(batch.commands)}; send more batches",
+            "commands",
+        )
+    return batch
 
 
 def check(command: Command, machine_version: int) -> Fault | None:
@@ -51,15 +65,14 @@ def check(command: Command, machine_version: int) -> Fault | None:
     return _check_unknown(command) or _check_operation(command, machine_version)
 
 
-def check_batch(batch: CommandBatch, raw_bytes: int, machine_version: int) -> BatchCheck:
+def check_batch(batch: CommandBatch, machine_version: int) -> BatchCheck:
     """Check a batch and each of its commands, as `check` does.
 
     Args:
-        batch: as parsed.
-        raw_bytes: its size as it arrived.
+        batch: as `parse_batch` returned it.
         machine_version: the rules to go by.
     """
-    fault = _check_limits(batch, raw_bytes) or _check_serials(batch)
+    fault = _check_given_up(batch) or _check_serials(batch)
     faults: dict[int, Fault] = {}
     if fault is None and _has_unknown(batch):
         fault = _check_unknown_outside_commands(batch)
@@ -156,18 +169,66 @@ def _check_bound(field: str, bound: bytes) -> Fault | None:
 # ---- the batch around them
 
 
-def _check_limits(batch: CommandBatch, raw_bytes: int) -> Fault | None:
-    commands = len(batch.commands)
-    if commands > BATCH_COMMANDS_MAX:
-        return _invalid(
-            f"a batch may hold {BATCH_COMMANDS_MAX} commands, got {commands}; send more batches", "commands"
-        )
-    if raw_bytes > BATCH_BYTES_MAX and commands != 1:
-        return _invalid(
-            f"a batch may have {BATCH_BYTES_MAX} bytes unless it holds a single command, got {raw_bytes} "
-            f"bytes and {commands} commands; send more batches",
-            "commands",
-        )
+def _check_size(raw: bytes) -> Fault | None:
+    """Check serialized bytes over BATCH_BYTES_MAX: they may hold a single command and little else."""
+    bytes_max = VALUE_BYTES_MAX + BATCH_HEAD_BYTES_MAX
+    if len(raw) > bytes_max:
+        return _invalid(f"a batch may have at most {bytes_max} bytes, got {len(raw)}", "commands")
+    commands = at = head_bytes = 0
+    while at < len(raw) and commands < 2 and head_bytes <= BATCH_HEAD_BYTES_MAX:
+        field = _read_field(raw, at)
+        if field is None:
+            return _no_batch(raw)
+        number, end = field
+        if number == CommandBatch.COMMANDS_FIELD_NUMBER:
+            commands += 1
+        else:
+            head_bytes += end - at
+        at = end
+    if commands == 1 and head_bytes <= BATCH_HEAD_BYTES_MAX:
+        return None
+    return _invalid(
+        f"a batch may have {BATCH_BYTES_MAX} bytes unless it holds a single command, and beside that at most "
+        f"{BATCH_HEAD_BYTES_MAX}; got {len(raw)} bytes; send more batches",
+        "commands",
+    )
+
+
+def _read_field(raw: bytes, at: int) -> tuple[int, int] | None:
+    """Return (field number, end) of the field that starts at `at`, or None where the bytes are no field."""
+    tag = _read_varint(raw, at)
+    if tag is None:
+        return None
+    (key, at), end = tag, None
+    match key & 7:
+        case 0:
+            value = _read_varint(raw, at)
+            end = None if value is None else value[1]
+        case 1:
+            end = at + 8
+        case 2:
+            size = _read_varint(raw, at)
+            end = None if size is None else size[0] + size[1]
+        case 5:
+            end = at + 4
+    return None if end is None or end > len(raw) else (key >> 3, end)
+
+
+def _read_varint(raw: bytes, at: int) -> tuple[int, int] | None:
+    """Return (number, end) of the varint at `at`, or None when it does not end within ten bytes."""
+    number = 0
+    for shift, byte in enumerate(raw[at : at + 10]):
+        number |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return number, at + shift + 1
+    return None
+
+
+def _no_batch(raw: bytes) -> Fault:
+    return _invalid(f"the batch's {len(raw)} bytes are no raftstate.v1.CommandBatch", "commands")
+
+
+def _check_given_up(batch: CommandBatch) -> Fault | None:
     if len(batch.given_up) > SESSION_WINDOW:
         return _invalid(f"given_up may hold {SESSION_WINDOW} serials, got {len(batch.given_up)}", "given_up")
     if batch.given_up and not batch.HasField("session"):

@@ -23,7 +23,16 @@ from raftstate.machine.layout import (
     read_live_change,
 )
 from raftstate.machine.tables import Table, WriteTables
-from raftstate.machine.types import ANSWERS_BYTES_MAX, RANGE_DELETE_KEYS_MAX, Code, Fault, KeyValue, covers
+from raftstate.machine.types import (
+    ANSWERS_BYTES_MAX,
+    PAIR_OVERHEAD_BYTES_MAX,
+    RANGE_DELETE_KEYS_MAX,
+    Code,
+    Fault,
+    KeyValue,
+    LongApply,
+    covers,
+)
 
 # Looking up a member of an enum costs as much as packing a row.
 _INDEX = Table.INDEX
@@ -40,10 +49,17 @@ class Keyspace:
         tables: the caller's transaction.
         sums: the bucket sums, changed in place.
         revision: the latest one.
+        keys_at_once_max: what range deletes may meet before `LongApply` is raised; None: no limit.
     """
 
-    def __init__(self, tables: WriteTables, sums: list[int], revision: int) -> None:
+    def __init__(
+        self, tables: WriteTables, sums: list[int], revision: int, keys_at_once_max: int | None = None
+    ) -> None:
         self.revision = revision
+        self.pair_bytes = 0
+        """Previous pairs read for this batch, those of refused deletes too, in bytes as answers count them."""
+        self._batch_keys_left = RANGE_DELETE_KEYS_MAX
+        self._keys_left = keys_at_once_max
         self._tables = tables
         self._sums = sums
         self._live: dict[bytes, IndexRow | None] = {}
@@ -51,6 +67,11 @@ class Keyspace:
         self._changes: dict[bytes, bytes] = {}
         self._milestones: list[tuple[bytes, bytes]] = []
         self._checksums: list[int] = []
+
+    def begin_batch(self) -> None:
+        """Give the next batch its own allowance of keys and of previous pairs."""
+        self.pair_bytes = 0
+        self._batch_keys_left = RANGE_DELETE_KEYS_MAX
 
     def put(self, key: bytes, value: bytes, want_previous: bool) -> KeyValue | None:
         """Write one key at the next revision; return the pair as it was, if wanted and there was one."""
@@ -77,23 +98,29 @@ class Keyspace:
 
         Returns:
             How many keys were deleted, and the pairs that they were if that is wanted. Or a
-            RESOURCE_EXHAUSTED fault, with nothing done, when there are more than 100,000 keys, or the wanted
-            pairs are over 16 MiB.
+            RESOURCE_EXHAUSTED fault, with nothing done, when the ranges of this batch hold more than 100,000
+            keys so far, or the wanted pairs are over 9 MiB.
+
+        Raises `LongApply`.
         """
-        found = self._find_range(key, range_end) if range_end else self._find_one(key)
-        if len(found) > RANGE_DELETE_KEYS_MAX:
-            return Fault(
-                Code.RESOURCE_EXHAUSTED,
-                f"a delete may remove {RANGE_DELETE_KEYS_MAX} keys, the range holds more; delete it in parts",
-                "range_end",
-            )
+        if range_end:
+            keys_left = self._batch_keys_left
+            found = self._find_range(key, range_end)
+            if len(found) > keys_left:
+                return Fault(
+                    Code.RESOURCE_EXHAUSTED,
+                    f"the range deletes of a batch may meet {RANGE_DELETE_KEYS_MAX} keys, and this range holds "
+                    f"more than the {keys_left} left; delete it in parts, each in a batch of its own",
+                    "range_end",
+                )
+        else:
+            found = self._find_one(key)
         pairs: list[KeyValue] = []
         if want_previous:
-            pair_bytes = 0
+            bytes_end = self.pair_bytes + ANSWERS_BYTES_MAX
             for each, live in found:
                 pairs.append(self._pair(each, live))
-                pair_bytes += len(each) + len(pairs[-1].value)
-                if pair_bytes > ANSWERS_BYTES_MAX:
+                if self.pair_bytes > bytes_end:
                     return Fault(
                         Code.RESOURCE_EXHAUSTED,
                         f"previous pairs may have {ANSWERS_BYTES_MAX} bytes in all, these have more; "
@@ -144,17 +171,29 @@ class Keyspace:
         return [] if live is None else [(key, live)]
 
     def _find_range(self, key: bytes, range_end: bytes) -> list[tuple[bytes, IndexRow]]:
-        """Return the live keys of a range, at most one more than may be deleted at once."""
+        """Return the live keys of a range, at most one more than this batch may still meet."""
         self.flush()  # rather than to merge the gathered rows into the scan: ranges are rare
+        keys_max = self._batch_keys_left
+        if self._keys_left is not None:
+            keys_max = min(keys_max, self._keys_left)
         found = []
         for each, row in self._tables.scan(Table.INDEX, *covers(key, range_end)):
             found.append((each, read_index(each, row)))
-            if len(found) > RANGE_DELETE_KEYS_MAX:
+            if len(found) > keys_max:
                 break
+        if self._keys_left is not None:
+            if len(found) > self._keys_left:
+                raise LongApply(
+                    f"range deletes met {self._keys_left} keys in what this call had left, and more"
+                )
+            self._keys_left -= len(found)
+        self._batch_keys_left = max(0, self._batch_keys_left - len(found))
         return found
 
     def _pair(self, key: bytes, live: IndexRow) -> KeyValue:
-        return key_value(self._change(key, live), live[0])
+        pair = key_value(self._change(key, live), live[0])
+        self.pair_bytes += pair_bytes(pair)
+        return pair
 
     def _change(self, key: bytes, live: IndexRow) -> Change:
         row_key = change_key(live[0], live[1])
@@ -176,6 +215,11 @@ class Keyspace:
     def _add_milestone(self, key: bytes, revision: int, sub: int, kind: ChangeKind, version: int) -> None:
         row_key = milestone_key(key, revision)
         self._milestones.append((row_key, milestone_row(row_key, sub, kind, version)))
+
+
+def pair_bytes(pair: KeyValue) -> int:
+    """Return what a pair takes in an answer, at most."""
+    return len(pair.key) + len(pair.value) + PAIR_OVERHEAD_BYTES_MAX
 
 
 def key_value(change: Change, revision: int) -> KeyValue:

@@ -141,6 +141,7 @@ class Machine:
         tables: WriteTables,
         entries: Sequence[Entry],
         conf_states: Mapping[int, ConfState] = _NO_CONF_STATES,
+        keys_at_once_max: int | None = None,
     ) -> list[EntryResult]:
         """Apply committed entries; all that they write, the applied index included, goes into `tables`.
 
@@ -148,15 +149,18 @@ class Machine:
             tables: the caller's transaction. If it does not commit, call `load` before the next `apply`.
             entries: in order. Those at or below the applied index are left out, in the results too.
             conf_states: what the core made of each membership change among them, by its index.
+            keys_at_once_max: how many keys the range deletes among them may meet in all before the call gives
+                up; None: no limit. The results are the same whatever it is.
 
         Raises:
+            LongApply: `keys_at_once_max` was exceeded. Nothing was applied; abort.
             StorageError, DataLossError, MemoryError: from the environment. Nothing was applied; abort.
             InvariantError: an entry or a conf state is missing, or a term is lower than the one before.
         """
         if not self._as_committed:
             raise InvariantError("the machine was not loaded again after an apply that failed")
         self._as_committed = False
-        keyspace = Keyspace(tables, self._sums, self.revision)
+        keyspace = Keyspace(tables, self._sums, self.revision, keys_at_once_max)
         results = [
             self._apply_entry(keyspace, entry, conf_states)
             for entry in entries
@@ -258,7 +262,7 @@ class Machine:
         batch = parse_batch(item.raw)
         if isinstance(batch, Fault):
             return batch
-        checked = check_batch(batch, len(item.raw), self.machine_version)
+        checked = check_batch(batch, self.machine_version)
         fault = self._check_cluster(batch.cluster_id) or checked.fault
         if fault is not None:
             return fault

@@ -7,10 +7,7 @@ import msgspec
 from raftstate.machine.keyspace import key_value
 from raftstate.machine.layout import read_index, read_live_change, read_meta
 from raftstate.machine.tables import ReadTables, Table
-from raftstate.machine.types import KEY_BYTES_MAX, KeyValue
-
-PAIR_OVERHEAD_BYTES_MAX = 64
-"""What a pair may take in a reply beside its key and value: tags, lengths and four numbers."""
+from raftstate.machine.types import KEY_BYTES_MAX, PAIR_OVERHEAD_BYTES_MAX, KeyValue
 
 
 class RangePage(msgspec.Struct, frozen=True):

@@ -29,15 +29,25 @@ BATCH_COMMANDS_MAX = 512
 """Some milliseconds of the loop to apply: less than a heartbeat."""
 BATCH_BYTES_MAX = 1 << 20
 """As much as one message of entries holds. A batch may be larger when it holds a single command."""
+BATCH_HEAD_BYTES_MAX = 64 << 10
+"""What a batch of over `BATCH_BYTES_MAX` may hold beside its command's value: a full `given_up`, and some."""
 RANGE_DELETE_KEYS_MAX = 100_000
-"""A range is deleted in one transaction on the loop, which serves nothing else meanwhile."""
+"""What all range deletes of a batch may meet together: their keys are deleted in one transaction."""
 SESSION_WINDOW = 4_096
 """How far a serial may lie above its session's floor: eight full batches, more than a client keeps in flight;
 it bounds the answers that a session holds in memory."""
-SESSION_BYTES_MAX = 16 << 20
-"""Stored answers of one session; beyond it only the serial at the floor is run."""
-ANSWERS_BYTES_MAX = 16 << 20
-"""Previous pairs in one answer, and in all answers to a batch without a session."""
+ANSWERS_BYTES_MAX = 9 << 20
+"""Previous pairs of one command: at least one of the largest key and value."""
+BATCH_ANSWERS_BYTES_MAX = 8 << 20
+"""Previous pairs read for one batch or repeated in its answers; once they are over it, no command of the batch
+is run. Answers to a batch have at most this much and one command's pairs without a session."""
+SESSION_BYTES_MAX = 3 << 20
+"""Stored answers of one session; once they are over it, only the serial at the floor is run. A batch can ask
+for all of them again: this much, the pairs of the command that went over it, and those of the one at the
+floor, 21 MiB in all, must pass between peers in one frame."""
+PAIR_OVERHEAD_BYTES_MAX = 64
+"""What a pair may take in an answer beside its key and value, whatever the encoding: tags, lengths and four
+numbers."""
 SESSION_TTL_MS_DEFAULT = 600_000
 """Ten minutes: a client that was cut off for less can still ask what became of its writes."""
 SESSION_TTL_MS_MIN = 10_000
@@ -68,7 +78,11 @@ class Code(IntEnum):
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True):
-    """A refusal. `field` names the part of the request at fault, where there is one."""
+    """A refusal. `field` names the part of the request at fault, where there is one.
+
+    The refusal of a command stands in its session's rows, and all of them in the digest: nodes that word one
+    differently drift apart. To change the text of a fault that applying gives takes a new machine version.
+    """
 
     code: Code
     message: str
@@ -221,6 +235,14 @@ class EntryResult(msgspec.Struct, frozen=True):
     revision: int
     items: list[ItemResult]
     digest: int
+
+
+class LongApply(Exception):  # noqa: N818 - nothing is wrong: the caller chose to be told
+    """Range deletes met more keys than this call of apply was allowed. No result, and not part of one.
+
+    The caller aborts the transaction, loads the machine again, and applies the same entries without a limit
+    where that holds nobody up.
+    """
 
 
 def covers(key: bytes, range_end: bytes) -> tuple[bytes, bytes | None]:

@@ -8,6 +8,7 @@ does wait for the disk, a checkpoint's sync, runs on a thread beside it.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import structlog
 from raftstate.core.types import ConfState, Entry
 from raftstate.errors import ResourceExhaustedError
 from raftstate.machine.machine import Machine
-from raftstate.machine.types import BatchResult, EntryResult
+from raftstate.machine.types import BatchResult, EntryResult, LongApply
 from raftstate.node.environment import Clock, Timer
 from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
 from raftstate.store.log_writer import LogWriter
@@ -25,9 +26,9 @@ from raftstate.store.state import StateStore
 
 log = structlog.get_logger(__name__)
 
-LOG_MARGIN_ENTRIES = 10_000
-"""Entries kept behind the last checkpoint, for followers that are a little behind: cheaper than a
-snapshot."""
+LOG_MARGIN_ENTRIES = 200_000
+"""Entries kept behind the last checkpoint. A follower further behind can't be refilled yet, so the margin is
+some minutes of single writes; to verify it takes a start a second."""
 CUT_ENTRIES_MIN = 2_000
 """The log is cut when at least so many entries can go: each cut is a transaction of its own."""
 
@@ -38,11 +39,27 @@ beside the lag that followers are held to, and at a full load it halves the page
 write."""
 
 
+KEYS_ON_LOOP_MAX = 2_000
+"""Keys that range deletes may meet in a transaction on the loop, some 20 ms; with more it is made on a
+thread."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Portion:
     entries: Sequence[Entry]
     conf_states: Mapping[int, ConfState]
     done: Callable[[list[EntryResult]], None]
+
+
+class _Work:
+    """Portions that share a transaction."""
+
+    def __init__(self, portions: list[_Portion]) -> None:
+        self.portions = portions
+        self.entries = [entry for portion in portions for entry in portion.entries]
+        self.conf_states = {
+            index: state for portion in portions for index, state in portion.conf_states.items()
+        }
 
 
 class StateApplier:
@@ -54,6 +71,8 @@ class StateApplier:
         log_writer: cuts the log behind checkpoints.
         clock: the node's.
         on_halt: called with what can't be gone on from.
+        log_margin_bytes: entries of so many bytes are kept behind the last checkpoint, if they are not more
+            than `LOG_MARGIN_ENTRIES`.
     """
 
     def __init__(
@@ -63,7 +82,10 @@ class StateApplier:
         log_writer: LogWriter,
         clock: Clock,
         on_halt: Callable[[BaseException], None],
+        *,
+        log_margin_bytes: int,
     ) -> None:
+        self._log_margin_bytes = log_margin_bytes
         self._machine = machine
         self._state = state
         self._log_writer = log_writer
@@ -74,9 +96,16 @@ class StateApplier:
         self._lazy_timer: Timer | None = None
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="raftstate-checkpoint")
         self._syncing: asyncio.Future[None] | None = None
+        self._synced_meanwhile: asyncio.Future[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftstate-apply")
+        self._beside: asyncio.Future[list[EntryResult]] | None = None
+        """A transaction under way on the thread: the loop begins no other, and no checkpoint."""
         self._timer: Timer | None = None
         self._cut_to = 0
         self._cutting = False
+        self._applied_bytes = self._cut_bytes = self._last_outside = 0
+        self._sizes: deque[tuple[int, int]] = deque()
+        """(last index, bytes applied by then) of each transaction that is within the margin."""
         self._commands = 0
         self._closing = False
         self._failed = False
@@ -107,26 +136,63 @@ class StateApplier:
         if self._lazy_timer is not None:
             self._lazy_timer.cancel()
             self._lazy_timer = None
-        if not self._waiting or self._failed or self._closing:
+        if not self._waiting or self._failed or self._closing or self._beside is not None:
             return
         if self._checkpointer.must_wait:
             # So much was dirtied since the last checkpoint that more would only pile up on the disk; the one
             # under way, or begun here, lets it go on.
             self._begin_checkpoint()
             return
-        portions, self._waiting = self._waiting, []
-        entries = [entry for portion in portions for entry in portion.entries]
-        conf_states = {index: state for portion in portions for index, state in portion.conf_states.items()}
+        work = _Work(self._waiting)
+        self._waiting = []
         try:
             with self._state.write() as tables:
-                results = self._machine.apply(tables, entries, conf_states)
+                results = self._machine.apply(
+                    tables, work.entries, work.conf_states, keys_at_once_max=KEYS_ON_LOOP_MAX
+                )
+        except LongApply:
+            self._work_beside(work)
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
+            self._fail(error)
+        else:
+            self._applied(work, results)
+
+    def _work_beside(self, work: _Work) -> None:
+        """Apply on a thread what would hold the loop for longer than followers wait for a heartbeat."""
+
+        def apply() -> list[EntryResult]:
+            with self._state.write() as tables:
+                return self._machine.apply(tables, work.entries, work.conf_states)
+
+        try:
+            with self._state.read() as tables:
+                self._machine.load(tables)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
-        # The transaction has committed: from here on readers see it, and answers may leave.
+        self._beside = asyncio.get_running_loop().run_in_executor(self._thread, apply)
+        self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside))
+
+    def _worked_beside(self, work: _Work, beside: asyncio.Future[list[EntryResult]]) -> None:
+        self._beside = None
+        try:
+            results = beside.result()
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
+            self._fail(error)
+            return
+        self._applied(work, results)
+        synced, self._synced_meanwhile = self._synced_meanwhile, None
+        if synced is not None:
+            self._synced(synced)
+        self._work()
+
+    def _applied(self, work: _Work, results: list[EntryResult]) -> None:
+        """The transaction has committed: from here on readers see it, and answers may leave."""
         self._commands += sum(map(_commands, results))
+        self._applied_bytes += sum(len(entry.data) for entry in work.entries)
+        self._sizes.append((work.entries[-1].index, self._applied_bytes))
         start = 0
-        for portion in portions:
+        for portion in work.portions:
             end = start + len(portion.entries)
             portion.done(results[start:end])
             start = end
@@ -144,7 +210,7 @@ class StateApplier:
             self._checkpoint_if_due()
 
     def _begin_checkpoint(self) -> None:
-        if self._syncing is not None or self._failed:
+        if self._syncing is not None or self._beside is not None or self._failed:
             return
         now_ns = self._clock.monotonic_ns()
         try:
@@ -161,6 +227,10 @@ class StateApplier:
         self._syncing.add_done_callback(self._synced)
 
     def _synced(self, syncing: asyncio.Future[None]) -> None:
+        if self._beside is not None:
+            # The last step belongs between two transactions.
+            self._synced_meanwhile = syncing
+            return
         self._syncing = None
         try:
             syncing.result()
@@ -173,12 +243,24 @@ class StateApplier:
         if self._state.dirtied_bytes and self._syncing is None:
             self._checkpoint_if_due()
 
+    def _index_before_margin(self) -> int:
+        """Return the last index with more than the margin's bytes behind it; 0 when there is none."""
+        while self._sizes and self._applied_bytes - self._sizes[0][1] > self._log_margin_bytes:
+            self._last_outside, _ = self._sizes.popleft()
+        return self._last_outside
+
     def _cut_log(self) -> None:
         """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
-        to_index = self._state.durable_applied_index - LOG_MARGIN_ENTRIES
-        if self._cutting or to_index - self._cut_to < CUT_ENTRIES_MIN:
+        durable_index = self._state.durable_applied_index
+        to_index = max(durable_index - LOG_MARGIN_ENTRIES, self._index_before_margin())
+        to_index = min(to_index, durable_index)
+        if self._cutting or self._closing or to_index <= self._cut_to:
+            return
+        large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes
+        if to_index - self._cut_to < CUT_ENTRIES_MIN and not large:
             return
         self._cutting = True
+        self._cut_bytes = self._applied_bytes
 
         def done(error: BaseException | None) -> None:
             self._cutting = False
@@ -200,6 +282,9 @@ class StateApplier:
             if timer is not None:
                 timer.cancel()
         self._waiting.clear()
+        if self._beside is not None:
+            await asyncio.wait([self._beside])
+            await asyncio.sleep(0)
         if self._syncing is not None:
             await asyncio.wait([self._syncing])
         # The checkpoint's own callback runs on the loop's next turn.
@@ -215,6 +300,7 @@ class StateApplier:
             return not self._failed
         finally:
             self._disk.shutdown()
+            self._thread.shutdown()
 
 
 def _commands(result: EntryResult) -> int:

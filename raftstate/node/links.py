@@ -23,6 +23,7 @@ import structlog
 
 from raftstate.address import split_address
 from raftstate.core.types import Message, MessageType
+from raftstate.errors import ConfigError
 from raftstate.node.environment import PeerBody
 from raftstate.node.frames import FRAME_BYTES_MAX, Channel, FrameError, FrameReader, Hello, Welcome, encode
 
@@ -95,7 +96,14 @@ class PeerLinks:
     async def start(self, host: str, port: int) -> int:
         """Listen, begin to dial, and return the port listened on (`port` 0: a free one)."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Inbound(self), host, port)
+        try:
+            self._server = await loop.create_server(lambda: _Inbound(self), host, port)
+        except OSError as error:
+            raise ConfigError(
+                f"can't listen for peers on {host}:{port}: {error}; another process may be there, or the "
+                "address not be this machine's",
+                field="listen_peer",
+            ) from error
         for peer in sorted(self._addresses):
             if peer != self._local.node_id:
                 for channel in Channel:
@@ -147,6 +155,9 @@ class PeerLinks:
             except _RefusedError as error:
                 log.warning("peer refuses this node", peer=peer, reason=str(error))
                 delay_s = REFUSED_DELAY_S
+            except Exception:
+                # A bug; without this way to the peer the node would be worse off than with another try.
+                log.exception("dialling failed", peer=peer, channel=channel.name.lower())
             await asyncio.sleep(delay_s * self._random.uniform(0.5, 1.0))
             delay_s = min(delay_s * 2, max(DIAL_DELAY_S_MAX, delay_s))
 
@@ -161,6 +172,7 @@ class PeerLinks:
                 transport.write(encode(hello))
                 refusal = await outbound.welcome
             except BaseException:
+                outbound.welcome.cancel()
                 transport.abort()
                 raise
         if refusal:
@@ -233,6 +245,7 @@ class _Inbound(asyncio.Protocol):
         self._links = links
         self._reader = FrameReader()
         self._peer: int | None = None
+        self._channel: Channel | None = None
         self._transport: asyncio.Transport | None = None
         self._hello_timer: asyncio.TimerHandle | None = None
 
@@ -280,5 +293,10 @@ class _Inbound(asyncio.Protocol):
             self._transport.close()
             raise FrameError(refusal)
         self._hello_timer.cancel()
-        self._peer = body.from_id
+        for other in self._links._inbound:
+            if (other._peer, other._channel) == (body.from_id, body.channel):
+                # The peer dials again: what it dialled before is dead, whether or not this end has noticed.
+                other._peer = None
+                other.abort()
+        self._peer, self._channel = body.from_id, body.channel
         self._reader.bytes_max = FRAME_BYTES_MAX

@@ -36,6 +36,8 @@ from raftstate.store.state import StateStore
 
 T = TypeVar("T")
 
+OPEN_READS_MAX = 384
+"""Below LMDB's 512 reader slots, of which checkpoints need two: reads must not keep them from one."""
 CLOCK_DRIFT = 1.001
 """Two clocks of one machine class run apart by far less than 0.1 %; a staleness bound is widened by it."""
 _ERRORS: dict[Code, type[RaftstateError]] = {
@@ -75,6 +77,7 @@ class LocalNode:
         self._clock = clock
         self._name = name
         self._version = version
+        self._open_reads = 0
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-read")
         self._members: dict[int, Member] = {member.id: member for member in machine.members}
 
@@ -182,14 +185,22 @@ class LocalNode:
             asked_ns = await self._confirm(timeout_s)
         elif consistency is ReadConsistency.BOUNDED:
             asked_ns = await self._confirm_within(max_staleness_ms, timeout_s)
+        if self._open_reads >= OPEN_READS_MAX:
+            raise ResourceExhaustedError(
+                f"{self._open_reads} reads are under way at this node, its limit; try again, or another node"
+            )
         needed = self._driver.applied_index if asked_ns is not None else 0
-        with self._state.read() as tables:
-            reader = Reader(tables)
-            if reader.applied_index < needed:
-                raise InvariantError(
-                    f"a read sees index {reader.applied_index}, but {needed} was applied before it began"
-                )
-            yield _LocalReader(reader, asked_ns, self._clock, self._reads)
+        self._open_reads += 1
+        try:
+            with self._state.read() as tables:
+                reader = Reader(tables)
+                if reader.applied_index < needed:
+                    raise InvariantError(
+                        f"a read sees index {reader.applied_index}, but {needed} was applied before it began"
+                    )
+                yield _LocalReader(reader, asked_ns, self._clock, self._reads)
+        finally:
+            self._open_reads -= 1
 
     async def _confirm_within(self, max_staleness_ms: int, timeout_s: float) -> int:
         """Confirm until the answer is fresh enough."""
@@ -296,8 +307,8 @@ class LocalNode:
             self._driver.leader_watchers.remove(watch)
 
     def close(self) -> None:
-        """End the reading thread, after what it is reading."""
-        self._reads.shutdown()
+        """End the reading thread, after what it is reading now."""
+        self._reads.shutdown(cancel_futures=True)
 
 
 def _bound_us(elapsed_ns: int) -> int:
@@ -354,9 +365,11 @@ class _LocalReader:
 
         The transaction must outlive the call, so a cancelled caller still waits for it.
         """
-        running = asyncio.get_running_loop().run_in_executor(self._executor, call)
+        job = self._executor.submit(call)
+        running = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            await asyncio.wait([running])
+            if not job.cancel():
+                await asyncio.wait([running])
             raise

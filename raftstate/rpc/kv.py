@@ -105,7 +105,7 @@ class KVHandlers:
             )
         batch.commands[0].serial = context.serial if in_session else SERIAL_WITHOUT_SESSION
         raw = batch.SerializeToString()
-        check = check_batch(batch, len(raw), self._service.machine_version)
+        check = check_batch(batch, self._service.machine_version)
         fault = check.fault or check.faults.get(0)
         if fault is not None:
             raise RefusedError(fault)

@@ -8,8 +8,9 @@ way.
 A batch's bytes go into the log as they came; only commands that fail their check make it be encoded again,
 without them. A batch counts as in flight until its answers are written: a client that sends without reading,
 or faster than the cluster commits, is held back by HTTP/2 flow control and not by this node's memory. The
-refusal of a batch is an answer to each of its commands. Bytes that are no batch end the stream, once
-everything before them is answered.
+refusal of a batch is an answer to each of its commands. Bytes that are no batch, or more of one than its
+limits allow, end the stream, once everything before them is answered: to answer each command of such a message
+could take more than the message did.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ class _Stream:
         refused: list[pipeline_pb2.Answer] = []
         try:
             check_cluster(batch.cluster_id, self._service.cluster_id)
-            check = check_batch(batch, size_bytes, self._service.machine_version)
+            check = check_batch(batch, self._service.machine_version)
             if check.fault is not None:
                 raise RefusedError(check.fault)
             if check.faults:

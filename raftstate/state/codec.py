@@ -13,7 +13,7 @@ order is not defined, and a list that comes back is not a set). Nothing ever tur
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, TypeVar, overload
 from uuid import UUID
@@ -31,22 +31,31 @@ _DIRECT = frozenset({type(None), bool, int, float, str, bytes})
 _KEYS = frozenset({str, int, bytes})
 
 
-def encode(state: object) -> bytes:
+def encode(state: object, field: str = "state") -> bytes:
     """Return `state` as MessagePack. The same state gives the same bytes; dicts keep their order.
+
+    Args:
+        state: what to save.
+        field: what errors call it.
 
     Raises:
         InvalidArgumentError: something in it can't be saved; the message says where.
     """
     try:
-        return _ENCODER.encode(_plain(state, "state"))
+        plain = _plain(state, field)
+        try:
+            return _ENCODER.encode(plain)
+        except OverflowError as error:
+            fault = f"{error}; convert it to a str"
+        except UnicodeEncodeError as error:
+            fault = f"{error.object[:80]!r} is not valid Unicode; save it as bytes"
+        raise InvalidArgumentError(f"can't save {_path_of_fault(plain, field)}: {fault}", field=field)
     except RecursionError:
-        raise InvalidArgumentError("can't save the state: it is nested too deeply, or holds itself") from None
-    except OverflowError as error:
-        raise InvalidArgumentError(f"can't save the state: {error}") from None
-    except UnicodeEncodeError as error:
         raise InvalidArgumentError(
-            f"can't save the state: {error.object[:80]!r} is not valid Unicode; save it as bytes"
+            f"can't save {field}: it is nested too deeply, or holds itself", field=field
         ) from None
+    except _UnsupportedError as error:
+        raise InvalidArgumentError(str(error), field=field) from None
 
 
 @overload
@@ -72,6 +81,25 @@ def decode(raw: bytes, type: Any = Any) -> Any:
         raise InvalidArgumentError(f"the saved state is not a {type}: {error}") from error
 
 
+class _UnsupportedError(Exception):
+    """The message says which part of a state can't be saved."""
+
+
+def _path_of_fault(plain: object, path: str) -> str:
+    """Return where in a state, of which MessagePack can't hold something, that stands."""
+    parts: Iterable[tuple[object, object]] = ()
+    if isinstance(plain, dict):
+        parts = plain.items()
+    elif isinstance(plain, list | tuple):
+        parts = enumerate(plain)
+    for key, part in parts:
+        try:
+            _ENCODER.encode(part)
+        except (OverflowError, UnicodeEncodeError):
+            return _path_of_fault(part, f"{path}[{key!r}]")
+    return path
+
+
 def _plain(value: object, path: str) -> object:
     """Return `value` in types that MessagePack holds: itself where nothing needs to change."""
     kind = type(value)
@@ -91,7 +119,7 @@ def _plain(value: object, path: str) -> object:
         return msgspec.msgpack.Ext(_EXT_UUID, value.bytes)
     if isinstance(value, msgspec.Struct) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
         return _plain_record(value, path)
-    raise InvalidArgumentError(
+    raise _UnsupportedError(
         f"can't save {path}: it is a {kind.__module__}.{kind.__qualname__}{_advice(value)}"
     )
 
@@ -100,8 +128,9 @@ def _plain_dict(value: dict[object, object], path: str) -> dict[object, object]:
     strangers = set(map(type, value)) - _KEYS
     if strangers:
         names = ", ".join(sorted(kind.__name__ for kind in strangers))
-        raise InvalidArgumentError(
-            f"can't save {path}: it has keys of type {names}; str, int and bytes are allowed"
+        raise _UnsupportedError(
+            f"can't save {path}: it has keys of type {names}; str, int and bytes are allowed, so convert"
+            " them to str"
         )
     if _DIRECT.issuperset(map(type, value.values())):
         return value
@@ -112,7 +141,7 @@ def _plain_record(value: object, path: str) -> object:
     try:
         fields = msgspec.to_builtins(value, builtin_types=(bytes, datetime, UUID), order="deterministic")
     except TypeError as error:
-        raise InvalidArgumentError(f"can't save {path} (a {type(value).__qualname__}): {error}") from None
+        raise _UnsupportedError(f"can't save {path} (a {type(value).__qualname__}): {error}") from None
     return _plain(fields, path)
 
 
@@ -121,7 +150,7 @@ def _advice(value: object) -> str:
         return "; save a sorted list"
     if isinstance(value, bytearray | memoryview):
         return "; save bytes"
-    return "; save JSON-like data, bytes, datetimes, UUIDs, dataclasses or msgspec Structs"
+    return "; convert it to a dict, list or str (dataclasses and msgspec Structs are taken as they are)"
 
 
 def _from_extension(code: int, data: memoryview) -> object:

@@ -94,8 +94,6 @@ class AsyncWorkflow:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         writer: bytes | None = None,
     ) -> None:
-        if not name:
-            raise InvalidArgumentError("a workflow's name can't be empty", field="name")
         self.name = name
         self._store = store
         self._now = now
@@ -132,7 +130,7 @@ class AsyncWorkflow:
                 " Keep large data elsewhere and its address in the state",
                 field="state",
             )
-        raw_metadata = codec.encode(metadata)
+        raw_metadata = codec.encode(metadata, "metadata")
         async with self._lock:
             if self._sequence is None:
                 await self._find_place(timeout)
@@ -141,11 +139,7 @@ class AsyncWorkflow:
             record, base = await self._make_record(checkpoint_id, encoded, raw_metadata)
             row = msgspec.msgpack.encode(record)
             if len(row) > ROW_BYTES_MAX:
-                raise InvalidArgumentError(
-                    f"the state takes {len(row):,} bytes compressed ({len(encoded):,} before); the limit of a"
-                    f" value is {ROW_BYTES_MAX:,}. Keep large data elsewhere and its address in the state",
-                    field="state",
-                )
+                raise _too_large(record)
             # Taken before the put: if its answer is lost, the key may be too.
             self._sequence = sequence
             written = await self._store.put(self._key(sequence, self._writer), row, timeout=timeout)
@@ -191,11 +185,19 @@ class AsyncWorkflow:
 
         Raises:
             OutOfRangeError: there is no checkpoint with that id.
-            InvalidArgumentError: both id and revision were given, or the state is not one of `type`.
+            InvalidArgumentError: both id and revision were given, one of them is malformed, or the state is
+                not one of `type`.
             DataLossError: what is stored does not match its checksum.
         """
         if id is not None and revision is not None:
             raise InvalidArgumentError("give an id or a revision, not both", field="revision")
+        if id is not None and not isinstance(id, str):
+            raise InvalidArgumentError(
+                f"id must be the str of a Checkpoint.id, got {id!r:.80}; give revision= by its name",
+                field="id",
+            )
+        if revision is not None:
+            _check_whole(revision, "revision", 0)
         async with self._lock:
             newest = id is None and revision is None
             found = id if id is not None else await self._find(revision, timeout)
@@ -213,8 +215,7 @@ class AsyncWorkflow:
         self, limit: int = LIST_LIMIT_DEFAULT, *, timeout: float | None = None
     ) -> list[Checkpoint]:
         """Return up to `limit` checkpoints, the newest first."""
-        if limit < 1:
-            raise InvalidArgumentError(f"limit must be at least 1, not {limit}", field="limit")
+        _check_whole(limit, "limit", 1)
         start, end = prefix_range(self._prefix)
         found: list[Checkpoint] = []
         more = True
@@ -361,8 +362,41 @@ class Workflow:
 
 
 def _name_component(name: str) -> Element:
-    raw = name.encode()
+    """Return what stands in keys for a workflow's name. Raises InvalidArgumentError."""
+    if not isinstance(name, str) or not name:
+        raise InvalidArgumentError(
+            f"a workflow's name must be a str that is not empty, got {name!r:.80}", field="name"
+        )
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(
+            f"a workflow's name must be text that UTF-8 can hold, got {name!r:.80}", field="name"
+        ) from None
     return name if len(raw) <= NAME_BYTES_MAX else hashlib.blake2b(raw, digest_size=20).digest()
+
+
+def _check_whole(number: int, field: str, least: int) -> None:
+    if not isinstance(number, int) or isinstance(number, bool) or number < least:
+        raise InvalidArgumentError(
+            f"{field} must be a whole number from {least} up, got {number!r:.80}", field=field
+        )
+
+
+def _too_large(record: Record) -> InvalidArgumentError:
+    """Return the error for a row beyond the limit of a value, which blames what takes most of it."""
+    limit = f"the limit of both together is {ROW_BYTES_MAX:,}"
+    if len(record.metadata) > len(record.payload):
+        return InvalidArgumentError(
+            f"the metadata takes {len(record.metadata):,} bytes; {limit}, the state compressed."
+            " Keep metadata small: it is not compressed, and list returns it",
+            field="metadata",
+        )
+    return InvalidArgumentError(
+        f"the state takes {len(record.payload):,} bytes compressed ({record.size:,} before), its metadata"
+        f" {len(record.metadata):,}; {limit}. Keep large data elsewhere and its address in the state",
+        field="state",
+    )
 
 
 async def _in_thread(size_bytes: int, function: Callable[..., R], *args: Any) -> R:

@@ -392,7 +392,10 @@ class LogStore:
         except (lmdb.Error, OSError) as error:
             self._failure = disk_failure("writing the log", self._path, error)
             if self._failure.detail["errno"] == errno.EIO:
-                mark_eio(self._path.parent, self._failure.message)
+                try:
+                    mark_eio(self._path.parent, self._failure.message)
+                except StorageError as unmarked:
+                    self._failure.add_note(f"nor could this be noted for the next start: {unmarked}")
             raise self._failure from error
 
     def _seal(self, txn: lmdb.Transaction[memoryview], meta: MetaRow, hard_state: HardState) -> MetaRow:

@@ -124,6 +124,7 @@ class StateStore:
         cls,
         data_directory: Path,
         *,
+        map_bytes: int = 0,
         readers_wait_s: float = READERS_WAIT_S,
         verify: Callable[[ReadTables], None] = walk,
     ) -> StateStore:
@@ -133,6 +134,7 @@ class StateStore:
 
         Args:
             data_directory: the node's directory, whose lock the caller holds.
+            map_bytes: the most that the state can take, if that is more than it was created with.
             readers_wait_s: how long to wait, after a crash, for other processes to close the environment, in
                 seconds.
             verify: reads through the copy that is made after a failed sync, and raises if it can't be
@@ -144,7 +146,7 @@ class StateStore:
             StorageError: the disk or LMDB failed.
         """
         with startable(data_directory, readers_wait_s=readers_wait_s, verify=verify) as (generation, record):
-            store = cls._opened(generation, record)
+            store = cls._opened(generation, record, map_bytes)
         try:
             store.clear_dead_readers()
             store.checkpoint(record.applied_index)
@@ -155,9 +157,10 @@ class StateStore:
         return store
 
     @classmethod
-    def _opened(cls, generation: Generation, record: CheckpointRecord) -> StateStore:
+    def _opened(cls, generation: Generation, record: CheckpointRecord, map_bytes: int) -> StateStore:
         try:
-            environment = open_environment(generation, record.meta.map_bytes)
+            # Before anything is read: a map must not grow under a live transaction.
+            environment = open_environment(generation, max(record.meta.map_bytes, map_bytes))
             try:
                 return cls(environment, open_tables(environment), generation, record)
             except BaseException:

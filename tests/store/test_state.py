@@ -305,3 +305,22 @@ def test_reader_table_wiped_within_a_transaction_keeps_it_from_committing(tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "another program opened lock.mdb" in done.stdout
     assert done.stdout.rstrip().endswith("True")
+
+
+def test_a_full_map_is_mended_by_a_start_with_a_larger_one(tmp_path: Path) -> None:
+    store = StateStore.create(tmp_path, map_bytes=1 << 20)
+
+    def fill(rows: int) -> None:
+        with store.write() as tables:
+            for number in range(rows):
+                tables.put(Table.HOT, b"%08d" % number, b"x" * 1000)
+
+    fill(10)
+    with pytest.raises(StorageError, match="map"):
+        fill(2_000)
+    store.close(clean=False)
+    store = StateStore.open(tmp_path, map_bytes=1 << 24)
+    fill(2_000)
+    with store.read() as tables:
+        assert tables.count(Table.HOT) == 2_000
+    store.close(clean=False)

@@ -1,0 +1,74 @@
+"""The commands by name. Each is loaded when it is used: `put` has no need of what `serve` and `demo` import."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+
+import raftstate
+
+
+class _Place(NamedTuple):
+    module: str
+    function: str
+
+
+_COMMANDS = {
+    "put": _Place("kv", "put"),
+    "get": _Place("kv", "get"),
+    "delete": _Place("kv", "delete"),
+    "range": _Place("kv", "range_"),
+    "status": _Place("cluster", "status"),
+    "transfer-leader": _Place("cluster", "transfer_leader"),
+    "dev": _Place("dev", "dev"),
+    "serve": _Place("serve", "serve"),
+    "demo": _Place("demo", "demo"),
+}
+
+
+class _Commands(TyperGroup):
+    # Contexts and commands are typed by Typer's own parser, which is not for others to import.
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names, in the order in which --help shows them."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Load a command; None when there is none of that name."""
+        place = _COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        module = importlib.import_module(f"raftstate.cli.{place.module}")
+        alone.command(cmd_name)(getattr(module, place.function))
+        return typer.main.get_command(alone)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"raftstate {raftstate.__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="raftstate",
+    cls=_Commands,
+    help="A replicated state store for Python programs that must not forget.",
+    epilog="Exit codes: 0 done; 1 refused or failed, and certainly not done; 2 wrong usage, argument or"
+    " setting; 3 a write was sent and its outcome is unknown; 4 no leader, or no node, in time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
