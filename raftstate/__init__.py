@@ -40,7 +40,6 @@ if TYPE_CHECKING:
         connect,
         connect_async,
     )
-
     from raftstate.state import Checkpoint, Restored, Workflow
 
     __version__: str

@@ -455,8 +455,8 @@ def check_unused(folder: Path, own: Collection[str]) -> None:
             ", ..." if len(strangers) > _SHOWN_STRANGERS else ""
         )
         raise FailedPreconditionError(
-            f"{folder} holds what is not part of a new cluster ({shown}); give an empty directory, or one that"
-            " does not exist yet"
+            f"{folder} holds what is not part of a new cluster ({shown}); give an empty directory, or one"
+            " that does not exist yet"
         )
 
 

@@ -34,7 +34,7 @@ def main() -> None:
         code = EXIT_INTERRUPTED
     except OSError as error:
         _discard_output()
-        _say(str(error))
+        _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
         code = EXIT_FAILED
     sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""The commands by name. Each is loaded when it is used: `put` has no need of what `serve` and `demo` import."""
+"""The commands by name. Each is loaded when it is used: `put` needs nothing of what `demo` imports."""
 
 from __future__ import annotations
 

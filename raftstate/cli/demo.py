@@ -294,7 +294,7 @@ class _Demo:
 
 
 def _check_writable(file: Path) -> None:
-    """Raise InvalidArgumentError unless the outcome can be written there: said now, not after all the work."""
+    """Raise InvalidArgumentError, before all the work, unless the outcome can be written there."""
     folder = file.absolute().parent
     if file.is_dir():
         fault = "it is a folder; give the name of a file in it"

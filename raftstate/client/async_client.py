@@ -449,10 +449,12 @@ async def _statuses(tracker: LeaderTracker, endpoints: Iterable[str], timeout_s:
 
 
 def _nobody_answered(nodes: list[NodeStatus], waited_s: float) -> NoLeaderError:
-    reasons = "; ".join(f"{node.endpoint} ({node.error})" for node in nodes)
-    who = f"the node {reasons} did not answer" if len(nodes) == 1 else f"no node answered: {reasons}"
+    who = "the node" if len(nodes) == 1 else "no node"
+    did = "did not answer" if len(nodes) == 1 else "answered"
+    tried = ", ".join(f"{node.endpoint} ({node.error})" for node in nodes)
     return NoLeaderError(
-        f"{who}, within {waited_s:g} s; check that it runs, and that its client port was given"
+        f"{who} {did} within {waited_s:g} s; tried {tried}. Check what runs there, and that these are client"
+        " ports"
     )
 
 

@@ -95,7 +95,7 @@ def encode_items(items: Iterable[tuple[Key, BytesLike]]) -> list[tuple[bytes, by
     for item in check_items(items):
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise InvalidArgumentError(
-                f"item {len(encoded)} must be a (key, value) pair, got {item!r:.80}; a dict's are its items()",
+                f"item {len(encoded)} must be a (key, value) pair, got {item!r:.80}; of a dict give items()",
                 field="items",
             )
         encoded.append((encode_key(item[0]), encode_value(item[1])))

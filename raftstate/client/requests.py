@@ -80,7 +80,7 @@ def interval_to_delete(key: Key, range_end: Key | None, prefix: bool) -> tuple[b
 def _set_freshness(
     request: kv_pb2.GetRequest | kv_pb2.RangeRequest, consistency: Consistency, max_lag_ms: int
 ) -> None:
-    if consistency not in _CONSISTENCIES:
+    if not isinstance(consistency, str) or consistency not in _CONSISTENCIES:
         known = ", ".join(map(repr, _CONSISTENCIES))
         raise InvalidArgumentError(
             f"consistency must be one of {known}, got {consistency!r}", field="consistency"

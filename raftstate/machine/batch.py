@@ -4,9 +4,9 @@ The rule, in the order of the log: what lies below the floor is stale; what has 
 what lies beyond the window, or above the floor of a session whose answers are over their size, is not run and
 not stored; all else runs, and its answer is stored, a refusal too. Without a session nothing is stored.
 
-In either case nothing more is run once the previous pairs that were read for a batch, or are repeated in its
-answers, are over their size. The first command is never held back by that, so that a client can go on with one
-command at a time; and what has an answer always gets it in full.
+In either case nothing more is run once the previous pairs that were read for a batch, or are repeated in
+its answers, are over their size. The first command is never held back by that, so that a client can go on
+with one command at a time; and what has an answer always gets it in full.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Keyspace:
     ) -> None:
         self.revision = revision
         self.pair_bytes = 0
-        """Previous pairs read for this batch, those of refused deletes too, in bytes as answers count them."""
+        """Previous pairs read for this batch, those of refused deletes too, as `pair_bytes` counts."""
         self._batch_keys_left = RANGE_DELETE_KEYS_MAX
         self._keys_left = keys_at_once_max
         self._tables = tables
@@ -109,8 +109,8 @@ class Keyspace:
             if len(found) > keys_left:
                 return Fault(
                     Code.RESOURCE_EXHAUSTED,
-                    f"the range deletes of a batch may meet {RANGE_DELETE_KEYS_MAX} keys, and this range holds "
-                    f"more than the {keys_left} left; delete it in parts, each in a batch of its own",
+                    f"the range deletes of a batch may meet {RANGE_DELETE_KEYS_MAX} keys, and this range "
+                    f"holds more than the {keys_left} left; delete it in parts, each in a batch of its own",
                     "range_end",
                 )
         else:
@@ -183,9 +183,7 @@ class Keyspace:
                 break
         if self._keys_left is not None:
             if len(found) > self._keys_left:
-                raise LongApply(
-                    f"range deletes met {self._keys_left} keys in what this call had left, and more"
-                )
+                raise LongApply(f"a range holds more than the {self._keys_left} keys that this call had left")
             self._keys_left -= len(found)
         self._batch_keys_left = max(0, self._batch_keys_left - len(found))
         return found

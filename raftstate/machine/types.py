@@ -39,8 +39,8 @@ it bounds the answers that a session holds in memory."""
 ANSWERS_BYTES_MAX = 9 << 20
 """Previous pairs of one command: at least one of the largest key and value."""
 BATCH_ANSWERS_BYTES_MAX = 8 << 20
-"""Previous pairs read for one batch or repeated in its answers; once they are over it, no command of the batch
-is run. Answers to a batch have at most this much and one command's pairs without a session."""
+"""Previous pairs read for one batch or repeated in its answers; once they are over it, no command of the
+batch is run. Without a session its answers have this much and the pairs of one command at most."""
 SESSION_BYTES_MAX = 3 << 20
 """Stored answers of one session; once they are over it, only the serial at the floor is run. A batch can ask
 for all of them again: this much, the pairs of the command that went over it, and those of the one at the

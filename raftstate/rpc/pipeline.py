@@ -9,8 +9,8 @@ A batch's bytes go into the log as they came; only commands that fail their chec
 without them. A batch counts as in flight until its answers are written: a client that sends without reading,
 or faster than the cluster commits, is held back by HTTP/2 flow control and not by this node's memory. The
 refusal of a batch is an answer to each of its commands. Bytes that are no batch, or more of one than its
-limits allow, end the stream, once everything before them is answered: to answer each command of such a message
-could take more than the message did.
+limits allow, end the stream, once everything before them is answered: answers to each command of such a
+message could take far more than the message did.
 """
 
 from __future__ import annotations

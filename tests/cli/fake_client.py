@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from raftstate.client import DeleteResult, KeyValue, NodeStatus, PutResult, RangeResult
-from raftstate.errors import RaftstateError
 
 
 class FakeClient:
@@ -13,9 +12,10 @@ class FakeClient:
         self.rows: dict[bytes, KeyValue] = {}
         self.revision = 1
         self.nodes: list[NodeStatus] = []
-        self.failure: RaftstateError | None = None
+        self.failure: BaseException | None = None
         self.opened: list[tuple[str | None, float]] = []
         self.calls: list[Any] = []
+        self.page = 10_000
 
     def put(self, key: bytes, value: bytes) -> PutResult:
         self._fail()
@@ -43,8 +43,8 @@ class FakeClient:
     ) -> RangeResult:
         self._fail()
         self.calls.append((start, end, limit, options))
-        found = tuple(self.rows[key] for key in sorted(self.rows))
-        shown = () if options["count_only"] else found[:limit]
+        found = tuple(self.rows[key] for key in sorted(self.rows) if start is None or key >= start)
+        shown = () if options["count_only"] else found[: min(limit or self.page, self.page)]
         return RangeResult(kvs=shown, more=len(shown) < len(found), count=len(found), revision=self.revision)
 
     def status(self) -> list[NodeStatus]:

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+import raftstate
 from raftstate.client import NodeStatus
+from raftstate.client.limits import VALUE_BYTES_MAX
 from raftstate.client.types import MemberStatus
 from raftstate.errors import (
     ConfigError,
@@ -67,7 +69,7 @@ def test_a_range_is_a_line_a_pair_whatever_the_bytes(run: Run, client: FakeClien
     assert run("range", "--limit", "1") == (
         0,
         b"a\t\\x00\\xff\\n\\t\\\\\n",
-        "raftstate: 1 of 2 keys; the next begins after the last\n",
+        "raftstate: 1 of 2 keys; --limit left the others out\n",
     )
 
 
@@ -106,8 +108,8 @@ def test_the_cluster_and_the_time_come_from_options(
 @pytest.mark.parametrize(
     ("failure", "code"),
     [
-        (InvalidArgumentError("m"), 1),
-        (ConfigError("m"), 1),
+        (InvalidArgumentError("m"), 2),
+        (ConfigError("m"), 2),
         (FailedPreconditionError("m"), 1),
         (DeadlineError("m"), 1),
         (IndefiniteError("m"), 3),
@@ -139,12 +141,85 @@ def test_an_error_is_a_message_and_an_exit_code_without_a_traceback(
         ("range", "--limit", "0"),
         ("frobnicate",),
         ("get", "k", "--frob"),
+        ("get", "k", "--timeout", "86401"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(run: Run, client: FakeClient, command: tuple[str, ...]) -> None:
     code, out, err = run(*command)
     assert (code, out) == (2, b"")
     assert "Usage: raftstate" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (("delete", "", "--prefix"), "give --all, too"),
+        (("delete", "a", "b", "--prefix"), "give END or --prefix, not both"),
+        (("range", "a", "--prefix", "a"), "give START and END, or --prefix, not both"),
+    ],
+)
+def test_what_can_not_be_meant_is_refused_in_the_words_of_the_command_line(
+    run: Run, client: FakeClient, command: tuple[str, ...], says: str
+) -> None:
+    code, out, err = run(*command)
+    assert (code, out) == (2, b"")
+    assert says in err
+    assert client.calls == []
+
+
+def test_every_key_is_deleted_when_that_is_said_twice(run: Run, client: FakeClient) -> None:
+    assert run("delete", "", "--prefix", "--all").code == 0
+    assert client.calls == [(b"", None, True)]
+
+
+def test_a_range_is_read_page_after_page(run: Run, client: FakeClient) -> None:
+    for number in range(5):
+        client.put(b"k%d" % number, b"v")
+    client.page = 2
+    assert run("range", "--keys-only") == (0, b"k0\nk1\nk2\nk3\nk4\n", "")
+    assert [start for start, *_ in client.calls] == [None, b"k1\x00", b"k3\x00"]
+    found = json.loads(run("range", "--json").out)
+    assert [pair["key"] for pair in found["kvs"]] == ["k0", "k1", "k2", "k3", "k4"]
+    assert (found["count"], found["more"]) == (5, False)
+    assert run("range", "--keys-only", "--limit", "3") == (
+        0,
+        b"k0\nk1\nk2\n",
+        "raftstate: 3 of 5 keys; --limit left the others out\n",
+    )
+
+
+def test_a_value_from_stdin_is_read_up_to_the_limit_of_a_value(
+    run: Run, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.BytesIO(bytes(VALUE_BYTES_MAX + 10))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stdin))
+    code, _, err = run("put", "k", "-")
+    assert (code, client.rows) == (2, {})
+    assert "stdin holds more than 8388608 bytes" in err
+    assert stdin.tell() == VALUE_BYTES_MAX + 1
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "stdin is closed" in run("put", "k", "-").err
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "err"),
+    [
+        (OSError(28, "No space left on device"), 1, "raftstate: No space left on device\n"),
+        (PermissionError(13, "Permission denied", "f"), 1, "raftstate: f: Permission denied\n"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+def test_what_the_system_does_to_a_command_is_no_traceback(
+    run: Run, client: FakeClient, failure: BaseException, code: int, err: str
+) -> None:
+    client.failure = failure
+    assert run("get", "k") == (code, b"", err)
+
+
+def test_the_version_and_the_exit_codes_are_told(run: Run) -> None:
+    assert run("--version") == (0, f"raftstate {raftstate.__version__}\n".encode(), "")
+    assert "3 a write was sent" in " ".join(run("--help").out.decode().split())
 
 
 LEADER = NodeStatus(

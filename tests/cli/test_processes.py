@@ -162,7 +162,7 @@ def test_serve_resumes_the_node_of_its_directory(tmp_path: Path) -> None:
 def test_a_wrong_setting_is_said_by_serve_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "node.toml").write_text("speed = 1\n")
     refused = command("serve", "--config", str(tmp_path / "node.toml"))
-    assert (refused.returncode, refused.stdout) == (1, b"")
+    assert (refused.returncode, refused.stdout) == (2, b"")
     assert b"speed: got 1; allowed: there is no such setting" in refused.stderr
     assert b"Traceback" not in refused.stderr
     assert b"--config FILE or --data DIR" in command("serve").stderr
@@ -214,8 +214,11 @@ def test_a_demo_that_is_interrupted_leaves_nothing_behind(tmp_path: Path) -> Non
 
 def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     refused = command("demo", str(tmp_path / "absent"))
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert b"absent is not a folder" in refused.stderr
     refused = command("demo", "--json", str(tmp_path / "absent" / "file"))
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert b"there is no folder" in refused.stderr
+    refused = command("demo", "--json", str(tmp_path))
+    assert refused.returncode == 2
+    assert b"it is a folder" in refused.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raftstate.cli.serve import settings_for
-from raftstate.errors import ConfigError
+from raftstate.errors import ConfigError, FailedPreconditionError
 
 
 def test_an_empty_directory_becomes_that_of_a_cluster_of_one_node(tmp_path: Path) -> None:
@@ -22,6 +22,13 @@ def test_data_without_settings_are_never_given_a_new_identity(tmp_path: Path) ->
     (tmp_path / "node.toml").unlink()
     with pytest.raises(ConfigError, match=r"holds a node's data but no node\.toml"):
         settings_for(None, tmp_path, {})
+
+
+def test_a_directory_with_files_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FailedPreconditionError, match=r"not part of a new cluster \(thesis\.txt\)"):
+        settings_for(None, tmp_path, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_a_file_and_a_directory_together_override_the_files_own(

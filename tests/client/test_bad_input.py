@@ -24,25 +24,45 @@ UNREACHABLE = "127.0.0.1:1"
         ("put", {"key": "k", "value": "v"}, "value", "value must be bytes-like, got str; encode text first"),
         ("put", {"key": "k", "value": None}, "value", "value must be bytes-like, got NoneType"),
         ("put", {"key": "k", "value": bytes((8 << 20) + 1)}, "value", "at most 8388608 bytes, got 8388609"),
-        ("put", {"key": "k", "value": b"", "timeout": 0}, "timeout", "a number of seconds above 0, got 0"),
-        ("put", {"key": "k", "value": b"", "timeout": float("nan")}, "timeout", "above 0, got nan"),
+        (
+            "put",
+            {"key": "k", "value": b"", "timeout": 0},
+            "timeout",
+            "a number of seconds above 0 and at most 86400 (a day), got 0",
+        ),
+        (
+            "put",
+            {"key": "k", "value": b"", "timeout": float("nan")},
+            "timeout",
+            "at most 86400 (a day), got nan",
+        ),
         ("put_many", {"items": [("k", b""), ("", b"")]}, "key", "key must have 1 to 480 bytes, got 0"),
         ("get", {"key": ""}, "key", "key must have 1 to 480 bytes, got 0"),
         ("get", {"key": "k", "consistency": "eventual"}, "consistency", "must be one of 'linearizable'"),
+        ("get", {"key": "k", "consistency": []}, "consistency", "must be one of 'linearizable'"),
         (
             "get",
             {"key": "k", "consistency": "bounded", "max_lag_ms": 0},
             "max_lag_ms",
             "from 1 to 4294967295",
         ),
-        ("range", {"prefix": "a", "start": "b"}, "prefix", "give start and end, or prefix, not both"),
+        ("range", {"prefix": "a", "end": "b"}, "prefix", "give start and end, or prefix, not end and prefix"),
+        ("range", {"prefix": "a", "start": "b"}, "start", "start must begin with the prefix 'a'"),
+        ("put", {"key": "k", "value": b"", "timeout": 1e12}, "timeout", "(a day), got 1000000000000.0"),
+        (
+            "put_many",
+            {"items": [("k", b""), ("a",)]},
+            "items",
+            "item 1 must be a (key, value) pair, got ('a',)",
+        ),
+        ("put_many", {"items": 5}, "items", "must be an iterable of (key, value) pairs, got int"),
         ("range", {"start": ""}, "start", "start must have 1 to 480 bytes, got 0"),
         ("range", {"end": "k" * 481}, "end", "end must have 1 to 480 bytes, got 481"),
         ("range", {"end": "k" * 481 + "\0"}, "end", "end must have 1 to 481 bytes, got 482"),
         ("range", {"limit": 0}, "limit", "limit must be a whole number from 1"),
         ("delete", {"key": ""}, "key", "key must have 1 to 480 bytes, got 0"),
         ("delete", {"key": "a", "prefix": True, "range_end": "b"}, "range_end", "not both"),
-        ("transfer_leader", {"target": 1, "timeout": -1}, "timeout", "above 0, got -1"),
+        ("transfer_leader", {"target": 1, "timeout": -1}, "timeout", "(a day), got -1"),
     ],
 )
 async def test_bad_arguments_name_the_field_what_was_got_and_the_limit(
@@ -54,6 +74,11 @@ async def test_bad_arguments_name_the_field_what_was_got_and_the_limit(
     assert says in caught.value.message
     assert caught.value.field == field
     assert caught.value.definite
+
+
+def test_many_pairs_that_are_none_are_refused_by_threads_too() -> None:
+    with raftstate.connect(UNREACHABLE) as store, pytest.raises(InvalidArgumentError, match="got int"):
+        store.put_many(5)  # type: ignore[arg-type]
 
 
 def test_a_bad_default_timeout_is_refused_at_connect() -> None:

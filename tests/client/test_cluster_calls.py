@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 import raftstate
@@ -36,9 +38,36 @@ async def test_status_of_one_endpoint_asks_that_one_only(
     assert [node.name for node in nodes] == ["n3"]
 
 
-async def test_status_of_nobody_is_an_error() -> None:
-    async with raftstate.connect_async("127.0.0.1:1") as store:
-        with pytest.raises(raftstate.NoLeaderError, match="no node answered"):
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("127.0.0.1:1", r"the node did not answer within 2 s; tried 127\.0\.0\.1:1 \(Connection refused\)"),
+        ("127.0.0.1:1,127.0.0.1:2", "no node answered within 2 s; tried .*, 127"),
+    ],
+)
+async def test_status_of_nobody_is_an_error(url: str, says: str) -> None:
+    async with raftstate.connect_async(url) as store:
+        with pytest.raises(raftstate.NoLeaderError, match=says):
+            await store.status()
+
+
+async def test_status_of_one_dead_node_is_told_of_that_node(store: raftstate.AsyncClient) -> None:
+    with pytest.raises(raftstate.NoLeaderError, match=r"the node did not answer .* 127\.0\.0\.1:1 \("):
+        await store.status("127.0.0.1:1")
+
+
+async def test_a_port_that_speaks_something_else_is_suspected() -> None:
+    async def answer_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer_http, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, raftstate.connect_async(f"127.0.0.1:{port}") as store:
+        with pytest.raises(raftstate.NoLeaderError, match="; this may not be a client port"):
             await store.status()
 
 

@@ -28,6 +28,25 @@ async def test_get_returns_the_pair_or_none(store: raftstate.AsyncClient) -> Non
     assert await store.get("absent") is None
 
 
+@pytest.mark.parametrize("prefix", ["k", ""])
+async def test_a_range_is_read_to_its_end_from_page_to_page(
+    cluster: FakeCluster, store: raftstate.AsyncClient, prefix: str
+) -> None:
+    await store.put_many([(f"k{number}", b"v") for number in range(5)])
+    found: list[bytes] = []
+    sizes: list[int] = []
+    start: bytes | None = None
+    while True:
+        page = await store.range(start, prefix=prefix, limit=2)
+        found += [pair.key for pair in page]
+        sizes.append(len(page))
+        start = page.next_start
+        if start is None:
+            break
+    assert found == [b"k0", b"k1", b"k2", b"k3", b"k4"]
+    assert sizes == [2, 2, 1]
+
+
 async def test_range_takes_ends_prefix_limit_and_count(store: raftstate.AsyncClient) -> None:
     await store.put_many([(key, b"") for key in ("a", "b1", "b2", "b\xff", "c")])
 

@@ -3,13 +3,14 @@ from __future__ import annotations
 import pytest
 
 from raftstate.client.url import endpoints_of
-from raftstate.errors import ConfigError
+from raftstate.errors import ConfigError, InvalidArgumentError
 
 
 @pytest.mark.parametrize(
     ("url", "endpoints"),
     [
         ("raftstate://127.0.0.1:7001,127.0.0.1:7002", ("127.0.0.1:7001", "127.0.0.1:7002")),
+        ("RaftState://n1:1", ("n1:1",)),
         ("n1:1", ("n1:1",)),
         ("n1:1, n2:65535/", ("n1:1", "n2:65535")),
         ("[::1]:7001", ("[::1]:7001",)),
@@ -40,6 +41,12 @@ def test_a_bad_url_is_refused_with_what_is_wrong_and_what_is_right(url: str, say
     assert says in caught.value.message
     assert repr(url) in caught.value.message
     assert "[raftstate://]host:port[,host:port...]" in caught.value.message
+
+
+@pytest.mark.parametrize("url", [5, b"n1:1"])
+def test_what_is_no_text_is_no_url(url: object) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"the URL must be a str, got {type(url).__name__}"):
+        endpoints_of(url)  # type: ignore[arg-type]
 
 
 def test_without_a_url_the_environment_names_the_cluster_and_then_dev_does(

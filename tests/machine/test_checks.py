@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from raftstate.machine import command as command_module
@@ -17,6 +19,7 @@ from raftstate.machine.types import (
     Batch,
     Code,
     Fault,
+    Refused,
     SessionId,
 )
 from raftstate.pb.v1 import cluster_pb2
@@ -79,7 +82,7 @@ BAD = [
 @pytest.mark.parametrize("command", GOOD, ids=range(len(GOOD)))
 def test_what_lies_within_the_limits_passes(command: Command) -> None:
     assert check(command, MACHINE_VERSION) is None
-    assert check_batch(CommandBatch(commands=[command]), command.ByteSize() + 8, MACHINE_VERSION).faults == {}
+    assert check_batch(CommandBatch(commands=[command]), MACHINE_VERSION).faults == {}
 
 
 @pytest.mark.parametrize(("command", "field", "message"), BAD, ids=range(len(BAD)))
@@ -88,7 +91,7 @@ def test_a_command_out_of_bounds_is_refused_by_name_and_limit(
 ) -> None:
     fault = Fault(Code.INVALID, message, field)
     assert check(command, MACHINE_VERSION) == fault
-    found = check_batch(CommandBatch(commands=[put(7, b"k"), command]), 100, MACHINE_VERSION)
+    found = check_batch(CommandBatch(commands=[put(7, b"k"), command]), MACHINE_VERSION)
     assert (found.fault, found.faults) == (None, {1: fault})
 
 
@@ -122,8 +125,6 @@ def in_session(*commands: Command) -> CommandBatch:
 
 
 BAD_BATCHES = [
-    (CommandBatch(commands=[put(n, b"k") for n in range(BATCH_COMMANDS_MAX + 1)]), "commands"),
-    (CommandBatch(commands=[put(n, b"k", b"." * (BATCH_BYTES_MAX // 2)) for n in (1, 2)]), "commands"),
     (CommandBatch(commands=[put(1, b"k"), put(1, b"l")]), "serial"),
     (in_session(put(0, b"k")), "serial"),
     (batch_of(given_up=[5]), "given_up"),
@@ -136,37 +137,112 @@ BAD_BATCHES = [
 @pytest.mark.case(66)
 @pytest.mark.parametrize(("message", "field"), BAD_BATCHES, ids=range(len(BAD_BATCHES)))
 def test_a_batch_out_of_bounds_is_refused_as_a_whole(message: CommandBatch, field: str) -> None:
-    raw = message.SerializeToString()
-    fault = check_batch(message, len(raw), MACHINE_VERSION).fault
+    fault = check_batch(message, MACHINE_VERSION).fault
     assert fault is not None
     assert (fault.code, fault.field) == (Code.INVALID, field)
     rig = Rig()
-    [result] = rig.run(Batch(raw))
+    [result] = rig.run(Batch(message.SerializeToString()))
     assert refusal(result) == (Code.INVALID, field)
     assert (rig.machine.applied_index, rig.machine.revision) == (1, 1)
 
 
+MEGABYTE = bytes(BATCH_BYTES_MAX)
+NO_BATCHES = {
+    "garbage": (b"garbage", "the batch's 7 bytes are no raftstate.v1.CommandBatch"),
+    "cut off": (b"\x12\x05a", "the batch's 3 bytes are no raftstate.v1.CommandBatch"),
+    "large garbage": (b"\xff" * (1 << 21), "the batch's 2097152 bytes are no raftstate.v1.CommandBatch"),
+    "large and cut off": (
+        b"\x32\x80\x80\x80\x01" + MEGABYTE,
+        "the batch's 1048581 bytes are no raftstate.v1.CommandBatch",
+    ),
+    "a group": (b"\x0b" + MEGABYTE, "the batch's 1048577 bytes are no raftstate.v1.CommandBatch"),
+    "one command too many": (
+        CommandBatch(commands=[put(n, b"k") for n in range(BATCH_COMMANDS_MAX + 1)]).SerializeToString(),
+        "a batch may hold 512 commands, got 513; send more batches",
+    ),
+    "a small batch of nothing but commands": (
+        b"\x32\x00" * 1_000,
+        "a batch may hold 512 commands, got 1000; send more batches",
+    ),
+    "two large commands": (
+        CommandBatch(commands=[put(n, b"k", MEGABYTE[:600_000]) for n in (1, 2)]).SerializeToString(),
+        "a batch may have 1048576 bytes unless it holds a single command, and beside that at most 65536; got "
+        "1200034 bytes; send more batches",
+    ),
+    "four million commands": (
+        b"\x32\x00" * (4 << 20),
+        "a batch may have 1048576 bytes unless it holds a single command, and beside that at most 65536; got "
+        "8388608 bytes; send more batches",
+    ),
+    "no command": (
+        b"\x7a\x80\x80\x40" + MEGABYTE,
+        "a batch may have 1048576 bytes unless it holds a single command, and beside that at most 65536; got "
+        "1048580 bytes; send more batches",
+    ),
+    "too much beside the command": (
+        CommandBatch(commands=[put(1, b"k", MEGABYTE)]).SerializeToString() + b"\x28\x01" * 32_769,
+        "a batch may have 1048576 bytes unless it holds a single command, and beside that at most 65536; got "
+        "1114131 bytes; send more batches",
+    ),
+    "too large for any value": (
+        batch(put(1, b"k", bytes(VALUE_BYTES_MAX + (64 << 10)))).raw,
+        "a batch may have at most 8454144 bytes, got 8454164",
+    ),
+}
+
+
 @pytest.mark.case(66)
-@pytest.mark.parametrize("raw", [b"\xff", b"\x12\x05a", b"garbage", b"\x32" * 100])
-def test_bytes_that_are_no_batch_are_refused(raw: bytes) -> None:
-    assert isinstance(parse_batch(raw), Fault)
+@pytest.mark.parametrize(("raw", "message"), NO_BATCHES.values(), ids=NO_BATCHES)
+def test_bytes_that_are_no_batch_or_over_its_limits_are_refused(raw: bytes, message: str) -> None:
+    assert parse_batch(raw) == Fault(Code.INVALID, message, "commands")
     rig = Rig()
-    [result] = rig.run(Batch(raw))
-    assert refusal(result) == (Code.INVALID, "commands")
+    assert rig.run(Batch(raw)) == [Refused(Fault(Code.INVALID, message, "commands"))]
+    assert (rig.machine.applied_index, rig.machine.revision) == (1, 1)
+
+
+def test_what_is_refused_for_its_size_is_never_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It has no FromString: parsing fails.
+    monkeypatch.setattr(command_module, "CommandBatch", SimpleNamespace(COMMANDS_FIELD_NUMBER=6))
+    assert isinstance(parse_batch(b"\x32\x00" * (4 << 20)), Fault)
+    with pytest.raises(AttributeError):
+        parse_batch(b"")
+
+
+def test_a_second_command_ends_the_look_at_a_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    read_field = command_module._read_field
+
+    def record(raw: bytes, at: int) -> tuple[int, int] | None:
+        seen.append(at)
+        return read_field(raw, at)
+
+    monkeypatch.setattr(command_module, "_read_field", record)
+    assert isinstance(parse_batch(b"\x28\x05" + b"\x32\x00" * (1 << 20)), Fault)
+    assert seen == [0, 2, 4]
+
+
+def test_a_large_batch_may_hold_its_command_anywhere_among_every_kind_of_field() -> None:
+    large = CommandBatch(cluster_id=9, floor=3, timeout_ms=7, commands=[put(5, b"k", MEGABYTE)])
+    large.session.index = 1
+    head = CommandBatch(cluster_id=9, given_up=range(1 << 60, (1 << 60) + SESSION_WINDOW))
+    fixed32 = b"\x7d\x01\x02\x03\x04"
+    raw = head.SerializeToString() + fixed32 + large.SerializeToString() + b"\x20\x01"
+    parsed = parse_batch(raw)
+    assert isinstance(parsed, CommandBatch)
+    assert parsed == CommandBatch.FromString(raw)
+    assert (len(parsed.commands), len(parsed.given_up)) == (1, SESSION_WINDOW + 1)
 
 
 def test_a_single_command_may_be_larger_than_a_batch() -> None:
     rig = Rig()
     assert rig.write(put(1, b"k", b"." * VALUE_BYTES_MAX)) == {1: Answer(1, 2)}
-    raw = batch(put(1, b"k", b"." * VALUE_BYTES_MAX)).raw
-    assert check_batch(CommandBatch.FromString(raw), len(raw), MACHINE_VERSION).fault is None
 
 
 @pytest.mark.case(75)
 def test_a_batch_keeps_its_unknown_fields_while_it_is_checked() -> None:
     message = CommandBatch(commands=[with_unknown(put(1, b"k"), "put")])
     raw = message.SerializeToString()
-    check_batch(message, len(raw), MACHINE_VERSION)
+    check_batch(message, MACHINE_VERSION)
     assert message.SerializeToString() == raw
     assert find_unknown(message.commands[0]) == ("put", 31)
 

@@ -138,7 +138,8 @@ def test_a_range_delete_beyond_the_limit_is_refused_and_does_nothing(monkeypatch
         5,
         Fault(
             Code.RESOURCE_EXHAUSTED,
-            "a delete may remove 3 keys, the range holds more; delete it in parts",
+            "the range deletes of a batch may meet 3 keys, and this range holds more than the 3 left; delete "
+            "it in parts, each in a batch of its own",
             "range_end",
         ),
     )
@@ -149,7 +150,7 @@ def test_a_range_delete_beyond_the_limit_is_refused_and_does_nothing(monkeypatch
 def test_previous_pairs_beyond_the_limit_are_refused_and_nothing_is_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keyspace, "ANSWERS_BYTES_MAX", 250)
+    monkeypatch.setattr(keyspace, "ANSWERS_BYTES_MAX", 400)
     rig = Rig()
     rig.write(*(put(n, b"k%d" % n, b"." * 100) for n in (1, 2, 3)))
     [answer] = rig.write(delete(9, b"k", b"l", prev_kv=True)).values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from raftstate.machine.reader import RangePage
-from raftstate.machine.types import KEY_BYTES_MAX, KeyValue, covers
+from raftstate.machine.types import KEY_BYTES_MAX, PAIR_OVERHEAD_BYTES_MAX, KeyValue, covers
 from raftstate.pb.v1 import common_pb2
 from tests.machine.rig import Rig, put
 

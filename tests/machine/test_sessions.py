@@ -178,12 +178,32 @@ def test_over_its_bytes_a_session_runs_the_lowest_serial_only(monkeypatch: pytes
 
 
 def test_answers_without_a_session_are_limited_in_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_module, "ANSWERS_BYTES_MAX", 1_000)
+    monkeypatch.setattr(batch_module, "BATCH_ANSWERS_BYTES_MAX", 1_000)
     rig = Rig()
     rig.write(put(1, b"k", b"." * 600))
     found = rig.write(*(put(n, b"k", b"." * 600, prev_kv=True) for n in (1, 2, 3)))
     assert codes(found) == {1: None, 2: None, 3: Code.RESOURCE_EXHAUSTED}
     assert rig.machine.revision == 4
+
+
+@pytest.mark.case(79)
+def test_over_the_bytes_of_its_answers_a_batch_runs_nothing_more_but_repeats_in_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_module, "BATCH_ANSWERS_BYTES_MAX", 1_000)
+    rig = Rig()
+    sid = rig.register()
+    rig.write(put(0, b"k", b"." * 600))
+    stored = rig.write(*(put(n, b"k", b"." * 600, prev_kv=True) for n in (2, 3)), session=sid)
+    again = rig.write(*(put(n, b"k", prev_kv=True) for n in (2, 3, 1, 4)), session=sid)
+    assert codes(again) == {2: None, 3: None, 1: Code.WINDOW, 4: Code.WINDOW}
+    assert {serial: again[serial] for serial in stored} == stored
+    # Nothing of that was stored, and the lowest serial goes on by standing first.
+    assert codes(rig.write(put(1, b"k", prev_kv=True), put(2, b"k"), put(3, b"k"), session=sid)) == {
+        1: None,
+        2: None,
+        3: None,
+    }
 
 
 @pytest.mark.case(71)

@@ -181,15 +181,14 @@ async def test_a_batch_of_nothing_but_bad_commands_leaves_no_log_entry(served: S
     ("message", "code", "field"),
     [
         (batch([put(1), put(2)], cluster_id=0xBAD), common_pb2.ERROR_CODE_WRONG_CLUSTER, "cluster_id"),
-        (batch(put(serial) for serial in range(513)), common_pb2.ERROR_CODE_INVALID, "commands"),
-        (batch([put(1, value=bytes(1 << 20)), put(2)]), common_pb2.ERROR_CODE_INVALID, "commands"),
+        (batch([put(1), put(2)], given_up=[7]), common_pb2.ERROR_CODE_INVALID, "given_up"),  # type: ignore[arg-type]
         (
             batch([put(1), put(2)], session=common_pb2.SessionId(index=5, nonce=5)),  # type: ignore[arg-type]
             common_pb2.ERROR_CODE_SESSION_EXPIRED,
             "session",
         ),
     ],
-    ids=["wrong cluster", "513 commands", "over 1 MiB", "no such session"],
+    ids=["wrong cluster", "given up without a session", "no such session"],
 )
 async def test_a_refused_batch_is_answered_command_by_command_and_the_stream_goes_on(
     served: Served, message: pipeline_pb2.CommandBatch, code: int, field: str
@@ -297,6 +296,43 @@ async def test_garbage_ends_its_stream_once_all_before_it_is_answered_and_no_oth
     assert (told.status, told.error.code) == (grpc.StatusCode.INVALID_ARGUMENT, common_pb2.ERROR_CODE_INVALID)
     assert "3 bytes are no raftstate.v1.CommandBatch" in told.text
     await assert_goes_on(other)
+
+
+@pytest.mark.case(66)
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (b"\x32\x00" * (2 << 20), "a batch may have 1048576 bytes unless it holds a single command"),
+        (b"\x32\x00" * (512 << 10), "a batch may hold 512 commands, got 524288"),
+        (batch(put(serial) for serial in range(513)).SerializeToString(), "may hold 512 commands, got 513"),
+        (
+            batch([put(1, value=bytes(1 << 20)), put(2)]).SerializeToString(),
+            "a batch may have 1048576 bytes unless it holds a single command",
+        ),
+        (batch([put(1, value=bytes(9 << 20))]).SerializeToString(), "a batch may have at most 8454144 bytes"),
+    ],
+    ids=["4 MiB of commands", "1 MiB of commands", "513 commands", "over 1 MiB", "over 8 MiB"],
+)
+async def test_a_batch_over_its_limits_ends_its_stream_with_no_answer_to_any_command(
+    served: Served, raw: bytes, text: str
+) -> None:
+    stream = served.channel.stream_stream(
+        "/raftstate.v1.Pipeline/Write", response_deserializer=pipeline_pb2.BatchReply.FromString
+    )()
+    await stream.write(batch([put(1)]).SerializeToString())
+    assert await read_answers(stream, 1) == {1: 2}
+    await stream.write(raw)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream.read()
+    told = told_by(caught.value)
+    assert (told.status, told.error.code, told.error.field, told.error.outcome) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        common_pb2.ERROR_CODE_INVALID,
+        "commands",
+        common_pb2.OUTCOME_NOT_APPLIED,
+    )
+    assert text in told.text
+    assert len(served.node.items) == 1
 
 
 async def test_an_oversized_message_ends_its_stream_and_no_other(served: Served) -> None:

@@ -254,7 +254,8 @@ async def test_a_state_over_the_stores_limit_is_refused_and_the_chain_goes_on(
     store = MemoryStore()
     workflow = writer(store)
     with pytest.raises(
-        InvalidArgumentError, match=r"takes 8,4\d\d,\d\d\d bytes compressed .*limit of a value is 8,388,608"
+        InvalidArgumentError,
+        match=r"takes 8,4\d\d,\d\d\d bytes compressed .*limit of both together is 8,388,608",
     ):
         await workflow.checkpoint(os.urandom((8 << 20) + 100_000))
     monkeypatch.setattr(delta, "STATE_BYTES_MAX", 1_000)
@@ -274,18 +275,41 @@ async def test_long_names_fit_a_key_and_do_not_meet() -> None:
     assert max(map(len, store.rows)) <= 480
 
 
+@pytest.mark.parametrize("name", ["", 5, None, b"job", "\ud800"])
+def test_a_name_that_is_no_text_is_refused(name: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="a workflow's name must be") as caught:
+        AsyncWorkflow(MemoryStore(), name)
+    assert caught.value.field == "name"
+
+
+async def test_what_is_wrong_with_metadata_is_not_blamed_on_the_state() -> None:
+    workflow = writer(MemoryStore())
+    with pytest.raises(
+        InvalidArgumentError, match=r"can't save metadata\['x'\]: it is a builtins.set"
+    ) as caught:
+        await workflow.checkpoint({}, {"x": {1}})
+    assert caught.value.field == "metadata"
+    with pytest.raises(InvalidArgumentError, match=r"the metadata takes 8,388,6\d\d bytes") as caught:
+        await workflow.checkpoint({}, bytes(8 << 20))
+    assert caught.value.field == "metadata"
+
+
 async def test_wrong_arguments_are_refused() -> None:
     workflow = writer(MemoryStore())
-    with pytest.raises(InvalidArgumentError, match="can't be empty"):
-        AsyncWorkflow(MemoryStore(), "")
     with pytest.raises(InvalidArgumentError, match="an id or a revision, not both"):
         await workflow.restore("1-00", revision=3)
     with pytest.raises(InvalidArgumentError, match="'latest' is not the id of a checkpoint"):
         await workflow.restore("latest")
     with pytest.raises(OutOfRangeError, match="workflow 'job' has no checkpoint '7-00'"):
         await workflow.restore("7-00")
-    with pytest.raises(InvalidArgumentError, match="at least 1, not 0"):
-        await workflow.list(0)
+    for limit in (0, "a"):
+        with pytest.raises(InvalidArgumentError, match="limit must be a whole number from 1 up"):
+            await workflow.list(limit)  # type: ignore[arg-type]
+    for revision in (-1, "x", True):
+        with pytest.raises(InvalidArgumentError, match="revision must be a whole number from 0 up"):
+            await workflow.restore(revision=revision)  # type: ignore[call-overload]
+    with pytest.raises(InvalidArgumentError, match=r"id must be the str of a Checkpoint\.id, got 5"):
+        await workflow.restore(5)  # type: ignore[call-overload]
     with pytest.raises(InvalidArgumentError, match=r"can't save state\['x'\]"):
         await workflow.checkpoint({"x": object()})
 

@@ -230,6 +230,60 @@ def test_impossible_clusters_are_refused(tmp_path: Path, nodes: int, port: int, 
     assert not (tmp_path / "c").exists()
 
 
+def test_a_new_cluster_on_ports_in_use_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_PORT_WAIT_S", 0.0)
+    told: list[str] = []
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(
+            FailedPreconditionError, match=rf":{port} is in use .* \(port 0 picks free ones\)"
+        ):
+            LocalCluster(tmp_path / "c", port=port, nodes=1, tell=told.append)
+    assert not (tmp_path / "c").exists()
+    # What the message advises works.
+    cluster(tmp_path, nodes=1, port=0)
+
+
+def test_what_a_start_waits_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    answers = iter([False, True, True])
+    monkeypatch.setattr(supervisor, "_is_free", lambda host, port: next(answers))
+    LocalCluster(tmp_path / "c", port=17_001, nodes=1, tell=told.append)
+    assert told == ["127.0.0.1:17001 is in use; waiting up to 5 s for it to become free"]
+
+
+def test_free_ports_for_a_cluster_that_has_ports_are_told_to_be_of_no_effect(tmp_path: Path) -> None:
+    cluster(tmp_path, nodes=2, port=17_001)
+    told: list[str] = []
+    LocalCluster(tmp_path / "c", port=0, tell=told.append)
+    assert len(told) == 1
+    assert "keeps the ports it has (17001, 17002)" in told[0]
+
+
+def test_one_directory_is_run_by_one_process_at_a_time(tmp_path: Path) -> None:
+    with cluster(tmp_path, nodes=1) as running:
+        with pytest.raises(
+            FailedPreconditionError,
+            match=f"runs already, started by process {os.getpid()}, and serves at {running.url}",
+        ):
+            cluster(tmp_path).start()
+        assert running.node("n1").pid is not None
+    with cluster(tmp_path):
+        pass
+
+
+def test_a_directory_with_files_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "thesis.txt").write_text("mine")
+    with pytest.raises(FailedPreconditionError, match=r"not part of a new cluster \(thesis\.txt\)"):
+        cluster(tmp_path)
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["thesis.txt"]
+
+
 def test_asking_an_existing_cluster_for_another_shape_is_refused(tmp_path: Path) -> None:
     cluster(tmp_path, nodes=3, port=17_001)
     with pytest.raises(ConfigError, match="holds a cluster of 3 nodes, not 5"):
