@@ -123,12 +123,14 @@ class LocalCluster:
         self._command = tuple(command)
         self._tell = tell
         self._lock: int | None = None
-        if not (self._data_dir / "n1" / "node.toml").exists():
+        is_new = not (self._data_dir / "n1" / "node.toml").exists()
+        if is_new:
             self._create(
                 NODES_DEFAULT if nodes is None else nodes, CLIENT_PORT_DEFAULT if port is None else port
             )
         self.config = self._read()
-        self._check_asked(nodes, port)
+        if not is_new:
+            self._check_asked(nodes, port)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lifeline: Lifeline | None = None
 

@@ -257,8 +257,10 @@ def test_what_a_start_waits_for_is_told(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_free_ports_for_a_cluster_that_has_ports_are_told_to_be_of_no_effect(tmp_path: Path) -> None:
-    cluster(tmp_path, nodes=2, port=17_001)
     told: list[str] = []
+    LocalCluster(tmp_path / "new", port=0, tell=told.append)
+    assert told == []
+    cluster(tmp_path, nodes=2, port=17_001)
     LocalCluster(tmp_path / "c", port=0, tell=told.append)
     assert len(told) == 1
     assert "keeps the ports it has (17001, 17002)" in told[0]
