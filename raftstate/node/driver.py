@@ -22,6 +22,7 @@ import structlog
 
 from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.errors import StepLocalMessage, StepPeerNotFound
+from raftstate.core.progress import ProgressState
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import (
@@ -61,6 +62,9 @@ LOG_WRITE_STALL_NS = 400_000_000
 anything."""
 GRACE_NS = 2_000_000_000
 """Nothing expires for so long after an election or a stall: renewals may wait in the sockets."""
+HOLD_COMMIT_S = 0.004
+"""How long news of a commit waits for an append that carries it along. It is half of all messages otherwise,
+and no client waits for it; a read on a follower hears of the commit with its round's heartbeat."""
 EARLY_CAMPAIGN_S = 0.02
 """After the connection to the leader broke: longer than a heartbeat, with which a leader that lives says
 so."""
@@ -135,6 +139,8 @@ class Driver:
         self._maintenance_due_ns = 0
         self._grace_until_ns = 0
         self._tick_index = 0
+        self._held_commits: dict[int, Message] = {}
+        self._holding = False
         self.leader_watchers: list[Callable[[int], None]] = []
         """Called with the new leader's id (NONE: none) at each change."""
 
@@ -389,8 +395,37 @@ class Driver:
             self._append(message)
         elif message.to == LOCAL_APPLY_THREAD:
             self._apply(message)
-        elif not self._world.network.send(message.to, message) and message.type is MessageType.APP:
-            self.raw.report_unreachable(message.to)
+        elif message.type is MessageType.APP:
+            self._send_append(message)
+        else:
+            self._world.network.send(message.to, message)
+
+    def _send_append(self, message: Message) -> None:
+        peer = message.to
+        # A newer append says all that one held back would have said.
+        self._held_commits.pop(peer, None)
+        if not message.entries and self._only_tells_commit(peer):
+            self._held_commits[peer] = message
+            if not self._holding:
+                self._holding = True
+                self._clock.call_later(HOLD_COMMIT_S, self._send_held_commits)
+        elif not self._world.network.send(peer, message):
+            self.raw.report_unreachable(peer)
+
+    def _only_tells_commit(self, peer: int) -> bool:
+        """Whether an append without entries to a peer is mere news: it is not asked where its log matches."""
+        raft = self.raw.raft
+        progress = raft.tracker.progress.get(peer)
+        return (
+            raft.state is Role.LEADER and progress is not None and progress.state is ProgressState.REPLICATE
+        )
+
+    def _send_held_commits(self) -> None:
+        self._holding = False
+        held, self._held_commits = self._held_commits, {}
+        if self.running:
+            for peer, message in held.items():
+                self._world.network.send(peer, message)
 
     def _append(self, message: Message) -> None:
         hard_state = None

@@ -232,6 +232,8 @@ class _Outbound(asyncio.Protocol):
     def _end(self, error: Exception) -> None:
         if not self.welcome.done():
             self.welcome.set_exception(error)
+            # Nobody may be there to hear it: the dialler was stopped meanwhile.
+            self.welcome.exception()
         if not self.lost.done():
             self.lost.set_result(None)
         if self._transport is not None:
