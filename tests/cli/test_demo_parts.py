@@ -87,7 +87,7 @@ def test_a_file_that_became_something_else_is_skipped_at_once(tmp_path: Path) ->
 
 
 def test_the_worker_resumes_where_the_last_one_stopped(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     store, ledger = MemoryStore(), Ledger(tmp_path / "ledger")
     root = tree(tmp_path / "root")
@@ -107,7 +107,7 @@ def test_the_worker_resumes_where_the_last_one_stopped(
         b"caf\xe9": digest("latin-1"),
     }
     assert [noted.id for noted in read_ledger(tmp_path / "ledger")] == [c.id for c in made[-2::-1]]
-    events = [msgspec.json.decode(line) for line in capsys.readouterr().out.splitlines()]
+    events = [msgspec.json.decode(line) for line in capfd.readouterr().out.splitlines()]
     assert events[0] == {"event": "started", "files": 4, "done": 2, "every": 1}
     assert [(event["event"], event.get("done")) for event in events[1:]] == [
         ("checkpoint", 3),
