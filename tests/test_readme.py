@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from raftstate import connect
 from raftstate.supervisor import LocalCluster
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -55,7 +56,7 @@ def with_checked_comments(code: str) -> str:
 
 
 def test_the_session_runs_and_gives_what_its_comments_say(cluster: LocalCluster) -> None:
-    code = next(block for block in blocks("python") if "raftstate.connect(" in block)
+    code = next(block for block in blocks("python") if "workflow" in block)
     checked = with_checked_comments(code.replace(URL, cluster.url))
     assert checked.count("assert") == 3
     # jobs/42 is written once by this session.
@@ -65,6 +66,14 @@ def test_the_session_runs_and_gives_what_its_comments_say(cluster: LocalCluster)
 def test_the_asyncio_session_runs(cluster: LocalCluster) -> None:
     code = next(block for block in blocks("python") if "connect_async" in block)
     assert run_python(code, cluster) == "10000\n"
+
+
+def test_paging_through_a_range_finds_every_key(cluster: LocalCluster) -> None:
+    with connect(cluster.url, timeout=30) as store:
+        store.put_many([(f"k/{number}", b"v") for number in range(10_000)])
+        store.put("k/one-more", b"v")
+    code = next(block for block in blocks("python") if "next_start" in block)
+    assert run_python(code, cluster) == "10001\n"
 
 
 def test_the_shell_lines_run(cluster: LocalCluster) -> None:
