@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 
@@ -196,9 +197,10 @@ async def test_a_write_that_was_never_sent_fails_definitely_and_says_what_was_tr
         with pytest.raises(NoLeaderError) as caught:
             await store.put("k", b"1")
     assert caught.value.definite
-    assert caught.value.message == (
-        "no leader was found within 3 s; the write was not sent;"
-        " tried 127.0.0.1:1 (Connection refused), 127.0.0.1:2 (Connection refused)"
+    # How each address failed is the system's to say, and on a busy machine may be that it did not yet.
+    tried = r"tried 127\.0\.0\.1:1 \(.+\), 127\.0\.0\.1:2 \(.+\)"
+    assert re.fullmatch(
+        rf"no leader was found within 3 s; the write was not sent; {tried}", caught.value.message
     )
 
 
