@@ -41,7 +41,7 @@ async def test_status_of_one_endpoint_asks_that_one_only(
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("127.0.0.1:1", r"the node did not answer within 2 s; tried 127\.0\.0\.1:1 \(Connection refused\)"),
+        ("127.0.0.1:1", r"the node did not answer within 2 s; tried 127\.0\.0\.1:1 \(.+\)"),
         ("127.0.0.1:1,127.0.0.1:2", "no node answered within 2 s; tried .*, 127"),
     ],
 )
