@@ -8,6 +8,8 @@
     │   ├── ConflictError               a condition of the request did not hold
     │   ├── NoLeaderError               no leader within the deadline
     │   ├── SessionExpiredError         the client session is gone
+    │   ├── LeaseNotFoundError          there is no such lease: never granted, revoked or expired
+    │   ├── LockLostError               a lock, or a leadership, is not held any more
     │   ├── WrongClusterError           the node belongs to another cluster
     │   ├── FailedPreconditionError     the cluster, or a directory, is not in a state to do this
     │   ├── UnimplementedError          the cluster's machine version does not know this command yet
@@ -69,6 +71,15 @@ class NoLeaderError(RaftstateError, ConnectionError):
 
 class SessionExpiredError(RaftstateError):
     """The client session is unknown or expired; the command was not run."""
+
+
+class LeaseNotFoundError(RaftstateError):
+    """There is no lease with this id: it was never granted, was revoked, or has expired."""
+
+
+class LockLostError(RaftstateError):
+    """A lock, or the leadership of an election, is not held any more: its lease has ended, or was not renewed
+    in time to know that it has not."""
 
 
 class WrongClusterError(RaftstateError):

@@ -26,7 +26,8 @@ from raftstate.machine.types import (
     Code,
     Fault,
 )
-from raftstate.pb.v1.pipeline_pb2 import CommandBatch, DeleteCommand
+from raftstate.pb.v1.pipeline_pb2 import CommandBatch
+from raftstate.pb.v1.txn_pb2 import DeleteCommand
 
 CANCELLED = Fault(
     Code.CANCELLED, "the client gave this serial up before it was run; it never will be", "serial"

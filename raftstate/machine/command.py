@@ -26,7 +26,8 @@ from raftstate.machine.types import (
     Code,
     Fault,
 )
-from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch, DeleteCommand, PutCommand
+from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch
+from raftstate.pb.v1.txn_pb2 import DeleteCommand, PutCommand
 
 _OPERATION_SINCE = {"put": 1, "delete": 1}
 """The machine version that brought each operation."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from enum import IntEnum
+from typing import NamedTuple
+
 import msgspec
 
 from raftstate.machine.keyspace import key_value
@@ -16,6 +19,33 @@ class RangePage(msgspec.Struct, frozen=True):
     kvs: list[KeyValue]
     more: bool
     count: int
+
+
+class SortTarget(IntEnum):
+    """What a range is sorted by. The numbers are those of the wire's SortTarget."""
+
+    KEY = 0
+    VERSION = 1
+    CREATE_REVISION = 2
+    MOD_REVISION = 3
+    VALUE = 4
+
+
+class Sort(NamedTuple):
+    """An order of pairs. Those equal in `target` stay in ascending order of key, as in etcd."""
+
+    target: SortTarget
+    descending: bool
+
+
+class LeaseStatus(msgspec.Struct, frozen=True):
+    """A lease. `remaining_ms`: what is left of its time to live at the lease clock that was asked with, at
+    least 0."""
+
+    id: int
+    ttl_ms: int
+    remaining_ms: int
+    key_count: int
 
 
 class Reader:

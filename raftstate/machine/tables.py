@@ -23,7 +23,8 @@ class Table(IntEnum):
     """(key, revision) -> which change: every 16th version of a key, and each of its deletions. In order of
     key."""
     HOT = 4
-    """What changes with every batch (meta, session rows, bucket sums), in one table to dirty few pages."""
+    """What changes with every batch (meta, sessions, leases, bucket sums), in one table to dirty few
+    pages."""
 
 
 class ReadTables(Protocol):

@@ -16,9 +16,10 @@ Uint = Annotated[int, msgspec.Meta(ge=0)]
 """0 to 2^64 - 1: MessagePack has no integers beyond, and a negative one must fail where bytes are decoded,
 not where rows are packed."""
 
-MACHINE_VERSION = 1
-"""The newest version of the rules that this code knows. A cluster moves to it by a log entry, when all nodes
-have it."""
+MACHINE_VERSION = 2
+"""The newest version of the rules that this code knows. A new cluster begins with it; one that is older moves
+to it by a log entry (`MoveTo`), when all of its members have it. 2 brought transactions, compaction and
+leases."""
 
 KEY_BYTES_MAX = 480
 """So that a milestone's key, with 33 bytes for each 32 of it and 8 for the revision, has at most 503 bytes
@@ -56,6 +57,20 @@ SESSION_TTL_MS_MAX = 86_400_000
 """A day: the sessions of clients that died without closing them must go at some time."""
 SESSIONS_MAX = 100_000
 """All are in memory, at some hundred bytes each without their answers."""
+TXN_OPERATIONS_MAX = 1_024
+"""Compares and operations of both branches of one transaction, together."""
+TXN_READ_KEYS_MAX = 100_000
+"""What the ranges read or compared by the transactions of one batch may meet together."""
+SORT_KEYS_MAX = 100_000
+"""What a range that is sorted otherwise than by ascending keys may hold: all of it is looked at."""
+LEASE_TTL_MS_MIN = 1_000
+"""The lease clock's ticks, and so the chance to expire, come once a second."""
+LEASE_TTL_MS_MAX = 86_400_000
+"""A day, as for sessions."""
+LEASES_MAX = 100_000
+"""All are in memory, at some hundred bytes each without their keys."""
+LEASE_KEYS_MAX = 100_000
+"""All are deleted in one transaction when the lease ends."""
 
 
 class Code(IntEnum):
@@ -75,6 +90,7 @@ class Code(IntEnum):
     DATA_LOSS = 12
     UNIMPLEMENTED = 13
     FAILED_PRECONDITION = 14
+    LEASE_NOT_FOUND = 15
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True):
@@ -163,7 +179,31 @@ class Expire(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields
     at_ms: Uint
 
 
-Item = Batch | Register | Cancel | Close | Expire
+class ExpireLease(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=6):
+    """Ends a lease, with its keys, if at lease clock `at_ms` it was not renewed for its time to live.
+
+    Proposed by leaders only.
+    """
+
+    lease: Uint
+    at_ms: Uint
+
+
+class CompactTo(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=7):
+    """Forgets the history before a revision, if it is not forgotten already. Proposed by leaders only, when
+    the history has reached its age."""
+
+    revision: Uint
+
+
+class MoveTo(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True, tag=8):
+    """Moves the cluster to a machine version, if it is not there already. Proposed by leaders only, when all
+    members have said that they know it."""
+
+    machine_version: Uint
+
+
+Item = Batch | Register | Cancel | Close | Expire | ExpireLease | CompactTo | MoveTo
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -180,10 +220,48 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fiel
 # ---- what applying gives
 
 
+class RangeDone(msgspec.Struct, array_like=True, frozen=True, tag=1):
+    """A range read by a transaction: pairs in the order asked for, if there are others, how many in all."""
+
+    kvs: list[KeyValue]
+    more: bool
+    count: int
+
+
+class PutDone(msgspec.Struct, array_like=True, frozen=True, tag=2):
+    """A put of a transaction, with the pair as it was before, if wanted and there was one."""
+
+    prev_kv: KeyValue | None = None
+
+
+class DeleteDone(msgspec.Struct, array_like=True, frozen=True, tag=3):
+    """A delete of a transaction: how many keys, and the pairs that they were, if wanted."""
+
+    deleted: int
+    prev_kvs: list[KeyValue] = []
+
+
+OperationDone = RangeDone | PutDone | DeleteDone
+
+
+class TxnDone(msgspec.Struct, array_like=True, frozen=True):
+    """Which branch of a transaction ran (`succeeded`: the compares held), and what came of its operations."""
+
+    succeeded: bool
+    responses: list[OperationDone]
+
+
+class LeaseDone(msgspec.Struct, array_like=True, frozen=True):
+    """A lease that was granted or renewed."""
+
+    id: int
+    ttl_ms: int
+
+
 class Answer(msgspec.Struct, array_like=True, frozen=True):
     """What became of one command.
 
-    With a fault it was not run, or ran into it; the answer is the same to every retry.
+    With a fault it was not run, or ran into it and changed nothing; the answer is the same to every retry.
     """
 
     serial: int
@@ -191,6 +269,8 @@ class Answer(msgspec.Struct, array_like=True, frozen=True):
     fault: Fault | None = None
     deleted: int = 0
     prev_kvs: list[KeyValue] = []
+    txn: TxnDone | None = None
+    lease: LeaseDone | None = None
 
 
 class BatchResult(msgspec.Struct, array_like=True, frozen=True, tag=1):
@@ -224,7 +304,11 @@ class Refused(msgspec.Struct, array_like=True, frozen=True, tag=5):
     fault: Fault
 
 
-ItemResult = BatchResult | Registered | Cancelled | Closed | Refused
+class Done(msgspec.Struct, array_like=True, frozen=True, tag=6):
+    """What a leader asked for is so (whether or not it was before)."""
+
+
+ItemResult = BatchResult | Registered | Cancelled | Closed | Refused | Done
 
 
 class EntryResult(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
-from raftstate.machine.reader import RangePage
+from raftstate.machine.reader import LeaseStatus, RangePage, Sort
 from raftstate.machine.types import Item, ItemResult, KeyValue, Member
 
 TIMEOUT_S_DEFAULT = 5.0
@@ -83,6 +83,11 @@ class NodeStatus:
     state_bytes: int
     sessions: int
     keys: int
+    compacted_revision: int
+    """Reads of the past, and watches, reach back to here."""
+    leases: int
+    watches: int
+    """Open at this node."""
     members: Sequence[Member] = ()
     progress: Sequence[PeerStatus] = ()
     """One for each other member; empty on a node that does not lead."""
@@ -114,8 +119,12 @@ class NodeReader(Protocol):
         """
         ...
 
-    async def get(self, key: bytes) -> KeyValue | None:
-        """Return the pair under `key`, or None. Raises `DataLossError` when its bytes are damaged."""
+    async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:
+        """Return the pair under `key` as of a revision (0: the latest), or None.
+
+        Raises `OutOfRangeError` when that revision is compacted or in the future, and `DataLossError` when
+        its bytes are damaged.
+        """
         ...
 
     async def range(
@@ -127,9 +136,110 @@ class NodeReader(Protocol):
         keys_only: bool,
         count_only: bool,
         bytes_max: int,
+        revision: int = 0,
+        sort: Sort | None = None,
     ) -> RangePage:
         """Return the pairs of start <= key < end (None: no end): at most `limit` (0: any number), and
-        `bytes_max` bytes but at least one."""
+        `bytes_max` bytes but at least one; as of a revision (0: the latest); in the order of `sort` (None:
+        ascending by key).
+
+        Raises as `get`, and `ResourceExhaustedError` when a sorted range holds too many keys.
+        """
+        ...
+
+    async def lease(self, lease_id: int, *, keys_bytes_max: int) -> tuple[LeaseStatus, list[bytes]] | None:
+        """Return a lease, and of its keys, in order, as many as have `keys_bytes_max` bytes (0: none). None:
+        there is no such lease."""
+        ...
+
+    async def leases(self, *, above: int, limit: int) -> tuple[list[LeaseStatus], bool]:
+        """Return at most `limit` leases with an id above `above`, in order, and whether there are others."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSpec:
+    """What a watch wants. Its events are those of start <= key < end (None: no end)."""
+
+    watch_id: int
+    start: bytes
+    end: bytes | None
+    start_revision: int
+    """0: what is applied after the watch was created."""
+    prev_kv: bool = False
+    progress_notify: bool = False
+    no_put: bool = False
+    no_delete: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEvent:
+    """One change to a key. `kv`: the pair as put, or of a deletion its key and, as `mod_revision`, its
+    revision. `prev_kv`: the pair before, if wanted, if there was one, and if it is not compacted."""
+
+    is_delete: bool
+    kv: KeyValue
+    prev_kv: KeyValue | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEnd:
+    """A watch that has ended: because it was asked to (no `error`), or because of an error; then
+    `compacted_revision` is the first from which one can begin, if that is what is wrong."""
+
+    watch_id: int
+    error: Exception | None = None
+    compacted_revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WatchNews:
+    """What the watches of a stream have to say at one moment, in this order."""
+
+    revision: int
+    """Applied by this node at that moment."""
+    applied_index: int
+    created: Sequence[tuple[int, int]] = ()
+    """(watch id, first revision whose changes will come)."""
+    events: Sequence[tuple[Sequence[int], Sequence[WatchEvent]]] = ()
+    """(watch ids, events that all of them are sent), in order of revision for each watch."""
+    progress: Sequence[int] = ()
+    """Watches whose events up to `revision` were all handed out."""
+    ended: Sequence[WatchEnd] = ()
+
+
+class NodeWatches(Protocol):
+    """The watches of one stream. What it holds in memory is bounded, however many events there are and
+    however seldom it is asked for them: a watch whose events do not fit is read from the history when there
+    is room.
+    """
+
+    async def create(self, spec: WatchSpec, *, timeout_s: float) -> None:
+        """Add a watch; the next news say that it was created, or why it was not.
+
+        One without a start revision begins at a state that includes every write acknowledged before the
+        call. Raises `InvalidArgumentError` when the stream has a watch with that id,
+        `ResourceExhaustedError` at the limit of watches.
+        """
+        ...
+
+    def cancel(self, watch_id: int) -> None:
+        """End a watch; the next news say so. One that is not there has ended already: nothing is said."""
+        ...
+
+    def request_progress(self) -> None:
+        """Have the next news name every watch that is up to date."""
+        ...
+
+    async def next(self) -> WatchNews:
+        """Wait for news, and return them: at most a few MiB of events, but at least one.
+
+        Raises `ClosedError` when the node stops.
+        """
+        ...
+
+    def close(self) -> None:
+        """End all watches of the stream."""
         ...
 
 
@@ -182,14 +292,23 @@ class NodeService(Protocol):
         ...
 
     def reader(
-        self, consistency: ReadConsistency, *, max_staleness_ms: int, timeout_s: float
+        self,
+        consistency: ReadConsistency,
+        *,
+        max_staleness_ms: int,
+        timeout_s: float,
+        min_applied_index: int = 0,
     ) -> AbstractAsyncContextManager[NodeReader]:
-        """Return a context whose entry waits until the state here is fresh enough. `max_staleness_ms` counts
-        for BOUNDED only.
+        """Return a context whose entry waits until the state here is fresh enough, and includes the log entry
+        `min_applied_index`. `max_staleness_ms` counts for BOUNDED only.
 
         Entering raises `NoLeaderError` when freshness can't be shown within `timeout_s`, `DeadlineError` when
         applying is too far behind, `ClosedError` or `DataLossError`.
         """
+        ...
+
+    def watches(self) -> NodeWatches:
+        """Return the watches of a new stream. Raises `ResourceExhaustedError` at the limit of streams."""
         ...
 
     def status(self) -> NodeStatus:

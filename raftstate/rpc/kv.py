@@ -9,7 +9,7 @@ from raftstate.errors import InvalidArgumentError, InvariantError
 from raftstate.machine.command import check_batch
 from raftstate.machine.types import Answer, Batch, BatchResult, covers
 from raftstate.node.service import STALENESS_MS_DEFAULT, NodeReader, NodeService
-from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2
+from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2, txn_pb2
 from raftstate.rpc.conversion import header, kv_message, kv_messages, write_header
 from raftstate.rpc.status import RefusedError
 from raftstate.rpc.validation import check_cluster, check_get, check_range
@@ -32,7 +32,7 @@ class KVHandlers:
 
     async def put(self, request: kv_pb2.PutRequest, timeout_s: float) -> kv_pb2.PutResponse:
         """Store a value under a key."""
-        command = pipeline_pb2.PutCommand(key=request.key, value=request.value, prev_kv=request.prev_kv)
+        command = txn_pb2.PutCommand(key=request.key, value=request.value, prev_kv=request.prev_kv)
         index, answer = await self._write(pipeline_pb2.Command(put=command), request.context, timeout_s)
         return kv_pb2.PutResponse(
             header=write_header(self._service, index=index, revision=answer.revision),
@@ -41,9 +41,7 @@ class KVHandlers:
 
     async def delete(self, request: kv_pb2.DeleteRequest, timeout_s: float) -> kv_pb2.DeleteResponse:
         """Delete a key, or a range of them."""
-        command = pipeline_pb2.DeleteCommand(
-            key=request.key, range_end=request.range_end, prev_kv=request.prev_kv
-        )
+        command = txn_pb2.DeleteCommand(key=request.key, range_end=request.range_end, prev_kv=request.prev_kv)
         index, answer = await self._write(pipeline_pb2.Command(delete=command), request.context, timeout_s)
         return kv_pb2.DeleteResponse(
             header=write_header(self._service, index=index, revision=answer.revision),

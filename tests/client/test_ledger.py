@@ -9,7 +9,7 @@ import pytest
 from raftstate.client.ledger import Advice, Ledger, Write
 from raftstate.client.types import DeleteResult, PutResult
 from raftstate.errors import ClosedError, DeadlineError, IndefiniteError, NoLeaderError, SessionExpiredError
-from raftstate.pb.v1 import common_pb2, pipeline_pb2
+from raftstate.pb.v1 import common_pb2, pipeline_pb2, txn_pb2
 
 SESSION = common_pb2.SessionId(index=7, nonce=9)
 NOW = 100.0
@@ -67,9 +67,9 @@ async def test_a_batch_is_what_the_wire_says_it_is() -> None:
         floor=1,
         timeout_ms=4_500,
         commands=[
-            pipeline_pb2.Command(serial=1, put=pipeline_pb2.PutCommand(key=b"k", value=b"1")),
+            pipeline_pb2.Command(serial=1, put=txn_pb2.PutCommand(key=b"k", value=b"1")),
             pipeline_pb2.Command(
-                serial=2, delete=pipeline_pb2.DeleteCommand(key=b"k", range_end=b"z", prev_kv=True)
+                serial=2, delete=txn_pb2.DeleteCommand(key=b"k", range_end=b"z", prev_kv=True)
             ),
         ],
     )

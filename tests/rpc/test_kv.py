@@ -9,7 +9,7 @@ import pytest
 
 from raftstate.machine.types import Batch
 from raftstate.node.service import ReadConsistency
-from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2
+from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2, txn_pb2
 from raftstate.rpc import kv
 from raftstate.rpc.unary import time_to_answer_s
 from tests.rpc.conftest import Served
@@ -61,7 +61,7 @@ async def test_a_put_without_a_session_stands_in_the_log_as_a_batch_of_one(serve
     await served.kv.Put(
         kv_pb2.PutRequest(key=b"a", value=b"1", context=kv_pb2.WriteContext(cluster_id=CLUSTER_ID))
     )
-    command = pipeline_pb2.Command(serial=1, put=pipeline_pb2.PutCommand(key=b"a", value=b"1"))
+    command = pipeline_pb2.Command(serial=1, put=txn_pb2.PutCommand(key=b"a", value=b"1"))
     batch = pipeline_pb2.CommandBatch(cluster_id=CLUSTER_ID, commands=[command])
     assert served.node.items == [Batch(batch.SerializeToString())]
 

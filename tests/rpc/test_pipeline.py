@@ -10,7 +10,7 @@ import pytest
 
 from raftstate.errors import IndefiniteError, NoLeaderError
 from raftstate.machine.types import Batch, Item
-from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2, session_pb2
+from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2, session_pb2, txn_pb2
 from raftstate.rpc import pipeline
 from tests.rpc.conftest import Served
 from tests.rpc.errors import told_by
@@ -22,9 +22,7 @@ Stream = grpc.aio.StreamStreamCall[pipeline_pb2.CommandBatch, pipeline_pb2.Batch
 def put(
     serial: int, key: bytes = b"k", value: bytes = b"v", *, prev_kv: bool = False
 ) -> pipeline_pb2.Command:
-    return pipeline_pb2.Command(
-        serial=serial, put=pipeline_pb2.PutCommand(key=key, value=value, prev_kv=prev_kv)
-    )
+    return pipeline_pb2.Command(serial=serial, put=txn_pb2.PutCommand(key=key, value=value, prev_kv=prev_kv))
 
 
 def batch(commands: Iterable[pipeline_pb2.Command], **fields: int) -> pipeline_pb2.CommandBatch:
@@ -106,7 +104,7 @@ async def test_the_bytes_of_a_good_batch_go_into_the_log_untouched(served: Serve
 
 async def test_what_has_more_to_say_comes_as_an_answer(served: Served) -> None:
     stream = served.pipeline.Write()
-    delete = pipeline_pb2.Command(serial=3, delete=pipeline_pb2.DeleteCommand(key=b"k"))
+    delete = pipeline_pb2.Command(serial=3, delete=txn_pb2.DeleteCommand(key=b"k"))
     answers = await exchange(stream, batch([put(1), put(2, value=b"w", prev_kv=True), delete]))
     previous = common_pb2.KeyValue(key=b"k", value=b"v", create_revision=2, mod_revision=2, version=1)
     assert answers == {

@@ -14,7 +14,15 @@ import sys
 from collections.abc import Iterator
 
 import grpc
-from raftstate.v1 import kv_pb2, kv_pb2_grpc, pipeline_pb2, pipeline_pb2_grpc, session_pb2, session_pb2_grpc
+from raftstate.v1 import (
+    kv_pb2,
+    kv_pb2_grpc,
+    pipeline_pb2,
+    pipeline_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    txn_pb2,
+)
 
 TIMEOUT_S = 20
 
@@ -41,7 +49,7 @@ def pipelined(channel: grpc.Channel, prefix: bytes) -> dict[str, object]:
     def batch(first_serial: int) -> pipeline_pb2.CommandBatch:
         commands = [
             pipeline_pb2.Command(
-                serial=serial, put=pipeline_pb2.PutCommand(key=prefix + b"%d" % serial, value=b"many")
+                serial=serial, put=txn_pb2.PutCommand(key=prefix + b"%d" % serial, value=b"many")
             )
             for serial in (first_serial, first_serial + 1)
         ]

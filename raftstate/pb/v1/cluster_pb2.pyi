@@ -58,7 +58,7 @@ class PeerProgress(_message.Message):
     def __init__(self, id: _Optional[int] = ..., match_index: _Optional[int] = ..., next_index: _Optional[int] = ..., state: _Optional[str] = ..., recently_active: _Optional[bool] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("header", "name", "version", "role", "leader_id", "commit_index", "last_log_index", "first_log_index", "durable_applied_index", "digest", "machine_version", "log_bytes", "state_bytes", "sessions", "members", "progress", "alarms", "leader_silent_ms", "keys")
+    __slots__ = ("header", "name", "version", "role", "leader_id", "commit_index", "last_log_index", "first_log_index", "durable_applied_index", "digest", "machine_version", "log_bytes", "state_bytes", "sessions", "members", "progress", "alarms", "leader_silent_ms", "keys", "compacted_revision", "leases", "watches")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,9 @@ class StatusResponse(_message.Message):
     ALARMS_FIELD_NUMBER: _ClassVar[int]
     LEADER_SILENT_MS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
+    COMPACTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    WATCHES_FIELD_NUMBER: _ClassVar[int]
     header: _common_pb2.ResponseHeader
     name: str
     version: str
@@ -97,7 +100,10 @@ class StatusResponse(_message.Message):
     alarms: _containers.RepeatedScalarFieldContainer[str]
     leader_silent_ms: int
     keys: int
-    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., commit_index: _Optional[int] = ..., last_log_index: _Optional[int] = ..., first_log_index: _Optional[int] = ..., durable_applied_index: _Optional[int] = ..., digest: _Optional[int] = ..., machine_version: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PeerProgress, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ..., leader_silent_ms: _Optional[int] = ..., keys: _Optional[int] = ...) -> None: ...
+    compacted_revision: int
+    leases: int
+    watches: int
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., commit_index: _Optional[int] = ..., last_log_index: _Optional[int] = ..., first_log_index: _Optional[int] = ..., durable_applied_index: _Optional[int] = ..., digest: _Optional[int] = ..., machine_version: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PeerProgress, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ..., leader_silent_ms: _Optional[int] = ..., keys: _Optional[int] = ..., compacted_revision: _Optional[int] = ..., leases: _Optional[int] = ..., watches: _Optional[int] = ...) -> None: ...
 
 class TransferLeaderRequest(_message.Message):
     __slots__ = ("target_id",)

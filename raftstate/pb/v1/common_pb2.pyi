@@ -34,6 +34,7 @@ class ErrorCode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_CODE_DATA_LOSS: _ClassVar[ErrorCode]
     ERROR_CODE_UNIMPLEMENTED: _ClassVar[ErrorCode]
     ERROR_CODE_FAILED_PRECONDITION: _ClassVar[ErrorCode]
+    ERROR_CODE_LEASE_NOT_FOUND: _ClassVar[ErrorCode]
 CONSISTENCY_LINEARIZABLE: Consistency
 CONSISTENCY_BOUNDED: Consistency
 CONSISTENCY_LOCAL: Consistency
@@ -55,6 +56,7 @@ ERROR_CODE_WRONG_CLUSTER: ErrorCode
 ERROR_CODE_DATA_LOSS: ErrorCode
 ERROR_CODE_UNIMPLEMENTED: ErrorCode
 ERROR_CODE_FAILED_PRECONDITION: ErrorCode
+ERROR_CODE_LEASE_NOT_FOUND: ErrorCode
 
 class ResponseHeader(_message.Message):
     __slots__ = ("cluster_id", "node_id", "revision", "applied_index", "term", "staleness_bound_us")

@@ -23,33 +23,42 @@ _sym_db = _symbol_database.Default()
 
 
 from raftstate.pb.v1 import common_pb2 as raftstate_dot_v1_dot_common__pb2
+from raftstate.pb.v1 import txn_pb2 as raftstate_dot_v1_dot_txn__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15raftstate/v1/kv.proto\x12\x0craftstate.v1\x1a\x19raftstate/v1/common.proto\"k\n\x0cWriteContext\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12(\n\x07session\x18\x02 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\x0e\n\x06serial\x18\x03 \x01(\x04\x12\r\n\x05\x66loor\x18\x04 \x01(\x04\"f\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07prev_kv\x18\x03 \x01(\x08\x12+\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x1a.raftstate.v1.WriteContext\"u\n\x0bPutResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12,\n\x07prev_kv\x18\x02 \x01(\x0b\x32\x16.raftstate.v1.KeyValueH\x00\x88\x01\x01\x42\n\n\x08_prev_kv\"c\n\nGetRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12.\n\x0b\x63onsistency\x18\x02 \x01(\x0e\x32\x19.raftstate.v1.Consistency\x12\x18\n\x10max_staleness_ms\x18\x03 \x01(\r\"k\n\x0bGetResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\'\n\x02kv\x18\x02 \x01(\x0b\x32\x16.raftstate.v1.KeyValueH\x00\x88\x01\x01\x42\x05\n\x03_kv\"m\n\rDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x0f\n\x07prev_kv\x18\x03 \x01(\x08\x12+\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x1a.raftstate.v1.WriteContext\"y\n\x0e\x44\x65leteResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x04\x12(\n\x08prev_kvs\x18\x03 \x03(\x0b\x32\x16.raftstate.v1.KeyValue\"\xae\x01\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x04\x12.\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x19.raftstate.v1.Consistency\x12\x18\n\x10max_staleness_ms\x18\x05 \x01(\r\x12\x11\n\tkeys_only\x18\x06 \x01(\x08\x12\x12\n\ncount_only\x18\x07 \x01(\x08\"\x7f\n\rRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12#\n\x03kvs\x18\x02 \x03(\x0b\x32\x16.raftstate.v1.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\x32\x83\x02\n\x02KV\x12:\n\x03Put\x12\x18.raftstate.v1.PutRequest\x1a\x19.raftstate.v1.PutResponse\x12:\n\x03Get\x12\x18.raftstate.v1.GetRequest\x1a\x19.raftstate.v1.GetResponse\x12\x43\n\x06\x44\x65lete\x12\x1b.raftstate.v1.DeleteRequest\x1a\x1c.raftstate.v1.DeleteResponse\x12@\n\x05Range\x12\x1a.raftstate.v1.RangeRequest\x1a\x1b.raftstate.v1.RangeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15raftstate/v1/kv.proto\x12\x0craftstate.v1\x1a\x19raftstate/v1/common.proto\x1a\x16raftstate/v1/txn.proto\"k\n\x0cWriteContext\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12(\n\x07session\x18\x02 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\x0e\n\x06serial\x18\x03 \x01(\x04\x12\r\n\x05\x66loor\x18\x04 \x01(\x04\"u\n\nPutRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x0f\n\x07prev_kv\x18\x03 \x01(\x08\x12+\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x1a.raftstate.v1.WriteContext\x12\r\n\x05lease\x18\x05 \x01(\x04\"u\n\x0bPutResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12,\n\x07prev_kv\x18\x02 \x01(\x0b\x32\x16.raftstate.v1.KeyValueH\x00\x88\x01\x01\x42\n\n\x08_prev_kv\"\x90\x01\n\nGetRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12.\n\x0b\x63onsistency\x18\x02 \x01(\x0e\x32\x19.raftstate.v1.Consistency\x12\x18\n\x10max_staleness_ms\x18\x03 \x01(\r\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x19\n\x11min_applied_index\x18\x05 \x01(\x04\"k\n\x0bGetResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\'\n\x02kv\x18\x02 \x01(\x0b\x32\x16.raftstate.v1.KeyValueH\x00\x88\x01\x01\x42\x05\n\x03_kv\"m\n\rDeleteRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\x0f\n\x07prev_kv\x18\x03 \x01(\x08\x12+\n\x07\x63ontext\x18\x04 \x01(\x0b\x32\x1a.raftstate.v1.WriteContext\"y\n\x0e\x44\x65leteResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x0f\n\x07\x64\x65leted\x18\x02 \x01(\x04\x12(\n\x08prev_kvs\x18\x03 \x03(\x0b\x32\x16.raftstate.v1.KeyValue\"\xb7\x02\n\x0cRangeRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x11\n\trange_end\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x04\x12.\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x19.raftstate.v1.Consistency\x12\x18\n\x10max_staleness_ms\x18\x05 \x01(\r\x12\x11\n\tkeys_only\x18\x06 \x01(\x08\x12\x12\n\ncount_only\x18\x07 \x01(\x08\x12\x10\n\x08revision\x18\x08 \x01(\x04\x12\x19\n\x11min_applied_index\x18\t \x01(\x04\x12+\n\nsort_order\x18\n \x01(\x0e\x32\x17.raftstate.v1.SortOrder\x12-\n\x0bsort_target\x18\x0b \x01(\x0e\x32\x18.raftstate.v1.SortTarget\"\x7f\n\rRangeResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12#\n\x03kvs\x18\x02 \x03(\x0b\x32\x16.raftstate.v1.KeyValue\x12\x0c\n\x04more\x18\x03 \x01(\x08\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\"`\n\nTxnRequest\x12%\n\x03txn\x18\x01 \x01(\x0b\x32\x18.raftstate.v1.TxnCommand\x12+\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1a.raftstate.v1.WriteContext\"d\n\x0bTxnResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\'\n\x06result\x18\x02 \x01(\x0b\x32\x17.raftstate.v1.TxnResult\"O\n\x0e\x43ompactRequest\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12+\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x1a.raftstate.v1.WriteContext\"?\n\x0f\x43ompactResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader2\x87\x03\n\x02KV\x12:\n\x03Put\x12\x18.raftstate.v1.PutRequest\x1a\x19.raftstate.v1.PutResponse\x12:\n\x03Get\x12\x18.raftstate.v1.GetRequest\x1a\x19.raftstate.v1.GetResponse\x12\x43\n\x06\x44\x65lete\x12\x1b.raftstate.v1.DeleteRequest\x1a\x1c.raftstate.v1.DeleteResponse\x12@\n\x05Range\x12\x1a.raftstate.v1.RangeRequest\x1a\x1b.raftstate.v1.RangeResponse\x12:\n\x03Txn\x12\x18.raftstate.v1.TxnRequest\x1a\x19.raftstate.v1.TxnResponse\x12\x46\n\x07\x43ompact\x12\x1c.raftstate.v1.CompactRequest\x1a\x1d.raftstate.v1.CompactResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raftstate.v1.kv_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WRITECONTEXT']._serialized_start=66
-  _globals['_WRITECONTEXT']._serialized_end=173
-  _globals['_PUTREQUEST']._serialized_start=175
-  _globals['_PUTREQUEST']._serialized_end=277
-  _globals['_PUTRESPONSE']._serialized_start=279
-  _globals['_PUTRESPONSE']._serialized_end=396
-  _globals['_GETREQUEST']._serialized_start=398
-  _globals['_GETREQUEST']._serialized_end=497
-  _globals['_GETRESPONSE']._serialized_start=499
-  _globals['_GETRESPONSE']._serialized_end=606
-  _globals['_DELETEREQUEST']._serialized_start=608
-  _globals['_DELETEREQUEST']._serialized_end=717
-  _globals['_DELETERESPONSE']._serialized_start=719
-  _globals['_DELETERESPONSE']._serialized_end=840
-  _globals['_RANGEREQUEST']._serialized_start=843
-  _globals['_RANGEREQUEST']._serialized_end=1017
-  _globals['_RANGERESPONSE']._serialized_start=1019
-  _globals['_RANGERESPONSE']._serialized_end=1146
-  _globals['_KV']._serialized_start=1149
-  _globals['_KV']._serialized_end=1408
+  _globals['_WRITECONTEXT']._serialized_start=90
+  _globals['_WRITECONTEXT']._serialized_end=197
+  _globals['_PUTREQUEST']._serialized_start=199
+  _globals['_PUTREQUEST']._serialized_end=316
+  _globals['_PUTRESPONSE']._serialized_start=318
+  _globals['_PUTRESPONSE']._serialized_end=435
+  _globals['_GETREQUEST']._serialized_start=438
+  _globals['_GETREQUEST']._serialized_end=582
+  _globals['_GETRESPONSE']._serialized_start=584
+  _globals['_GETRESPONSE']._serialized_end=691
+  _globals['_DELETEREQUEST']._serialized_start=693
+  _globals['_DELETEREQUEST']._serialized_end=802
+  _globals['_DELETERESPONSE']._serialized_start=804
+  _globals['_DELETERESPONSE']._serialized_end=925
+  _globals['_RANGEREQUEST']._serialized_start=928
+  _globals['_RANGEREQUEST']._serialized_end=1239
+  _globals['_RANGERESPONSE']._serialized_start=1241
+  _globals['_RANGERESPONSE']._serialized_end=1368
+  _globals['_TXNREQUEST']._serialized_start=1370
+  _globals['_TXNREQUEST']._serialized_end=1466
+  _globals['_TXNRESPONSE']._serialized_start=1468
+  _globals['_TXNRESPONSE']._serialized_end=1568
+  _globals['_COMPACTREQUEST']._serialized_start=1570
+  _globals['_COMPACTREQUEST']._serialized_end=1649
+  _globals['_COMPACTRESPONSE']._serialized_start=1651
+  _globals['_COMPACTRESPONSE']._serialized_end=1714
+  _globals['_KV']._serialized_start=1717
+  _globals['_KV']._serialized_end=2108
 # @@protoc_insertion_point(module_scope)

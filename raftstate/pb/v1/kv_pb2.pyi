@@ -1,4 +1,5 @@
 from raftstate.pb.v1 import common_pb2 as _common_pb2
+from raftstate.pb.v1 import txn_pb2 as _txn_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -20,16 +21,18 @@ class WriteContext(_message.Message):
     def __init__(self, cluster_id: _Optional[int] = ..., session: _Optional[_Union[_common_pb2.SessionId, _Mapping]] = ..., serial: _Optional[int] = ..., floor: _Optional[int] = ...) -> None: ...
 
 class PutRequest(_message.Message):
-    __slots__ = ("key", "value", "prev_kv", "context")
+    __slots__ = ("key", "value", "prev_kv", "context", "lease")
     KEY_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     PREV_KV_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     value: bytes
     prev_kv: bool
     context: WriteContext
-    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., prev_kv: _Optional[bool] = ..., context: _Optional[_Union[WriteContext, _Mapping]] = ...) -> None: ...
+    lease: int
+    def __init__(self, key: _Optional[bytes] = ..., value: _Optional[bytes] = ..., prev_kv: _Optional[bool] = ..., context: _Optional[_Union[WriteContext, _Mapping]] = ..., lease: _Optional[int] = ...) -> None: ...
 
 class PutResponse(_message.Message):
     __slots__ = ("header", "prev_kv")
@@ -40,14 +43,18 @@ class PutResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., prev_kv: _Optional[_Union[_common_pb2.KeyValue, _Mapping]] = ...) -> None: ...
 
 class GetRequest(_message.Message):
-    __slots__ = ("key", "consistency", "max_staleness_ms")
+    __slots__ = ("key", "consistency", "max_staleness_ms", "revision", "min_applied_index")
     KEY_FIELD_NUMBER: _ClassVar[int]
     CONSISTENCY_FIELD_NUMBER: _ClassVar[int]
     MAX_STALENESS_MS_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    MIN_APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     consistency: _common_pb2.Consistency
     max_staleness_ms: int
-    def __init__(self, key: _Optional[bytes] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, str]] = ..., max_staleness_ms: _Optional[int] = ...) -> None: ...
+    revision: int
+    min_applied_index: int
+    def __init__(self, key: _Optional[bytes] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, str]] = ..., max_staleness_ms: _Optional[int] = ..., revision: _Optional[int] = ..., min_applied_index: _Optional[int] = ...) -> None: ...
 
 class GetResponse(_message.Message):
     __slots__ = ("header", "kv")
@@ -80,7 +87,7 @@ class DeleteResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., deleted: _Optional[int] = ..., prev_kvs: _Optional[_Iterable[_Union[_common_pb2.KeyValue, _Mapping]]] = ...) -> None: ...
 
 class RangeRequest(_message.Message):
-    __slots__ = ("key", "range_end", "limit", "consistency", "max_staleness_ms", "keys_only", "count_only")
+    __slots__ = ("key", "range_end", "limit", "consistency", "max_staleness_ms", "keys_only", "count_only", "revision", "min_applied_index", "sort_order", "sort_target")
     KEY_FIELD_NUMBER: _ClassVar[int]
     RANGE_END_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -88,6 +95,10 @@ class RangeRequest(_message.Message):
     MAX_STALENESS_MS_FIELD_NUMBER: _ClassVar[int]
     KEYS_ONLY_FIELD_NUMBER: _ClassVar[int]
     COUNT_ONLY_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    MIN_APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SORT_ORDER_FIELD_NUMBER: _ClassVar[int]
+    SORT_TARGET_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     range_end: bytes
     limit: int
@@ -95,7 +106,11 @@ class RangeRequest(_message.Message):
     max_staleness_ms: int
     keys_only: bool
     count_only: bool
-    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, str]] = ..., max_staleness_ms: _Optional[int] = ..., keys_only: _Optional[bool] = ..., count_only: _Optional[bool] = ...) -> None: ...
+    revision: int
+    min_applied_index: int
+    sort_order: _txn_pb2.SortOrder
+    sort_target: _txn_pb2.SortTarget
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, str]] = ..., max_staleness_ms: _Optional[int] = ..., keys_only: _Optional[bool] = ..., count_only: _Optional[bool] = ..., revision: _Optional[int] = ..., min_applied_index: _Optional[int] = ..., sort_order: _Optional[_Union[_txn_pb2.SortOrder, str]] = ..., sort_target: _Optional[_Union[_txn_pb2.SortTarget, str]] = ...) -> None: ...
 
 class RangeResponse(_message.Message):
     __slots__ = ("header", "kvs", "more", "count")
@@ -108,3 +123,33 @@ class RangeResponse(_message.Message):
     more: bool
     count: int
     def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., kvs: _Optional[_Iterable[_Union[_common_pb2.KeyValue, _Mapping]]] = ..., more: _Optional[bool] = ..., count: _Optional[int] = ...) -> None: ...
+
+class TxnRequest(_message.Message):
+    __slots__ = ("txn", "context")
+    TXN_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    txn: _txn_pb2.TxnCommand
+    context: WriteContext
+    def __init__(self, txn: _Optional[_Union[_txn_pb2.TxnCommand, _Mapping]] = ..., context: _Optional[_Union[WriteContext, _Mapping]] = ...) -> None: ...
+
+class TxnResponse(_message.Message):
+    __slots__ = ("header", "result")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    header: _common_pb2.ResponseHeader
+    result: _txn_pb2.TxnResult
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., result: _Optional[_Union[_txn_pb2.TxnResult, _Mapping]] = ...) -> None: ...
+
+class CompactRequest(_message.Message):
+    __slots__ = ("revision", "context")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    context: WriteContext
+    def __init__(self, revision: _Optional[int] = ..., context: _Optional[_Union[WriteContext, _Mapping]] = ...) -> None: ...
+
+class CompactResponse(_message.Message):
+    __slots__ = ("header",)
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    header: _common_pb2.ResponseHeader
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ...) -> None: ...

@@ -54,6 +54,16 @@ class KVStub:
                 request_serializer=raftstate_dot_v1_dot_kv__pb2.RangeRequest.SerializeToString,
                 response_deserializer=raftstate_dot_v1_dot_kv__pb2.RangeResponse.FromString,
                 _registered_method=True)
+        self.Txn = channel.unary_unary(
+                '/raftstate.v1.KV/Txn',
+                request_serializer=raftstate_dot_v1_dot_kv__pb2.TxnRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_kv__pb2.TxnResponse.FromString,
+                _registered_method=True)
+        self.Compact = channel.unary_unary(
+                '/raftstate.v1.KV/Compact',
+                request_serializer=raftstate_dot_v1_dot_kv__pb2.CompactRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_kv__pb2.CompactResponse.FromString,
+                _registered_method=True)
 
 
 class KVServicer:
@@ -83,6 +93,20 @@ class KVServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Txn(self, request, context):
+        """Compares, then one of two lists of operations, in one step. See txn.proto.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compact(self, request, context):
+        """Forgets the history before a revision. Reads at it and after it go on as before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KVServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +129,16 @@ def add_KVServicer_to_server(servicer, server):
                     servicer.Range,
                     request_deserializer=raftstate_dot_v1_dot_kv__pb2.RangeRequest.FromString,
                     response_serializer=raftstate_dot_v1_dot_kv__pb2.RangeResponse.SerializeToString,
+            ),
+            'Txn': grpc.unary_unary_rpc_method_handler(
+                    servicer.Txn,
+                    request_deserializer=raftstate_dot_v1_dot_kv__pb2.TxnRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_kv__pb2.TxnResponse.SerializeToString,
+            ),
+            'Compact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compact,
+                    request_deserializer=raftstate_dot_v1_dot_kv__pb2.CompactRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_kv__pb2.CompactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -215,6 +249,60 @@ class KV:
             '/raftstate.v1.KV/Range',
             raftstate_dot_v1_dot_kv__pb2.RangeRequest.SerializeToString,
             raftstate_dot_v1_dot_kv__pb2.RangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Txn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.KV/Txn',
+            raftstate_dot_v1_dot_kv__pb2.TxnRequest.SerializeToString,
+            raftstate_dot_v1_dot_kv__pb2.TxnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.KV/Compact',
+            raftstate_dot_v1_dot_kv__pb2.CompactRequest.SerializeToString,
+            raftstate_dot_v1_dot_kv__pb2.CompactResponse.FromString,
             options,
             channel_credentials,
             insecure,
