@@ -13,9 +13,11 @@ from raftstate.client.faults import RpcFailure
 from raftstate.client.leader import LeaderTracker
 from raftstate.client.ledger import Write
 from raftstate.client.limits import BytesLike, Key
+from raftstate.client.methods import GET, RANGE, TRANSFER_LEADER
 from raftstate.client.pipeline import Pipeline
-from raftstate.client.reads import read
+from raftstate.client.reads import ReadReply, ReadRequest, read
 from raftstate.client.results import key_value, node_status, range_result
+from raftstate.client.transport import Method, Transport
 from raftstate.client.types import (
     Consistency,
     DeleteResult,
@@ -32,7 +34,7 @@ from raftstate.errors import (
     InvalidArgumentError,
     NoLeaderError,
 )
-from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, kv_pb2
+from raftstate.pb.v1 import cluster_pb2
 
 TIMEOUT_S_DEFAULT = 5.0
 """Several elections: a change of leader in the middle of a call should not fail it."""
@@ -227,7 +229,7 @@ class AsyncClient:
             ClosedError, FailedPreconditionError: the client is closed, or belongs to another loop or process.
         """
         request = requests.get_request(key, consistency, max_lag_ms)
-        reply: kv_pb2.GetResponse = await self._read("Get", request, timeout)
+        reply = await self._read(GET, request, timeout)
         return key_value(reply.kv) if reply.HasField("kv") else None
 
     async def range(
@@ -276,7 +278,7 @@ class AsyncClient:
         """
         interval = requests.interval_to_read(start, end, prefix)
         request = requests.range_request(interval, limit, keys_only, count_only, consistency, max_lag_ms)
-        return range_result(await self._read("Range", request, timeout))
+        return range_result(await self._read(RANGE, request, timeout))
 
     # ---- the cluster
 
@@ -339,8 +341,8 @@ class AsyncClient:
         try:
             if target is not None:
                 request.target_id = await _member_id(tracker, address, target, deadline - links.loop.time())
-            reply: cluster_pb2.TransferLeaderResponse = await links.channels.unary(
-                address, cluster_pb2_grpc.ClusterStub, "TransferLeader", request, deadline - links.loop.time()
+            reply = await links.transport.unary(
+                address, TRANSFER_LEADER, request, deadline - links.loop.time()
             )
         except RpcFailure as failure:
             tracker.forget(address)
@@ -381,10 +383,10 @@ class AsyncClient:
             raise
 
     async def _read(
-        self, method: str, request: kv_pb2.GetRequest | kv_pb2.RangeRequest, timeout: float | None
-    ) -> Any:
+        self, method: Method[ReadRequest, ReadReply], request: ReadRequest, timeout: float | None
+    ) -> ReadReply:
         links = self._connected()
-        return await read(links.channels, links.tracker, method, request, self._timeout_s(timeout))
+        return await read(links.transport, links.tracker, method, request, self._timeout_s(timeout))
 
     def _timeout_s(self, timeout: float | None) -> float:
         return self.timeout_s if timeout is None else limits.check_timeout(timeout)
@@ -414,13 +416,13 @@ class AsyncClient:
 
 
 class _Links:
-    """What a client has on one event loop: channels, what it knows of the leader, the pipeline of writes."""
+    """What a client has on one event loop: a transport, what it knows of the leader, the writes."""
 
     def __init__(self, endpoints: tuple[str, ...], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self.channels = Channels()
-        self.tracker = LeaderTracker(endpoints, self.channels)
-        self.pipeline = Pipeline(self.channels, self.tracker)
+        self.transport: Transport = Channels()
+        self.tracker = LeaderTracker(endpoints, self.transport)
+        self.pipeline = Pipeline(self.transport, self.tracker)
 
     def submit(self, key: bytes, tail: bytes, prev_kv: bool, timeout_s: float, is_delete: bool) -> Write:
         """Hand a write to the pipeline."""
@@ -432,7 +434,7 @@ class _Links:
     async def close(self) -> None:
         """Give everything up, in the order that lets a session be closed."""
         await self.pipeline.close()
-        await self.channels.close()
+        await self.transport.close()
         await self.tracker.close()
 
 

@@ -1,10 +1,9 @@
-"""gRPC channels, one an address, and unary calls that fail in one way."""
+"""The transport over gRPC: channels, one an address, and calls that fail in one way."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic
 
 import grpc
 import grpc.aio
@@ -12,6 +11,7 @@ import grpc.aio
 from raftstate.client import fork
 from raftstate.client.faults import RpcFailure
 from raftstate.client.limits import MESSAGE_BYTES_MAX
+from raftstate.client.transport import Method, Request, Response, Stream
 from raftstate.errors import ClosedError
 
 _OPTIONS = (
@@ -28,11 +28,11 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-Stub = Callable[[grpc.aio.Channel], Any]
+_CANCELLED = "the node cancelled the call"
 
 
 class Channels:
-    """Channels made at first use and kept. Belongs to one event loop."""
+    """Implements `transport.Transport`. Channels are made at first use and kept."""
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -47,15 +47,14 @@ class Channels:
             channel = self._channels[address] = grpc.aio.insecure_channel(address, options=_OPTIONS)
         return channel
 
-    async def unary(self, address: str, stub: Stub, method: str, request: Any, timeout_s: float) -> Any:
-        """Call `method` of the service at an address and return its reply.
-
-        Raises `RpcFailure`, `ClosedError`, and `FailedPreconditionError` in a child of a process that had
-        channels.
-        """
-        call = getattr(stub(self[address]), method)(request, timeout=timeout_s)
+    async def unary(
+        self, address: str, method: Method[Request, Response], request: Request, timeout_s: float
+    ) -> Response:
+        """See `transport.Transport.unary`."""
+        call: Any = self._multicallable("unary_unary", address, method)(request, timeout=timeout_s)
         try:
-            return await call
+            response: Response = await call
+            return response
         except grpc.aio.AioRpcError as failure:
             raise RpcFailure.of(address, failure) from failure
         except asyncio.CancelledError:
@@ -64,10 +63,66 @@ class Channels:
             task = asyncio.current_task()
             if task is None or task.cancelling() or not call.cancelled():
                 raise
-        raise RpcFailure(address, grpc.StatusCode.CANCELLED, "the node cancelled the call", None)
+        raise RpcFailure(address, grpc.StatusCode.CANCELLED, _CANCELLED, None)
+
+    def stream(self, address: str, method: Method[Request, Response]) -> Stream[Request, Response]:
+        """See `transport.Transport.stream`."""
+        return _GrpcStream(address, self._multicallable("stream_stream", address, method)())
+
+    def _multicallable(self, kind: str, address: str, method: Method[Request, Response]) -> Any:
+        """Return what makes calls of a method: grpc keeps none, and a client makes few that matter."""
+        request: Any = method.request  # messages, all of them
+        response: Any = method.response
+        return getattr(self[address], kind)(
+            method.path,
+            request_serializer=request.SerializeToString,
+            response_deserializer=response.FromString,
+        )
 
     async def close(self) -> None:
         """Close every channel, for good; calls under way on them end."""
         self._closed = True
         for channel in self._channels.values():
             await channel.close()
+
+
+class _GrpcStream(Generic[Request, Response]):
+    """Implements `transport.Stream`."""
+
+    def __init__(self, address: str, call: grpc.aio.StreamStreamCall[Request, Response]) -> None:
+        self._address = address
+        self._call: Any = call
+
+    async def write(self, message: Request) -> None:
+        try:
+            await self._call.write(message)
+        except grpc.aio.AioRpcError as failure:
+            raise RpcFailure.of(self._address, failure) from failure
+        except asyncio.InvalidStateError as error:
+            # It had ended before; `read` knows why.
+            raise RpcFailure(self._address, grpc.StatusCode.UNAVAILABLE, "the stream ended", None) from error
+        except asyncio.CancelledError:
+            self._raise_cancelled()
+            raise
+
+    async def read(self) -> Response | None:
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as failure:
+            raise RpcFailure.of(self._address, failure) from failure
+        except asyncio.CancelledError:
+            self._raise_cancelled()
+            raise
+        if message is grpc.aio.EOF:
+            return None
+        received: Response = message
+        return received
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def _raise_cancelled(self) -> None:
+        """Raise `RpcFailure` if it was the node that cancelled the call, and not whoever waits for it."""
+        task = asyncio.current_task()
+        if task is not None and not task.cancelling() and self._call.cancelled():
+            raise RpcFailure(self._address, grpc.StatusCode.CANCELLED, _CANCELLED, None) from None

@@ -12,10 +12,11 @@ import asyncio
 import contextlib
 import random
 
-from raftstate.client.channels import Channels
 from raftstate.client.faults import RpcFailure
+from raftstate.client.methods import STATUS
+from raftstate.client.transport import Transport
 from raftstate.errors import NoLeaderError, WrongClusterError
-from raftstate.pb.v1 import cluster_pb2, cluster_pb2_grpc, common_pb2
+from raftstate.pb.v1 import cluster_pb2, common_pb2
 
 _ASK_S_MIN = 0.5
 _ASK_S_MAX = 4.0
@@ -42,12 +43,12 @@ class LeaderTracker:
     endpoints: the addresses that the user gave.
     """
 
-    def __init__(self, endpoints: tuple[str, ...], channels: Channels) -> None:
+    def __init__(self, endpoints: tuple[str, ...], transport: Transport) -> None:
         self.endpoints = endpoints
         self.cluster_id = 0
         self.leader: str | None = None
         self.term = 0
-        self._channels = channels
+        self._transport = transport
         self._home = random.randrange(len(endpoints))
         self._tried: dict[str, str] = {}
         self._round: asyncio.Task[str | None] | None = None
@@ -126,9 +127,7 @@ class LeaderTracker:
     async def ask(self, address: str, timeout_s: float) -> cluster_pb2.StatusResponse:
         """Return the status of one node. Raises `RpcFailure`, `WrongClusterError`."""
         try:
-            reply: cluster_pb2.StatusResponse = await self._channels.unary(
-                address, cluster_pb2_grpc.ClusterStub, "Status", cluster_pb2.StatusRequest(), timeout_s
-            )
+            reply = await self._transport.unary(address, STATUS, cluster_pb2.StatusRequest(), timeout_s)
         except RpcFailure as failure:
             self.note_failure(address, failure.text)
             raise
@@ -136,7 +135,7 @@ class LeaderTracker:
         return reply
 
     async def close(self) -> None:
-        """Wait for a round that is under way; closed channels end it."""
+        """Wait for a round that is under way; a closed transport ends it."""
         if self._round is not None:
             await asyncio.wait([self._round])
 
@@ -175,7 +174,6 @@ class LeaderTracker:
         return self.leader
 
     async def _claim(self, address: str) -> cluster_pb2.StatusResponse | None:
-        self._tried.pop(address, None)
         try:
             reply = await self.ask(address, self._ask_s)
         except RpcFailure:

@@ -12,17 +12,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable
-from typing import Any
 
-import grpc
-import grpc.aio
-
-from raftstate.client.channels import Channels
 from raftstate.client.faults import RpcFailure, as_error, passes
 from raftstate.client.leader import LeaderTracker, backoff_s
 from raftstate.client.ledger import Advice, Ledger, Write
+from raftstate.client.methods import CLOSE, REGISTER, WRITE
+from raftstate.client.transport import Stream, Transport
 from raftstate.errors import ClosedError, InvariantError, RaftstateError, SessionExpiredError
-from raftstate.pb.v1 import common_pb2, pipeline_pb2, pipeline_pb2_grpc, session_pb2, session_pb2_grpc
+from raftstate.pb.v1 import common_pb2, pipeline_pb2, session_pb2
 
 STALL_S = 1.0
 """A stream that owes answers and gives none for so long is looked into."""
@@ -35,16 +32,14 @@ CLOSE_SESSION_S = 0.5
 SWEEP_S_MIN = 0.01
 """Deadlines are this coarse: one timer stands for all writes."""
 
-# Cancelled: by us, or by the node that stops. InvalidStateError: the sender met a stream that had ended; the
-# receiver knows why.
-_ENDS_OF_STREAM = (asyncio.CancelledError, asyncio.InvalidStateError)
+_WriteStream = Stream[pipeline_pb2.CommandBatch, pipeline_pb2.BatchReply]
 
 
 class Pipeline:
     """The writes of one client on one event loop."""
 
-    def __init__(self, channels: Channels, tracker: LeaderTracker) -> None:
-        self._channels = channels
+    def __init__(self, transport: Transport, tracker: LeaderTracker) -> None:
+        self._transport = transport
         self._tracker = tracker
         self._loop = asyncio.get_running_loop()
         self._ledger = Ledger()
@@ -127,8 +122,7 @@ class Pipeline:
         if self._session is None:
             self._session = await self._register(address)
         self._draining = False
-        stub: Any = pipeline_pb2_grpc.PipelineStub  # generated without types
-        stream: grpc.aio.StreamStreamCall = stub(self._channels[address]).Write()
+        stream = self._transport.stream(address, WRITE)
         tasks = (
             asyncio.create_task(self._send(stream, self._session)),
             asyncio.create_task(self._receive(stream, address)),
@@ -161,14 +155,14 @@ class Pipeline:
         went away.
         """
         for outcome in outcomes:
-            if isinstance(outcome, grpc.aio.AioRpcError):
-                self._tracker.note_failure(address, RpcFailure.of(address, outcome).text)
-            elif outcome is not None and not isinstance(outcome, _ENDS_OF_STREAM):
+            if isinstance(outcome, RpcFailure):
+                self._tracker.note_failure(address, outcome.text)
+            elif outcome is not None and not isinstance(outcome, asyncio.CancelledError):
                 raise outcome
         if not self._draining:
             self._tracker.forget(address)
 
-    async def _send(self, stream: grpc.aio.StreamStreamCall, session: common_pb2.SessionId) -> None:
+    async def _send(self, stream: _WriteStream, session: common_pb2.SessionId) -> None:
         ledger, tracker, work, loop = self._ledger, self._tracker, self._work, self._loop
         while True:
             batch = None if self._draining else ledger.next_batch(session, tracker.cluster_id, loop.time())
@@ -178,11 +172,11 @@ class Pipeline:
             else:
                 await stream.write(batch.message)
 
-    async def _receive(self, stream: grpc.aio.StreamStreamCall, address: str) -> None:
+    async def _receive(self, stream: _WriteStream, address: str) -> None:
         ledger, tracker = self._ledger, self._tracker
         while True:
-            reply: pipeline_pb2.BatchReply = await stream.read()
-            if reply is grpc.aio.EOF:
+            reply = await stream.read()
+            if reply is None:
                 return
             tracker.observe(reply.header)
             if tracker.leader != address:
@@ -214,9 +208,7 @@ class Pipeline:
         """
         request = session_pb2.RegisterRequest(nonce=secrets.randbits(64), cluster_id=self._tracker.cluster_id)
         try:
-            reply: session_pb2.RegisterResponse = await self._channels.unary(
-                address, session_pb2_grpc.SessionStub, "Register", request, REGISTER_S
-            )
+            reply = await self._transport.unary(address, REGISTER, request, REGISTER_S)
         except RpcFailure as failure:
             if failure.error is not None and not passes(failure.error):
                 raise as_error(failure.error) from failure
@@ -228,9 +220,7 @@ class Pipeline:
     async def _close_session(self, session: common_pb2.SessionId, address: str) -> None:
         request = session_pb2.CloseRequest(session=session, cluster_id=self._tracker.cluster_id)
         try:
-            await self._channels.unary(
-                address, session_pb2_grpc.SessionStub, "Close", request, CLOSE_SESSION_S
-            )
+            await self._transport.unary(address, CLOSE, request, CLOSE_SESSION_S)
         except RpcFailure as failure:
             # It ends by itself when nothing is heard from it; there is nobody left to tell.
             self._tracker.note_failure(address, failure.text)

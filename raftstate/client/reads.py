@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Protocol, TypeVar
 
 import grpc
 
-from raftstate.client.channels import Channels
 from raftstate.client.faults import RpcFailure, passes
 from raftstate.client.leader import LeaderTracker, backoff_s
+from raftstate.client.transport import Method, Transport
 from raftstate.errors import DeadlineError
-from raftstate.pb.v1 import common_pb2, kv_pb2, kv_pb2_grpc
+from raftstate.pb.v1 import common_pb2
 
 _ATTEMPT_S_MIN = 1.0
 _ATTEMPTS = 5
@@ -19,14 +19,28 @@ _ATTEMPTS = 5
 """
 
 
+class _Asked(Protocol):
+    @property
+    def consistency(self) -> int: ...
+
+
+class _Answered(Protocol):
+    @property
+    def header(self) -> common_pb2.ResponseHeader: ...
+
+
+ReadRequest = TypeVar("ReadRequest", bound=_Asked)
+ReadReply = TypeVar("ReadReply", bound=_Answered)
+
+
 async def read(
-    channels: Channels,
+    transport: Transport,
     tracker: LeaderTracker,
-    method: str,
-    request: kv_pb2.GetRequest | kv_pb2.RangeRequest,
+    method: Method[ReadRequest, ReadReply],
+    request: ReadRequest,
     timeout_s: float,
-) -> Any:
-    """Return the reply to a Get or Range.
+) -> ReadReply:
+    """Return the reply to a read.
 
     A linearizable read goes to the leader; others to one node, the same while it answers.
     Raises `NoLeaderError` and `DeadlineError` when `timeout_s` has passed, and whatever else a node answers
@@ -43,7 +57,7 @@ async def read(
             address = tracker.leader or await tracker.find(deadline, timeout_s)
         left_s = deadline - loop.time()
         try:
-            reply = await channels.unary(address, kv_pb2_grpc.KVStub, method, request, min(left_s, attempt_s))
+            reply = await transport.unary(address, method, request, min(left_s, attempt_s))
         except RpcFailure as failure:
             if not _worth_another(failure):
                 raise failure.as_error(write=False) from failure

@@ -8,6 +8,8 @@ import re
 import pytest
 
 import raftstate
+from raftstate.client.channels import Channels
+from raftstate.client.leader import LeaderTracker
 from raftstate.errors import (
     IndefiniteError,
     InvalidArgumentError,
@@ -208,9 +210,23 @@ async def test_a_cluster_without_a_leader_is_sent_nothing(
     cluster: FakeCluster, store: raftstate.AsyncClient
 ) -> None:
     cluster.leader = None
-    with pytest.raises(NoLeaderError, match="no leader was found within"):
-        await store.put("k", b"1", timeout=BRIEFLY_S)
+    with pytest.raises(NoLeaderError, match="knows no leader, term 1"):
+        await store.put("k", b"1", timeout=1)
     assert cluster.batches == []
+
+
+async def test_what_nodes_said_is_told_also_while_they_are_asked_again(
+    cluster: FakeCluster,
+) -> None:
+    tracker = LeaderTracker((cluster.nodes[0].address,), channels := Channels())
+    cluster.leader = None
+    assert await tracker.locate() is None
+    again = asyncio.create_task(tracker.locate())
+    for _ in range(3):  # the round has begun, and no answer can have come
+        await asyncio.sleep(0)
+    assert "knows no leader, term 1" in str(tracker.no_leader(1, "nothing was sent"))
+    await again
+    await channels.close()
 
 
 async def test_a_cancelled_write_that_was_not_sent_is_never_sent(

@@ -198,7 +198,7 @@ async def test_a_bug_in_the_pipeline_is_told_at_once_and_not_waited_for(
     asyncio.get_running_loop().set_exception_handler(lambda _, context: heard.append(context["message"]))
     with monkeypatch.context() as broken:
         broken.setattr(pipeline, "backoff_s", None)
-        broken.setattr(pipeline, "pipeline_pb2_grpc", None)
+        broken.setattr(pipeline, "WRITE", None)
         with pytest.raises(InvariantError, match="this is a bug"):
             await store.put("k", b"1")
     await store.put("k", b"2")
