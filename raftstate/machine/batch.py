@@ -4,8 +4,8 @@ The rule, in the order of the log: what lies below the floor is stale; what has 
 what lies beyond the window, or above the floor of a session whose answers are over their size, is not run and
 not stored; all else runs, and its answer is stored, a refusal too. Without a session nothing is stored.
 
-In either case nothing more is run once the previous pairs that were read for a batch, or are repeated in
-its answers, are over their size. The first command is never held back by that, so that a client can go on
+In either case nothing more is run once the pairs that were read for a batch, or are repeated in its
+answers, are over their size. The first command is never held back by that, so that a client can go on
 with one command at a time; and what has an answer always gets it in full.
 """
 
@@ -13,10 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from raftstate.errors import InvariantError
-from raftstate.machine.keyspace import Keyspace, pair_bytes
+from raftstate.machine.budget import answer_bytes
+from raftstate.machine.keyspace import Keyspace
 from raftstate.machine.layout import StoredAnswers
 from raftstate.machine.sessions import Session
+from raftstate.machine.step import Step
+from raftstate.machine.txn import run_txn
 from raftstate.machine.types import (
     BATCH_ANSWERS_BYTES_MAX,
     SESSION_BYTES_MAX,
@@ -25,8 +30,9 @@ from raftstate.machine.types import (
     BatchResult,
     Code,
     Fault,
+    LeaseDone,
 )
-from raftstate.pb.v1.pipeline_pb2 import CommandBatch
+from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch, LeaseGrantCommand
 from raftstate.pb.v1.txn_pb2 import DeleteCommand
 
 CANCELLED = Fault(
@@ -35,13 +41,30 @@ CANCELLED = Fault(
 _SERIAL_END = 1 << 64
 
 
+class Place(msgspec.Struct, frozen=True):
+    """Where a batch stands in the log, and when.
+
+    `digest`: the machine's after the entry before. `item`: the number of the batch in its entry.
+    """
+
+    digest: int
+    index: int
+    item: int
+    lease_clock_ms: int
+
+
 def run_batch(
-    keyspace: Keyspace, batch: CommandBatch, faults: Mapping[int, Fault], session: Session | None
+    keyspace: Keyspace,
+    place: Place,
+    batch: CommandBatch,
+    faults: Mapping[int, Fault],
+    session: Session | None,
 ) -> tuple[BatchResult, StoredAnswers]:
     """Run the commands of a batch in their order.
 
     Args:
         keyspace: what they read and write.
+        place: where the batch stands.
         batch: as parsed and checked.
         faults: what the checks found, by position.
         session: with the batch's floor and given-up serials applied. Its results are extended here.
@@ -61,15 +84,17 @@ def run_batch(
     answers: list[Answer] = []
     repeated = BatchResult([], [], [])
     repeated_bytes = 0
-    keyspace.begin_batch()
+    budget = keyspace.budget
+    budget.begin_batch()
 
     for position, command in enumerate(batch.commands):
         serial = command.serial
         if serial in results or serial < floor:
             repeated_bytes += _repeat(repeated, serial, results.get(serial), keyspace.revision, floor)
             continue
-        is_full = repeated_bytes + keyspace.pair_bytes > BATCH_ANSWERS_BYTES_MAX
-        if is_full or serial >= ceiling or (keyspace.pair_bytes > room_bytes and serial > floor):
+        run_bytes = budget.answer_bytes
+        is_full = repeated_bytes + run_bytes > BATCH_ANSWERS_BYTES_MAX
+        if is_full or serial >= ceiling or (run_bytes > room_bytes and serial > floor):
             fault = _full_fault(session) if is_full or session is None else _window_fault(serial, session)
             repeated.answers.append(Answer(serial, keyspace.revision, fault))
             continue
@@ -77,19 +102,18 @@ def run_batch(
             answer = Answer(serial, keyspace.revision, faults[position])
         elif command.HasField("put"):
             put = command.put
-            previous = keyspace.put(put.key, put.value, put.prev_kv)
+            previous = keyspace.put(put.key, put.value, put.prev_kv, put.lease)
             if previous is None:
-                results[serial] = keyspace.revision
+                revision = results[serial] = keyspace.revision
                 serials.append(serial)
-                revisions.append(keyspace.revision)
+                revisions.append(revision)
                 continue
-            answer = Answer(serial, keyspace.revision, prev_kvs=[previous])
-        elif command.HasField("delete"):
-            answer = _delete(keyspace, serial, command.delete)
+            if isinstance(previous, Fault):
+                answer = Answer(serial, keyspace.revision, previous)
+            else:
+                answer = Answer(serial, keyspace.revision, prev_kvs=[previous])
         else:
-            raise InvariantError(
-                f"the operation {command.WhichOneof('op')} passed its check, and nothing runs it"
-            )
+            answer = _run(keyspace, place, command)
         results[serial] = answer
         answers.append(answer)
 
@@ -150,19 +174,82 @@ def _window_fault(serial: int, session: Session) -> Fault:
 def _repeat(
     repeated: BatchResult, serial: int, stored: int | Answer | None, revision: int, floor: int
 ) -> int:
-    """Add what is known of a serial to the answers; return the size of its previous pairs."""
+    """Add what is known of a serial to the answers; return the size of its pairs."""
     if isinstance(stored, int):
         repeated.serials.append(serial)
         repeated.revisions.append(stored)
         return 0
     answer = stored or Answer(serial, revision, stale_fault(serial, floor))
     repeated.answers.append(answer)
-    return sum(map(pair_bytes, answer.prev_kvs))
+    return answer_bytes(answer)
 
 
-def _delete(keyspace: Keyspace, serial: int, command: DeleteCommand) -> Answer:
-    done = keyspace.delete(command.key, command.range_end, command.prev_kv)
+def _run(keyspace: Keyspace, place: Place, command: Command) -> Answer:
+    """Run any command but a put."""
+    operation = command.WhichOneof("op")
+    leases = keyspace.leases
+    done: Answer | Fault
+    match operation:
+        case "delete":
+            done = _delete(keyspace, command.serial, command.delete)
+        case "txn":
+            txn = run_txn(keyspace, command.txn)
+            done = txn if isinstance(txn, Fault) else Answer(command.serial, keyspace.revision, txn=txn)
+        case "compact":
+            done = compact(keyspace, command.compact.revision) or Answer(command.serial, keyspace.revision)
+        case "lease_grant":
+            done = _grant(keyspace, place, command.serial, command.lease_grant)
+        case "lease_revoke":
+            done = _revoke(keyspace, command.serial, command.lease_revoke.id)
+        case "lease_renew":
+            lease = leases.find(command.lease_renew.id)
+            if isinstance(lease, Fault):
+                done = lease
+            else:
+                leases.renew(lease, place.lease_clock_ms)
+                done = Answer(command.serial, keyspace.revision, lease=LeaseDone(lease.id, lease.ttl_ms))
+        case _:
+            raise InvariantError(f"the operation {operation} passed its check, and nothing runs it")
+    return Answer(command.serial, keyspace.revision, done) if isinstance(done, Fault) else done
+
+
+def _delete(keyspace: Keyspace, serial: int, command: DeleteCommand) -> Answer | Fault:
+    step = Step(keyspace, looks_at_tables=bool(command.range_end))
+    done = step.delete(command.key, command.range_end, command.prev_kv)
     if isinstance(done, Fault):
-        return Answer(serial, keyspace.revision, done)
+        return done
     deleted, pairs = done
     return Answer(serial, keyspace.revision, deleted=deleted, prev_kvs=pairs)
+
+
+def compact(keyspace: Keyspace, revision: int) -> Fault | None:
+    """Forget the history before a revision, or return why that can't be done."""
+    lowest = keyspace.compacted_revision + 1
+    if lowest <= revision <= keyspace.revision:
+        keyspace.compacted_revision = revision
+        return None
+    why = "lies in the future" if revision > keyspace.revision else "is compacted already"
+    valid = f"{lowest} to {keyspace.revision}" if lowest <= keyspace.revision else "none until the next write"
+    return Fault(
+        Code.OUT_OF_RANGE, f"revision {revision} {why}; nothing compacted; valid are {valid}", "revision"
+    )
+
+
+def _grant(keyspace: Keyspace, place: Place, serial: int, command: LeaseGrantCommand) -> Answer | Fault:
+    id = command.id or keyspace.leases.choose_id(place.digest, place.index, place.item, serial)
+    lease = keyspace.leases.grant(id, place.lease_clock_ms, command.ttl_ms)
+    if isinstance(lease, Fault):
+        return lease
+    return Answer(serial, keyspace.revision, lease=LeaseDone(lease.id, lease.ttl_ms))
+
+
+def _revoke(keyspace: Keyspace, serial: int, id: int) -> Answer | Fault:
+    lease = keyspace.leases.find(id)
+    if isinstance(lease, Fault):
+        return lease
+    fault = keyspace.budget.meet_lease(lease.key_count)
+    if fault is not None:
+        return fault
+    step = Step(keyspace, looks_at_tables=False)
+    deleted = step.revoke(lease)
+    return Answer(serial, keyspace.revision, deleted=deleted)

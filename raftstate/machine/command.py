@@ -7,7 +7,8 @@ node might obey them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -18,19 +19,49 @@ from raftstate.machine.types import (
     BATCH_BYTES_MAX,
     BATCH_COMMANDS_MAX,
     BATCH_HEAD_BYTES_MAX,
+    BATCH_OPERATIONS_MAX,
     KEY_BYTES_MAX,
+    LEASE_TTL_MS_MAX,
+    LEASE_TTL_MS_MIN,
     SESSION_TTL_MS_MAX,
     SESSION_TTL_MS_MIN,
     SESSION_WINDOW,
+    TXN_OPERATIONS_MAX,
     VALUE_BYTES_MAX,
     Code,
     Fault,
+    covers,
 )
-from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch
-from raftstate.pb.v1.txn_pb2 import DeleteCommand, PutCommand
+from raftstate.pb.v1.pipeline_pb2 import (
+    Command,
+    CommandBatch,
+    CompactCommand,
+    LeaseGrantCommand,
+    LeaseRenewCommand,
+    LeaseRevokeCommand,
+)
+from raftstate.pb.v1.txn_pb2 import (
+    Compare,
+    DeleteCommand,
+    PutCommand,
+    RangeOp,
+    RequestOp,
+    SortOrder,
+    SortTarget,
+    TxnCommand,
+)
 
-_OPERATION_SINCE = {"put": 1, "delete": 1}
+_OPERATION_SINCE = {
+    "put": 1,
+    "delete": 1,
+    "txn": 2,
+    "compact": 2,
+    "lease_grant": 2,
+    "lease_revoke": 2,
+    "lease_renew": 2,
+}
 """The machine version that brought each operation."""
+_PUT_LEASE_SINCE = 2
 
 
 class BatchCheck(msgspec.Struct, frozen=True):
@@ -83,12 +114,29 @@ def check_batch(batch: CommandBatch, machine_version: int) -> BatchCheck:
             fault = _invalid("the batch holds a field that is not known to this version", "commands")
     if fault is not None:
         return BatchCheck(fault)
+    has_leases = machine_version >= _PUT_LEASE_SINCE
+    operations = 0
     for position, command in enumerate(batch.commands):
         # Nearly all are puts in order, known since the first machine version: they need no call each.
         if command.HasField("put"):
             put = command.put
-            if 0 < len(put.key) <= KEY_BYTES_MAX and len(put.value) <= VALUE_BYTES_MAX:
+            if (
+                0 < len(put.key) <= KEY_BYTES_MAX
+                and len(put.value) <= VALUE_BYTES_MAX
+                and (has_leases or not put.lease)
+            ):
                 continue
+        elif command.HasField("txn"):
+            txn = command.txn
+            operations += len(txn.compares) + len(txn.success) + len(txn.failure)
+            if operations > BATCH_OPERATIONS_MAX:
+                return BatchCheck(
+                    _invalid(
+                        f"the transactions of a batch may hold {BATCH_OPERATIONS_MAX} compares and operations"
+                        " in all, these hold more; send more batches",
+                        "commands",
+                    )
+                )
         wrong = _check_operation(command, machine_version)
         if wrong is not None:
             faults.setdefault(position, wrong)
@@ -127,13 +175,19 @@ def _check_operation(command: Command, machine_version: int) -> Fault | None:
     if operation is None:
         return _invalid("a command must hold an operation, got none", "op")
     if machine_version < _OPERATION_SINCE[operation]:
-        return Fault(
-            Code.UNIMPLEMENTED,
-            f"{operation} needs machine version {_OPERATION_SINCE[operation]}, and the cluster is at "
-            f"{machine_version}: a client newer than the cluster",
-            operation,
-        )
+        return _newer_fault(operation, operation, _OPERATION_SINCE[operation], machine_version)
+    if operation == "put" and command.put.lease and machine_version < _PUT_LEASE_SINCE:
+        return _newer_fault("a put with a lease", "lease", _PUT_LEASE_SINCE, machine_version)
     return _OPERATION_CHECKS[operation](getattr(command, operation))
+
+
+def _newer_fault(what: str, field: str, since: int, machine_version: int) -> Fault:
+    return Fault(
+        Code.UNIMPLEMENTED,
+        f"{what} needs machine version {since}, and the cluster is at {machine_version}: a client newer than "
+        "the cluster",
+        field,
+    )
 
 
 def _check_put(put: PutCommand) -> Fault | None:
@@ -145,13 +199,149 @@ def _check_put(put: PutCommand) -> Fault | None:
 
 
 def _check_delete(delete: DeleteCommand) -> Fault | None:
-    if not delete.range_end:
-        return None if 0 < len(delete.key) <= KEY_BYTES_MAX else _key_fault(delete.key)
-    return _check_bound("key", delete.key) or _check_bound("range_end", delete.range_end)
+    return _check_interval(delete.key, delete.range_end)
 
 
-_OPERATION_CHECKS: dict[str, Callable[[Any], Fault | None]] = {"put": _check_put, "delete": _check_delete}
+def _check_compact(compact: CompactCommand) -> Fault | None:
+    return None if compact.revision else _invalid("revision must be at least 1, got 0", "revision")
+
+
+def _check_grant(grant: LeaseGrantCommand) -> Fault | None:
+    if LEASE_TTL_MS_MIN <= grant.ttl_ms <= LEASE_TTL_MS_MAX:
+        return None
+    return _invalid(f"ttl_ms must be {LEASE_TTL_MS_MIN} to {LEASE_TTL_MS_MAX}, got {grant.ttl_ms}", "ttl_ms")
+
+
+def _check_lease_id(command: LeaseRevokeCommand | LeaseRenewCommand) -> Fault | None:
+    return None if command.id else _invalid("id must be that of a lease, got 0", "id")
+
+
+# ---- transactions
+
+_RESULTS = Compare.Result.values()
+_SORT_ORDERS, _SORT_TARGETS = SortOrder.values(), SortTarget.values()
+
+
+def _check_txn(txn: TxnCommand) -> Fault | None:
+    count = len(txn.compares) + len(txn.success) + len(txn.failure)
+    if count > TXN_OPERATIONS_MAX:
+        return _invalid(
+            f"a transaction may hold {TXN_OPERATIONS_MAX} compares and operations in all, got {count}", "txn"
+        )
+    return (
+        _check_each("compares", txn.compares, _check_compare)
+        or _check_each("success", txn.success, _check_request)
+        or _check_each("failure", txn.failure, _check_request)
+        or _check_overlap("success", txn.success)
+        or _check_overlap("failure", txn.failure)
+    )
+
+
+def _check_each(name: str, parts: Iterable[Any], check_one: Callable[[Any], Fault | None]) -> Fault | None:
+    """Check the parts of a transaction; the fault of one says where it stands."""
+    for position, part in enumerate(parts):
+        fault = check_one(part)
+        if fault is not None:
+            where = f"{name}[{position}]"
+            return _invalid(f"{where}: {fault.message}", f"{where}.{fault.field}")
+    return None
+
+
+def _check_compare(compare: Compare) -> Fault | None:
+    if compare.WhichOneof("target") is None:
+        return _invalid("a compare must hold what it compares with, got none", "target")
+    return _check_interval(compare.key, compare.range_end) or _check_enum("result", compare.result, _RESULTS)
+
+
+def _check_request(request: RequestOp) -> Fault | None:
+    operation = request.WhichOneof("op")
+    if operation is None:
+        return _invalid("must hold an operation, got none", "op")
+    fault = _REQUEST_CHECKS[operation](getattr(request, operation))
+    return None if fault is None else _invalid(fault.message, f"{operation}.{fault.field}")
+
+
+def _check_range(operation: RangeOp) -> Fault | None:
+    return (
+        _check_interval(operation.key, operation.range_end)
+        or _check_enum("sort_order", operation.sort_order, _SORT_ORDERS)
+        or _check_enum("sort_target", operation.sort_target, _SORT_TARGETS)
+    )
+
+
+def _check_enum(field: str, got: int, known: Sequence[int]) -> Fault | None:
+    if got in known:
+        return None
+    return _invalid(f"{field} must be {min(known)} to {max(known)}, got {got}", field)
+
+
+_REQUEST_CHECKS: dict[str, Callable[[Any], Fault | None]] = {
+    "range": _check_range,
+    "put": _check_put,
+    "delete": _check_delete,
+}
+"""By the name of the field in `RequestOp.op`; a test sees that none is missing."""
+
+
+def _check_overlap(name: str, operations: Sequence[RequestOp]) -> Fault | None:
+    """Refuse two writes of one key in a branch, which is one revision. Deletes may overlap, as in etcd."""
+    if len(operations) < 2:
+        return None
+    puts = [(position, each.put.key) for position, each in enumerate(operations) if each.HasField("put")]
+    seen: dict[bytes, int] = {}
+    for position, key in puts:
+        if key in seen:
+            return _overlap_fault(name, position, f"puts the key that {name}[{seen[key]}] puts")
+        seen[key] = position
+    deletes = [
+        (*covers(each.delete.key, each.delete.range_end), position)
+        for position, each in enumerate(operations)
+        if each.HasField("delete")
+    ]
+    if not puts or not deletes:
+        return None
+    deletes.sort(key=lambda interval: interval[0])
+    starts = [start for start, _, _ in deletes]
+    # By start: which delete of those up to here reaches furthest.
+    furthest = [deletes[0]]
+    for interval in deletes[1:]:
+        furthest.append(interval if _reaches_further(interval[1], furthest[-1][1]) else furthest[-1])
+    for position, key in puts:
+        at = bisect_right(starts, key)
+        if at:
+            _, end, delete_position = furthest[at - 1]
+            if end is None or key < end:
+                return _overlap_fault(name, position, f"puts a key that {name}[{delete_position}] deletes")
+    return None
+
+
+def _reaches_further(end: bytes | None, other: bytes | None) -> bool:
+    return other is not None and (end is None or end > other)
+
+
+def _overlap_fault(name: str, position: int, what: str) -> Fault:
+    return _invalid(
+        f"{name}[{position}] {what}: a transaction may write a key once; leave one of them out",
+        f"{name}[{position}].put.key",
+    )
+
+
+_OPERATION_CHECKS: dict[str, Callable[[Any], Fault | None]] = {
+    "put": _check_put,
+    "delete": _check_delete,
+    "txn": _check_txn,
+    "compact": _check_compact,
+    "lease_grant": _check_grant,
+    "lease_revoke": _check_lease_id,
+    "lease_renew": _check_lease_id,
+}
 """By the name of the field in `Command.op`; a test sees that none is missing."""
+
+
+def _check_interval(key: bytes, range_end: bytes) -> Fault | None:
+    if not range_end:
+        return None if 0 < len(key) <= KEY_BYTES_MAX else _key_fault(key)
+    return _check_bound("key", key) or _check_bound("range_end", range_end)
 
 
 def _key_fault(key: bytes) -> Fault:

@@ -14,6 +14,9 @@ which makes the order of bytes that of numbers; in bodies they are little-endian
                 "S", session index, nonce u64        -> last, time to live, floor u64
                 "A", session index, nonce,
                      entry index u64, item u32       -> StoredAnswers, as MessagePack
+                "L", lease u64                       -> last renewed, time to live, number of keys u64
+                "K", lease u64, key                  -> nothing: the key is attached to the lease
+                "P"                                  -> next revision u64, next sub u32, target revision u64
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from xxhash import xxh3_64_intdigest
 from raftstate.core.types import ConfState
 from raftstate.errors import DataLossError
 from raftstate.machine.tables import ReadTables, Table
-from raftstate.machine.types import Answer, Member, SessionId
+from raftstate.machine.types import KEY_BYTES_MAX, Answer, Member, SessionId
 
 checksum = xxh3_64_intdigest
 """(bytes, seed) -> xxh3-64 of them."""
@@ -37,22 +40,33 @@ CHECKSUM = Struct("<Q")
 CHECKSUM_BYTES = CHECKSUM.size
 _CHANGE_KEY = Struct(">QI")
 CHANGE_HEADER = Struct("<BHQQQQI")
+_CHANGE_ROW_HEADER = Struct("<QBHQQQQI")
+_CHANGE_KEY_AT = _CHANGE_ROW_HEADER.size
 INDEX_BODY = Struct("<QIQQQQ")
 _INDEX_ROW = Struct("<QQIQQQQ")
 MILESTONE_BODY = Struct("<IBQ")
 SUMS_BODY = Struct("<256Q")
 _SESSION_BODY = Struct("<QQQ")
+_LEASE_BODY = Struct("<QQQ")
+_SWEEP_BODY = Struct("<QIQ")
 
 MILESTONE_VERSIONS = 16
 """One in so many versions of a key is a milestone: a read of the past steps back from the next one."""
 
 META_KEY = b"M"
 SUMS_KEY = b"B"
+SWEEP_KEY = b"P"
 SESSIONS_START, SESSIONS_END = b"S", b"T"
 ANSWERS_START, ANSWERS_END = b"A", b"B"
+LEASES_START, LEASES_END = b"L", b"M"
 _SESSION_KEY = Struct(">cQQ")
 _ANSWERS_KEY = Struct(">cQQQI")
+_LEASE_KEY = Struct(">cQ")
+_LEASE_KEY_START = b"K"
 _KEY_GROUP_BYTES = 32
+MILESTONE_REVISION_BYTES = 8
+"""The last ones of a milestone's key: its revision. All before are of its key."""
+_MILESTONES_END = b"\xff" * MILESTONE_REVISION_BYTES
 
 _INDEX = Table.INDEX  # looking up a member of an enum costs as much as unpacking a row
 
@@ -97,6 +111,18 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
     digest: int
     conf_state: ConfState
     members: list[Member]
+    compacted_revision: int = 0
+
+
+class SweepProgress(NamedTuple):
+    """Where the physical compaction stands. Of this node alone: not in the digest.
+
+    All changes before (revision, sub) are walked, on the way to `target`: the compacted revision as of then.
+    """
+
+    revision: int
+    sub: int
+    target: int
 
 
 class StoredAnswers(msgspec.Struct, array_like=True, frozen=True):
@@ -115,13 +141,17 @@ def seal(row_key: bytes, body: bytes) -> bytes:
 def unseal(table: Table, row_key: bytes, row: bytes) -> bytes:
     """Return the body of a row. Raises `DataLossError`, naming the row, when its checksum does not match."""
     body = row[CHECKSUM_BYTES:]
-    want = checksum(body, checksum(row_key))
-    if len(row) < CHECKSUM_BYTES or CHECKSUM.unpack_from(row)[0] != want:
-        raise DataLossError(
-            f"row {row_key.hex()} of table {table.name} is damaged: its {len(row)} bytes hold checksum "
-            f"{row[:CHECKSUM_BYTES].hex()}, and {CHECKSUM.pack(want).hex()} was expected"
-        )
+    if len(row) < CHECKSUM_BYTES or CHECKSUM.unpack_from(row)[0] != checksum(body, checksum(row_key)):
+        raise _damage(table, row_key, row)
     return body
+
+
+def _damage(table: Table, row_key: bytes, row: bytes) -> DataLossError:
+    expected = CHECKSUM.pack(checksum(row[CHECKSUM_BYTES:], checksum(row_key)))
+    return DataLossError(
+        f"row {row_key.hex()} of table {table.name} is damaged: its {len(row)} bytes hold checksum "
+        f"{row[:CHECKSUM_BYTES].hex()}, and {expected.hex()} was expected"
+    )
 
 
 # ---- keys
@@ -164,6 +194,23 @@ def read_change(row_key: bytes, row: bytes) -> Change:
         previous_sub=previous_sub,
         checksum=CHECKSUM.unpack_from(row)[0],
     )
+
+
+def read_change_key(row_key: bytes) -> tuple[int, int]:
+    """Return (revision, sub) of the row of CHANGES under `row_key`."""
+    return _CHANGE_KEY.unpack(row_key)
+
+
+def read_links(row_key: bytes, row: bytes) -> tuple[int, bytes, int, int, int]:
+    """Return (kind, key, version, previous revision, previous sub) of a row of CHANGES, and leave its value.
+
+    For those who pass many changes: a fifth of the time of `read_change`. Raises `DataLossError`.
+    """
+    if len(row) >= _CHANGE_KEY_AT:
+        own, kind, key_bytes, _, version, _, revision, sub = _CHANGE_ROW_HEADER.unpack_from(row)
+        if own == checksum(memoryview(row)[CHECKSUM_BYTES:], checksum(row_key)):
+            return kind, row[_CHANGE_KEY_AT : _CHANGE_KEY_AT + key_bytes], version, revision, sub
+    raise _damage(Table.CHANGES, row_key, row)
 
 
 def read_live_change(tables: ReadTables, key: bytes, live: IndexRow) -> Change:
@@ -224,6 +271,38 @@ def milestone_row(row_key: bytes, sub: int, kind: ChangeKind, version: int) -> b
     return seal(row_key, MILESTONE_BODY.pack(sub, kind, version))
 
 
+def read_milestone(row_key: bytes, row: bytes) -> tuple[int, int]:
+    """Return (revision, sub) of the change that a row of MILESTONES names. Raises `DataLossError`."""
+    body = unseal(Table.MILESTONES, row_key, row)
+    return int.from_bytes(row_key[-MILESTONE_REVISION_BYTES:], "big"), MILESTONE_BODY.unpack(body)[0]
+
+
+def read_milestone_key(row_key: bytes) -> bytes:
+    """Return the key whose milestone stands under `row_key`."""
+    parts = []
+    for at in range(0, len(row_key) - MILESTONE_REVISION_BYTES, _KEY_GROUP_BYTES + 1):
+        count = row_key[at + _KEY_GROUP_BYTES]
+        parts.append(row_key[at : at + min(count, _KEY_GROUP_BYTES)])
+    return b"".join(parts)
+
+
+def milestones_after(row_key: bytes, revision: int | None) -> bytes:
+    """Return where, for the key of the milestone at `row_key`, those after `revision` begin.
+
+    `revision` None: where all of them have ended.
+    """
+    after = _MILESTONES_END if revision is None else (revision + 1).to_bytes(MILESTONE_REVISION_BYTES, "big")
+    return row_key[:-MILESTONE_REVISION_BYTES] + after
+
+
+def milestones_start(start: bytes) -> bytes:
+    """Return where the milestones of the keys from `start` on, of any length, begin: never over 503 bytes."""
+    if len(start) <= KEY_BYTES_MAX:
+        return milestone_key(start, 0)
+    # No key is that long: the first one not before it is the next one after its longest part that is a key.
+    return milestones_after(milestone_key(start[:KEY_BYTES_MAX], 0), None)
+
+
 # ---- hot rows
 
 
@@ -257,6 +336,49 @@ def read_answers_key(row_key: bytes) -> SessionId:
     return SessionId(*_ANSWERS_KEY.unpack(row_key)[1:3])
 
 
+def lease_key(lease: int) -> bytes:
+    """Return the key of a lease's own row."""
+    return _LEASE_KEY.pack(LEASES_START, lease)
+
+
+def read_lease_key(row_key: bytes) -> int:
+    """Return the lease whose row stands under `row_key`."""
+    lease: int = _LEASE_KEY.unpack(row_key)[1]
+    return lease
+
+
+def lease_row(row_key: bytes, renewed_ms: int, ttl_ms: int, key_count: int) -> bytes:
+    """Return a lease's own row: when it was last renewed, its time to live, how many keys it holds."""
+    return seal(row_key, _LEASE_BODY.pack(renewed_ms, ttl_ms, key_count))
+
+
+def read_lease(row_key: bytes, row: bytes) -> tuple[int, int, int]:
+    """Return (renewed ms, time to live ms, number of keys) of a lease. Raises `DataLossError`."""
+    return _LEASE_BODY.unpack(unseal(Table.HOT, row_key, row))
+
+
+def attachment_key(lease: int, key: bytes) -> bytes:
+    """Return the key of the row that says that `key` is attached to `lease`."""
+    return _LEASE_KEY.pack(_LEASE_KEY_START, lease) + key
+
+
+def attachment_row(row_key: bytes) -> bytes:
+    """Return the row of an attachment. It holds nothing: all is in its key."""
+    return seal(row_key, b"")
+
+
+def attachments(lease: int) -> tuple[bytes, bytes]:
+    """Return the interval [start, end) of row keys that the attachments of a lease stand in."""
+    start = _LEASE_KEY.pack(_LEASE_KEY_START, lease)
+    return start, start + b"\xff" * (KEY_BYTES_MAX + 1)
+
+
+def read_attachment(row_key: bytes, row: bytes) -> bytes:
+    """Return the attached key. Raises `DataLossError`."""
+    unseal(Table.HOT, row_key, row)
+    return row_key[_LEASE_KEY.size :]
+
+
 _meta_decoder = msgspec.msgpack.Decoder(Meta)
 _answers_decoder = msgspec.msgpack.Decoder(StoredAnswers)
 _encoder = msgspec.msgpack.Encoder()
@@ -286,6 +408,17 @@ def read_sums(tables: ReadTables) -> list[int]:
     if row is None:
         raise DataLossError("the state holds no bucket sums: it was never bootstrapped, or has lost them")
     return list(SUMS_BODY.unpack(unseal(Table.HOT, SUMS_KEY, row)))
+
+
+def sweep_row(progress: SweepProgress) -> bytes:
+    """Return the row of `progress`."""
+    return seal(SWEEP_KEY, _SWEEP_BODY.pack(*progress))
+
+
+def read_sweep(tables: ReadTables) -> SweepProgress | None:
+    """Return where the physical compaction stands; None: it never began. Raises `DataLossError`."""
+    row = tables.get(Table.HOT, SWEEP_KEY)
+    return None if row is None else SweepProgress(*_SWEEP_BODY.unpack(unseal(Table.HOT, SWEEP_KEY, row)))
 
 
 def answers_row(row_key: bytes, answers: StoredAnswers) -> bytes:

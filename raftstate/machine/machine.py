@@ -9,13 +9,24 @@ entries, with the same results.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from struct import Struct
 from types import MappingProxyType
 
 import msgspec
 
 from raftstate.core.types import ConfState, Entry, EntryType
 from raftstate.errors import FailedPreconditionError, InvariantError
-from raftstate.machine.batch import CANCELLED, give_up, run_batch, stale_fault, window_refusal
+from raftstate.machine import compaction
+from raftstate.machine.batch import (
+    CANCELLED,
+    Place,
+    compact,
+    give_up,
+    run_batch,
+    stale_fault,
+    window_refusal,
+)
+from raftstate.machine.budget import Budget
 from raftstate.machine.command import check_batch, check_ttl, parse_batch
 from raftstate.machine.digest import BUCKETS, next_digest
 from raftstate.machine.keyspace import Keyspace
@@ -29,7 +40,9 @@ from raftstate.machine.layout import (
     read_sums,
     sums_row,
 )
+from raftstate.machine.leases import Leases
 from raftstate.machine.sessions import Session, Sessions
+from raftstate.machine.step import Step
 from raftstate.machine.tables import ReadTables, Table, WriteTables
 from raftstate.machine.types import (
     MACHINE_VERSION,
@@ -42,19 +55,26 @@ from raftstate.machine.types import (
     Close,
     Closed,
     Code,
+    CompactTo,
+    Done,
     EntryResult,
     Envelope,
     Expire,
+    ExpireLease,
     Fault,
     Item,
     ItemResult,
     Member,
+    MoveTo,
     Refused,
     Register,
     Registered,
     SessionId,
 )
 
+_COMPACTED_FACT = Struct("<BQ")
+_COMPACTED = 4
+"""Beside the facts of leases."""
 _NO_CONF_STATES: Mapping[int, ConfState] = MappingProxyType({})
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 _encoder = msgspec.msgpack.Encoder()
@@ -118,9 +138,13 @@ class Machine:
         self.wall_clock_ms = meta.wall_clock_ms
         self.digest = meta.digest
         self.members = meta.members
+        self.compacted_revision = meta.compacted_revision
+        self.sweep_pending = compaction.pending(tables, self.compacted_revision)
+        """Whether `sweep` has anything left to do."""
         self._conf_state = meta.conf_state
         self._sums = read_sums(tables)
         self._sessions = Sessions(tables)
+        self._leases = Leases(tables)
         self._as_committed = True
 
     def conf_state(self) -> ConfState:
@@ -136,6 +160,21 @@ class Machine:
         """Return the sessions that a leader may propose to end, at lease clock `clock_ms`."""
         return self._sessions.due(clock_ms)
 
+    @property
+    def lease_count(self) -> int:
+        """How many leases there are."""
+        return len(self._leases)
+
+    def expired_leases(self, clock_ms: int) -> list[int]:
+        """Return leases that a leader may propose to end, at lease clock `clock_ms`: 1,000 at most, those due
+        longest first. Called by one thread only; another may apply meanwhile."""
+        return self._leases.due(clock_ms)
+
+    def lease_key_count(self, id: int) -> int:
+        """Return how many keys are attached to a lease; 0 when there is no such lease."""
+        lease = self._leases.find(id)
+        return 0 if isinstance(lease, Fault) else lease.key_count
+
     def apply(
         self,
         tables: WriteTables,
@@ -149,18 +188,24 @@ class Machine:
             tables: the caller's transaction. If it does not commit, call `load` before the next `apply`.
             entries: in order. Those at or below the applied index are left out, in the results too.
             conf_states: what the core made of each membership change among them, by its index.
-            keys_at_once_max: how many keys the range deletes among them may meet in all before the call gives
-                up; None: no limit. The results are the same whatever it is.
+            keys_at_once_max: how many keys their ranges and revoked leases may hold in all before the call
+                gives up; None: no limit. The results are the same whatever it is.
 
         Raises:
             LongApply: `keys_at_once_max` was exceeded. Nothing was applied; abort.
             StorageError, DataLossError, MemoryError: from the environment. Nothing was applied; abort.
-            InvariantError: an entry or a conf state is missing, or a term is lower than the one before.
+            InvariantError: an entry or a conf state is missing, a term is lower than the one before, or an
+                entry moves the cluster to a machine version that this code does not know.
         """
-        if not self._as_committed:
-            raise InvariantError("the machine was not loaded again after an apply that failed")
-        self._as_committed = False
-        keyspace = Keyspace(tables, self._sums, self.revision, keys_at_once_max)
+        self._begin()
+        keyspace = Keyspace(
+            tables,
+            self._sums,
+            self._leases,
+            revision=self.revision,
+            compacted_revision=self.compacted_revision,
+            budget=Budget(keys_at_once_max),
+        )
         results = [
             self._apply_entry(keyspace, entry, conf_states)
             for entry in entries
@@ -168,11 +213,35 @@ class Machine:
         ]
         if results:
             keyspace.flush()
+            keyspace.mask_sums()
+            self._leases.flush(tables)
             self._sessions.flush(tables)
             tables.put(Table.HOT, SUMS_KEY, sums_row(self._sums))
             tables.put(Table.HOT, META_KEY, meta_row(self._meta()))
         self._as_committed = True
         return results
+
+    def sweep(self, tables: WriteTables, changes_max: int) -> int:
+        """Take away rows that compaction has made unreachable: a part of them, on this node alone.
+
+        Args:
+            tables: the caller's transaction. If it does not commit, call `load` before the next call.
+            changes_max: how many changes to walk at most; at least 1.
+
+        Returns how many were walked; `sweep_pending` then says whether any are left.
+
+        Raises `DataLossError` when a change on the way is damaged or missing.
+        """
+        self._begin()
+        walked = compaction.sweep(tables, self.compacted_revision, changes_max)
+        self.sweep_pending = compaction.pending(tables, self.compacted_revision)
+        self._as_committed = True
+        return walked
+
+    def _begin(self) -> None:
+        if not self._as_committed:
+            raise InvariantError("the machine was not loaded again after an apply or a sweep that failed")
+        self._as_committed = False
 
     def _meta(self) -> Meta:
         return Meta(
@@ -186,6 +255,7 @@ class Machine:
             digest=self.digest,
             conf_state=self._conf_state,
             members=self.members,
+            compacted_revision=self.compacted_revision,
         )
 
     # -- one entry
@@ -204,7 +274,7 @@ class Machine:
             facts = self._change_membership(entry, conf_states)
         elif entry.data:
             items = self._apply_envelope(keyspace, entry)
-            facts = self._sessions.take_facts()
+            facts = self._sessions.take_facts() + self._leases.take_facts() + self._compact(keyspace)
         self.applied_index = entry.index
         self.applied_term = entry.term
         self.revision = keyspace.revision
@@ -219,6 +289,14 @@ class Machine:
             results=_encoder.encode(items),
         )
         return EntryResult(entry.index, entry.term, self.revision, items, self.digest)
+
+    def _compact(self, keyspace: Keyspace) -> bytes:
+        """Take over the compactions of an entry; return what the digest should cover of them."""
+        if keyspace.compacted_revision == self.compacted_revision:
+            return b""
+        self.compacted_revision = keyspace.compacted_revision
+        self.sweep_pending = True
+        return _COMPACTED_FACT.pack(_COMPACTED, self.compacted_revision)
 
     def _change_membership(self, entry: Entry, conf_states: Mapping[int, ConfState]) -> bytes:
         if entry.index not in conf_states:
@@ -254,6 +332,12 @@ class Machine:
                 done = self._close(item)
             case Expire():
                 done = self._expire(item)
+            case ExpireLease():
+                done = self._expire_lease(keyspace, item)
+            case CompactTo():
+                done = self._compact_to(keyspace, item)
+            case MoveTo():
+                done = self._move_to(item)
         return Refused(done) if isinstance(done, Fault) else done
 
     # -- items: each returns its result, or the fault that refuses it as a whole
@@ -266,8 +350,9 @@ class Machine:
         fault = self._check_cluster(batch.cluster_id) or checked.fault
         if fault is not None:
             return fault
+        place = Place(self.digest, index, position, self.lease_clock_ms)
         if not batch.HasField("session"):
-            return run_batch(keyspace, batch, checked.faults, None)[0]
+            return run_batch(keyspace, place, batch, checked.faults, None)[0]
         session = self._find(SessionId(batch.session.index, batch.session.nonce))
         if isinstance(session, Fault):
             return session
@@ -276,7 +361,7 @@ class Machine:
         if fault is not None:
             return fault
         cancelled = give_up(session, batch.given_up, keyspace.revision)
-        result, ran = run_batch(keyspace, batch, checked.faults, session)
+        result, ran = run_batch(keyspace, place, batch, checked.faults, session)
         stored = StoredAnswers(ran.serials, ran.revisions, cancelled + ran.answers)
         if stored.serials or stored.answers:
             self._sessions.store(session, index, position, stored)
@@ -340,6 +425,33 @@ class Machine:
             )
         self._sessions.close(session)
         return Closed()
+
+    def _expire_lease(self, keyspace: Keyspace, item: ExpireLease) -> Done | Fault:
+        lease = self._leases.find(item.lease)
+        if isinstance(lease, Fault):
+            return Done()
+        if lease.due_ms > item.at_ms:
+            return Fault(
+                Code.FAILED_PRECONDITION,
+                f"lease {lease.id} may end at lease clock {lease.due_ms} ms, got {item.at_ms} ms",
+            )
+        keyspace.budget.spend(lease.key_count)
+        Step(keyspace, looks_at_tables=False).revoke(lease)
+        return Done()
+
+    def _compact_to(self, keyspace: Keyspace, item: CompactTo) -> Done | Fault:
+        if item.revision <= keyspace.compacted_revision:
+            return Done()
+        return compact(keyspace, item.revision) or Done()
+
+    def _move_to(self, item: MoveTo) -> Done:
+        if item.machine_version > MACHINE_VERSION:
+            raise InvariantError(
+                f"the cluster moves to machine version {item.machine_version}, and this node knows none "
+                f"above {MACHINE_VERSION}; start it with newer software"
+            )
+        self.machine_version = max(self.machine_version, item.machine_version)
+        return Done()
 
     def _find(self, id: SessionId) -> Session | Fault:
         session = self._sessions.find(id)

@@ -59,6 +59,8 @@ SESSIONS_MAX = 100_000
 """All are in memory, at some hundred bytes each without their answers."""
 TXN_OPERATIONS_MAX = 1_024
 """Compares and operations of both branches of one transaction, together."""
+BATCH_OPERATIONS_MAX = 16_384
+"""Compares and operations of all transactions of one batch: to check them takes some 50 ms of the loop."""
 TXN_READ_KEYS_MAX = 100_000
 """What the ranges read or compared by the transactions of one batch may meet together."""
 SORT_KEYS_MAX = 100_000
@@ -322,7 +324,8 @@ class EntryResult(msgspec.Struct, frozen=True):
 
 
 class LongApply(Exception):  # noqa: N818 - nothing is wrong: the caller chose to be told
-    """Range deletes met more keys than this call of apply was allowed. No result, and not part of one.
+    """Ranges or revoked leases hold more keys than this call of apply was allowed. No result, and not part of
+    one.
 
     The caller aborts the transaction, loads the machine again, and applies the same entries without a limit
     where that holds nobody up.

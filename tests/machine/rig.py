@@ -25,16 +25,25 @@ from raftstate.machine.types import (
     Registered,
     SessionId,
 )
-from raftstate.pb.v1.pipeline_pb2 import Command, CommandBatch
+from raftstate.pb.v1.pipeline_pb2 import (
+    Command,
+    CommandBatch,
+    CompactCommand,
+    LeaseGrantCommand,
+    LeaseRenewCommand,
+    LeaseRevokeCommand,
+)
+from raftstate.pb.v1.txn_pb2 import Compare, RangeOp, RequestOp, TxnCommand
 from tests.machine.memory_tables import MemoryTables
 
 CLUSTER = 0xC1
 MEMBERS = [Member(n, 1, f"n{n}", f"127.0.0.1:{7100 + n}", f"127.0.0.1:{7000 + n}") for n in (1, 2, 3)]
 
 
-def put(serial: int, key: bytes, value: bytes = b"v", *, prev_kv: bool = False) -> Command:
+def put(serial: int, key: bytes, value: bytes = b"v", *, prev_kv: bool = False, lease: int = 0) -> Command:
     command = Command(serial=serial)
     command.put.key, command.put.value, command.put.prev_kv = key, value, prev_kv
+    command.put.lease = lease
     return command
 
 
@@ -42,6 +51,49 @@ def delete(serial: int, key: bytes, range_end: bytes = b"", *, prev_kv: bool = F
     command = Command(serial=serial)
     command.delete.key, command.delete.range_end, command.delete.prev_kv = key, range_end, prev_kv
     return command
+
+
+def txn(
+    serial: int,
+    when: Sequence[Compare] = (),
+    then: Sequence[RequestOp] = (),
+    otherwise: Sequence[RequestOp] = (),
+) -> Command:
+    return Command(serial=serial, txn=TxnCommand(compares=when, success=then, failure=otherwise))
+
+
+def compare(key: bytes, sign: str = "==", range_end: bytes = b"", **target: int | bytes) -> Compare:
+    """`target`: one of version, create_revision, mod_revision, value, lease."""
+    result = ("==", "!=", ">", "<").index(sign)
+    return Compare(key=key, range_end=range_end, result=result, **target)  # type: ignore[arg-type]
+
+
+def op_put(key: bytes, value: bytes = b"v", *, prev_kv: bool = False, lease: int = 0) -> RequestOp:
+    return RequestOp(put=put(0, key, value, prev_kv=prev_kv, lease=lease).put)
+
+
+def op_delete(key: bytes, range_end: bytes = b"", *, prev_kv: bool = False) -> RequestOp:
+    return RequestOp(delete=delete(0, key, range_end, prev_kv=prev_kv).delete)
+
+
+def op_range(key: bytes, range_end: bytes = b"", **fields: int) -> RequestOp:
+    return RequestOp(range=RangeOp(key=key, range_end=range_end, **fields))  # type: ignore[arg-type]
+
+
+def compact(serial: int, revision: int) -> Command:
+    return Command(serial=serial, compact=CompactCommand(revision=revision))
+
+
+def grant(serial: int, id: int = 0, ttl_ms: int = 10_000) -> Command:
+    return Command(serial=serial, lease_grant=LeaseGrantCommand(id=id, ttl_ms=ttl_ms))
+
+
+def revoke(serial: int, id: int) -> Command:
+    return Command(serial=serial, lease_revoke=LeaseRevokeCommand(id=id))
+
+
+def renew(serial: int, id: int) -> Command:
+    return Command(serial=serial, lease_renew=LeaseRenewCommand(id=id))
 
 
 def batch(

@@ -14,21 +14,51 @@ from raftstate.machine.layout import read_meta, read_sums
 from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from raftstate.machine.types import (
+    MACHINE_VERSION,
     Answer,
     Batch,
     BatchResult,
     Cancel,
     Close,
+    CompactTo,
     EntryResult,
     Expire,
+    ExpireLease,
+    MoveTo,
     Register,
     Registered,
     SessionId,
 )
 from tests.machine.memory_tables import MemoryTables
-from tests.machine.rig import CLUSTER, MEMBERS, Rig, batch, delete, entry, put
+from tests.machine.rig import (
+    CLUSTER,
+    MEMBERS,
+    Rig,
+    batch,
+    compact,
+    compare,
+    delete,
+    entry,
+    grant,
+    op_delete,
+    op_put,
+    op_range,
+    put,
+    renew,
+    txn,
+)
 
 SESSION = SessionId(1, 7)
+TXNS = [
+    txn(
+        1, [compare(b"k1", version=1)], [op_put(b"k1", prev_kv=True), op_range(b"k", b"l"), op_delete(b"l1")]
+    ),
+    txn(2, [compare(b"k", ">", b"l", version=9)], [], [op_delete(b"k2", b"k4", prev_kv=True), op_put(b"l3")]),
+    # Refused after it has written.
+    txn(3, (), [op_put(b"l3", b"gone", lease=7), op_range(b"k", b"z", revision=99), op_put(b"l9")]),
+    txn(4, (), [op_range(b"k", b"z", revision=40)]),
+    txn(5, (), [op_put(b"l3", b"more", lease=7)]),
+]
 PROGRAM = [
     entry(1, Register(7, 10_000), lease_ms=100, wall_ms=900),
     entry(2, batch(*(put(n, b"k%d" % (n % 5), b"%d" % n) for n in range(1, 60)), session=SESSION)),
@@ -44,6 +74,23 @@ PROGRAM = [
     entry(10, Register(9, 0), batch(put(1, b"no session"), delete(2, b"k4"), put(3, b"k0")), term=3),
     entry(11, Close(SessionId(10, 9)), Expire(SESSION, 1), Batch(b"\xff"), lease_ms=6_000, term=3),
     entry(12, Expire(SESSION, 1 << 40), batch(put(80, b"k1"), session=SESSION), term=3),
+    entry(
+        13,
+        Register(8, 0),
+        batch(grant(1, 7), grant(2), put(3, b"l1", lease=7), put(4, b"k1", lease=7), put(5, b"l2", lease=7)),
+        term=3,
+    ),
+    entry(14, batch(*TXNS, session=SessionId(13, 8)), MoveTo(MACHINE_VERSION), term=3),
+    entry(15, CompactTo(20), batch(renew(1, 7), compact(2, 30), delete(3, b"l", b"m")), term=3),
+    entry(16, batch(txn(9, (), [op_put(b"l3", lease=7)]), session=SessionId(13, 8)), lease_ms=7_000, term=3),
+    entry(
+        17,
+        ExpireLease(7, 8_000),
+        ExpireLease(7, 17_000),
+        batch(put(1, b"m"), put(2, b"n")),
+        lease_ms=17_000,
+        term=3,
+    ),
 ]
 CONF_STATES = {7: ConfState(voters=(1, 2, 3), learners=(4,))}
 
@@ -74,7 +121,7 @@ def test_however_entries_are_split_into_transactions_rows_digests_and_results_ar
     tables, results = apply_in_parts(cuts, reload=reload)
     assert results == whole
     assert tables.dump() == whole_tables.dump()
-    assert [result.index for result in results] == list(range(1, 13))
+    assert [result.index for result in results] == list(range(1, len(PROGRAM) + 1))
     assert len({result.digest for result in results}) == len(PROGRAM)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from raftstate.machine import keyspace, types
+from raftstate.machine import budget, types
 from raftstate.machine.layout import (
     Change,
     ChangeKind,
@@ -129,7 +129,7 @@ def test_every_16th_version_and_each_deletion_is_a_milestone() -> None:
 
 def test_a_range_delete_beyond_the_limit_is_refused_and_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert types.RANGE_DELETE_KEYS_MAX == 100_000
-    monkeypatch.setattr(keyspace, "RANGE_DELETE_KEYS_MAX", 3)
+    monkeypatch.setattr(budget, "RANGE_DELETE_KEYS_MAX", 3)
     rig = Rig()
     rig.write(*(put(n, b"k%d" % n) for n in range(1, 5)))
     [answer] = rig.write(delete(9, b"k", b"l")).values()
@@ -150,7 +150,7 @@ def test_a_range_delete_beyond_the_limit_is_refused_and_does_nothing(monkeypatch
 def test_previous_pairs_beyond_the_limit_are_refused_and_nothing_is_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keyspace, "ANSWERS_BYTES_MAX", 400)
+    monkeypatch.setattr(budget, "ANSWERS_BYTES_MAX", 400)
     rig = Rig()
     rig.write(*(put(n, b"k%d" % n, b"." * 100) for n in (1, 2, 3)))
     [answer] = rig.write(delete(9, b"k", b"l", prev_kv=True)).values()

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from raftstate.errors import InvariantError
 from raftstate.machine import batch as batch_module
-from raftstate.machine import keyspace
-from raftstate.machine.keyspace import pair_bytes
+from raftstate.machine import budget, step
+from raftstate.machine.budget import pair_bytes
 from raftstate.machine.tables import Table
 from raftstate.machine.types import (
     ANSWERS_BYTES_MAX,
@@ -28,7 +28,18 @@ from raftstate.machine.types import (
     SessionId,
 )
 from raftstate.pb.v1.pipeline_pb2 import Command
-from tests.machine.rig import Rig, answers, batch, codes, delete, entry, put
+from tests.machine.rig import (
+    Rig,
+    answers,
+    batch,
+    codes,
+    delete,
+    entry,
+    op_delete,
+    op_range,
+    put,
+    txn,
+)
 
 MIB = 1 << 20
 RESULT_BYTES_MAX = 22 * MIB
@@ -105,7 +116,7 @@ def test_many_tiny_pairs_are_counted_with_their_overhead() -> None:
     for start in range(0, len(keys), 500):
         rig.write(*(put(n, key, b"") for n, key in enumerate(keys[start : start + 500], 1)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keyspace, "ANSWERS_BYTES_MAX", len(keys) * (5 + 64) - 1)
+        patch.setattr(budget, "ANSWERS_BYTES_MAX", len(keys) * (5 + 64) - 1)
         assert codes(rig.write(delete(1, b"0", b"9", prev_kv=True))) == {1: Code.RESOURCE_EXHAUSTED}
     [result] = rig.run(batch(delete(1, b"0", b"9", prev_kv=True)))
     assert answers(result)[1].deleted == len(keys)
@@ -124,9 +135,18 @@ puts = st.builds(
 deletes = st.builds(
     delete, serials, st.sampled_from(KEYS), st.just(b"") | st.just(b"\x00"), prev_kv=st.just(True)
 )
+txns = st.builds(
+    lambda serial, operations: txn(serial, (), operations),
+    serials,
+    st.lists(
+        st.builds(op_range, st.sampled_from(KEYS), st.sampled_from([b"", b"\x00"]), limit=st.integers(0, 2))
+        | st.just(op_delete(KEYS[0], b"\x00", prev_kv=True)),
+        max_size=3,
+    ),
+)
 batches = st.tuples(
     st.booleans(),
-    st.lists(puts | puts | deletes, max_size=12, unique_by=lambda command: command.serial),
+    st.lists(puts | puts | deletes | txns, max_size=12, unique_by=lambda command: command.serial),
     st.integers(0, 6),
 )
 
@@ -138,7 +158,7 @@ def test_no_program_makes_a_result_larger_than_a_frame_holds(
 ) -> None:
     # All sizes are a 1024th of the real ones.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keyspace, "ANSWERS_BYTES_MAX", ANSWERS_BYTES_MAX >> 10)
+        patch.setattr(budget, "ANSWERS_BYTES_MAX", ANSWERS_BYTES_MAX >> 10)
         patch.setattr(batch_module, "BATCH_ANSWERS_BYTES_MAX", BATCH_ANSWERS_BYTES_MAX >> 10)
         patch.setattr(batch_module, "SESSION_BYTES_MAX", SESSION_BYTES_MAX >> 10)
         rig = Rig()
@@ -148,7 +168,7 @@ def test_no_program_makes_a_result_larger_than_a_frame_holds(
             item = batch(*commands, session=sid if in_session else None, floor=floor if in_session else 0)
             for each in (item, batch(*everything, session=sid)) if in_session else (item,):
                 [result] = rig.run(each)
-                pairs = [answer.prev_kvs for answer in answers(result).values()]
+                pairs = [(answer.prev_kvs, answer.txn) for answer in answers(result).values()]
                 assert len(msgspec.msgpack.encode(pairs)) < RESULT_BYTES_MAX >> 10
 
 
@@ -163,7 +183,7 @@ def rig_of_keys(count: int) -> Rig:
 
 def test_all_range_deletes_of_a_batch_share_one_allowance_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert RANGE_DELETE_KEYS_MAX == 100_000
-    monkeypatch.setattr(keyspace, "RANGE_DELETE_KEYS_MAX", 10)
+    monkeypatch.setattr(budget, "RANGE_DELETE_KEYS_MAX", 10)
     rig = rig_of_keys(20)
     sid = rig.register()
     commands = (
@@ -191,7 +211,7 @@ def test_all_range_deletes_of_a_batch_share_one_allowance_of_keys(monkeypatch: p
 def test_each_batch_has_its_own_allowance_however_entries_are_grouped(
     monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
-    monkeypatch.setattr(keyspace, "RANGE_DELETE_KEYS_MAX", 10)
+    monkeypatch.setattr(budget, "RANGE_DELETE_KEYS_MAX", 10)
     monkeypatch.setattr(batch_module, "BATCH_ANSWERS_BYTES_MAX", 500)
     rig = rig_of_keys(20)
     entries = [
@@ -203,17 +223,17 @@ def test_each_batch_has_its_own_allowance_however_entries_are_grouped(
 
 
 def test_a_range_is_scanned_no_further_than_the_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keyspace, "RANGE_DELETE_KEYS_MAX", 10)
+    monkeypatch.setattr(budget, "RANGE_DELETE_KEYS_MAX", 10)
     rig = rig_of_keys(20)
     scanned = 0
-    read = keyspace.read_index
+    read = step.read_index
 
-    def count(key: bytes, row: bytes) -> keyspace.IndexRow:
+    def count(key: bytes, row: bytes) -> step.IndexRow:
         nonlocal scanned
         scanned += 1
         return read(key, row)
 
-    monkeypatch.setattr(keyspace, "read_index", count)
+    monkeypatch.setattr(step, "read_index", count)
     rig.write(*(delete(n, b"k", b"l") for n in range(1, 101)))
     # One row more than is left each time: eleven, and then one for each of the others.
     assert scanned == 11 + 99
@@ -222,7 +242,7 @@ def test_a_range_is_scanned_no_further_than_the_allowance(monkeypatch: pytest.Mo
 def test_pairs_that_were_read_for_a_refused_delete_count_for_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keyspace, "ANSWERS_BYTES_MAX", 1_000)
+    monkeypatch.setattr(budget, "ANSWERS_BYTES_MAX", 1_000)
     monkeypatch.setattr(batch_module, "BATCH_ANSWERS_BYTES_MAX", 900)
     rig = rig_of_keys(20)
     sid = rig.register()

@@ -99,7 +99,7 @@ class SessionId(_message.Message):
     def __init__(self, index: _Optional[int] = ..., nonce: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("code", "outcome", "message", "field", "term", "leader_id", "leader_address", "leader_silent_ms")
+    __slots__ = ("code", "outcome", "message", "field", "term", "leader_id", "leader_address", "leader_silent_ms", "compacted_revision")
     CODE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,7 @@ class Error(_message.Message):
     LEADER_ID_FIELD_NUMBER: _ClassVar[int]
     LEADER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     LEADER_SILENT_MS_FIELD_NUMBER: _ClassVar[int]
+    COMPACTED_REVISION_FIELD_NUMBER: _ClassVar[int]
     code: ErrorCode
     outcome: Outcome
     message: str
@@ -116,4 +117,5 @@ class Error(_message.Message):
     leader_id: int
     leader_address: str
     leader_silent_ms: int
-    def __init__(self, code: _Optional[_Union[ErrorCode, str]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., term: _Optional[int] = ..., leader_id: _Optional[int] = ..., leader_address: _Optional[str] = ..., leader_silent_ms: _Optional[int] = ...) -> None: ...
+    compacted_revision: int
+    def __init__(self, code: _Optional[_Union[ErrorCode, str]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., term: _Optional[int] = ..., leader_id: _Optional[int] = ..., leader_address: _Optional[str] = ..., leader_silent_ms: _Optional[int] = ..., compacted_revision: _Optional[int] = ...) -> None: ...

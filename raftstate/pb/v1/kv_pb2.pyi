@@ -87,7 +87,7 @@ class DeleteResponse(_message.Message):
     def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., deleted: _Optional[int] = ..., prev_kvs: _Optional[_Iterable[_Union[_common_pb2.KeyValue, _Mapping]]] = ...) -> None: ...
 
 class RangeRequest(_message.Message):
-    __slots__ = ("key", "range_end", "limit", "consistency", "max_staleness_ms", "keys_only", "count_only", "revision", "min_applied_index", "sort_order", "sort_target")
+    __slots__ = ("key", "range_end", "limit", "consistency", "max_staleness_ms", "keys_only", "count_only", "revision", "min_applied_index", "sort_order", "sort_target", "skip_count")
     KEY_FIELD_NUMBER: _ClassVar[int]
     RANGE_END_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class RangeRequest(_message.Message):
     MIN_APPLIED_INDEX_FIELD_NUMBER: _ClassVar[int]
     SORT_ORDER_FIELD_NUMBER: _ClassVar[int]
     SORT_TARGET_FIELD_NUMBER: _ClassVar[int]
+    SKIP_COUNT_FIELD_NUMBER: _ClassVar[int]
     key: bytes
     range_end: bytes
     limit: int
@@ -110,7 +111,8 @@ class RangeRequest(_message.Message):
     min_applied_index: int
     sort_order: _txn_pb2.SortOrder
     sort_target: _txn_pb2.SortTarget
-    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, str]] = ..., max_staleness_ms: _Optional[int] = ..., keys_only: _Optional[bool] = ..., count_only: _Optional[bool] = ..., revision: _Optional[int] = ..., min_applied_index: _Optional[int] = ..., sort_order: _Optional[_Union[_txn_pb2.SortOrder, str]] = ..., sort_target: _Optional[_Union[_txn_pb2.SortTarget, str]] = ...) -> None: ...
+    skip_count: bool
+    def __init__(self, key: _Optional[bytes] = ..., range_end: _Optional[bytes] = ..., limit: _Optional[int] = ..., consistency: _Optional[_Union[_common_pb2.Consistency, str]] = ..., max_staleness_ms: _Optional[int] = ..., keys_only: _Optional[bool] = ..., count_only: _Optional[bool] = ..., revision: _Optional[int] = ..., min_applied_index: _Optional[int] = ..., sort_order: _Optional[_Union[_txn_pb2.SortOrder, str]] = ..., sort_target: _Optional[_Union[_txn_pb2.SortTarget, str]] = ..., skip_count: _Optional[bool] = ...) -> None: ...
 
 class RangeResponse(_message.Message):
     __slots__ = ("header", "kvs", "more", "count")
