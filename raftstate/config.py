@@ -39,6 +39,9 @@ from raftstate.errors import ConfigError
 ENV_PREFIX = "RAFTSTATE_"
 VOTERS_MAX = 7
 """Each further voter costs every write another copy; etcd's documentation draws the same line."""
+HISTORY_RETENTION_S_MAX = 366 * 86_400
+"""A year. Ages are kept in memory and begin anew with each leader that was restarted, so that a much longer
+time might never pass; 0 says that nothing is to be forgotten."""
 
 
 def _checked_address(address: str) -> str:
@@ -93,6 +96,13 @@ class ClusterConfig(_Section):
         description="A follower that hears nothing waits for a random time between this and twice this, in"
         " ms, before it campaigns (Raft paper, section 9.3): well above the time of a broadcast, and above"
         " the longest stall of a busy loop.",
+    )
+    history_retention_s: int = Field(
+        default=3_600,
+        ge=0,
+        le=HISTORY_RETENTION_S_MAX,
+        description="How long, at least, what was written can be read as of then, and watched from, in"
+        " seconds; what is older is compacted soon after. 0: nothing is, but what clients compact.",
     )
 
     @model_validator(mode="after")

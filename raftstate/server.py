@@ -20,8 +20,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-import structlog
+from typing import TYPE_CHECKING
 
 from raftstate.address import split_address
 from raftstate.config import ClusterConfig, NodeSettings
@@ -30,8 +29,10 @@ from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
 from raftstate.errors import DataLossError, FailedPreconditionError
+from raftstate.folder import data_made
+from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
-from raftstate.machine.types import Member
+from raftstate.machine.types import MACHINE_VERSION, Member
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
 from raftstate.node.driver import Driver, Timing, World
@@ -39,13 +40,15 @@ from raftstate.node.frames import Hello
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
 from raftstate.node.startup import StartStorage, check_state_fits_log
-from raftstate.rpc.server import RpcServer, build_server
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
-log = structlog.get_logger(__name__)
+if TYPE_CHECKING:
+    from raftstate.rpc.server import RpcServer
+
+log = get_logger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread keeps the interpreter while another waits for it. Python's default of 5 ms is a third of
@@ -168,7 +171,9 @@ def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
         state.checkpoint(0)
         state.close(clean=True)
 
-    return DataDirectory.create(path, identity, populate)
+    directory = DataDirectory.create(path, identity, populate)
+    data_made(settings)
+    return directory
 
 
 def initial_members(cluster: ClusterConfig) -> list[Member]:
@@ -186,9 +191,18 @@ class Node:
         settings: of the node.
         stores: opened; the caller closes them after `stop`.
         on_halt: called when the node can't go on; `failure` then says why.
+        listen_clients, listen_peers: whether to open these ports; a node within a program needs neither.
     """
 
-    def __init__(self, settings: NodeSettings, stores: Stores, on_halt: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: NodeSettings,
+        stores: Stores,
+        on_halt: Callable[[], None],
+        *,
+        listen_clients: bool = True,
+        listen_peers: bool = True,
+    ) -> None:
         self.failure: BaseException | None = None
         self._settings = settings
         self._stores = stores
@@ -204,12 +218,13 @@ class Node:
         )
         member = settings.member
         self._links = PeerLinks(
-            LocalPeer(settings.cluster.cluster_id, member.id, member.incarnation),
+            LocalPeer(settings.cluster.cluster_id, member.id, member.incarnation, MACHINE_VERSION),
             {other.id: settings.peer_address(other) for other in settings.cluster.members},
             self._admit,
             LinkEvents(
                 body=lambda sender, body: self.driver.receive(sender, body),
                 turn=lambda: self.driver.turn(),
+                met=lambda peer, version: self.driver.upkeep.met(peer, version),
                 lost=lambda peer: self.driver.link_lost(peer),
             ),
             seed=rng.getrandbits(64),
@@ -218,7 +233,8 @@ class Node:
         timing = Timing(settings.cluster.heartbeat_ms, settings.cluster.election_timeout_ms)
         storage = StartStorage(stores.log, machine.conf_state(), machine.applied_index)
         raw = RawNode(core_config(member.id, storage, timing, machine.applied_index, rng))
-        self.driver = Driver(raw, machine, world, timing)
+        retention_ns = settings.cluster.history_retention_s * 1_000_000_000
+        self.driver = Driver(raw, machine, world, timing, history_retention_ns=retention_ns)
         self.service = LocalNode(
             self.driver,
             machine,
@@ -228,20 +244,25 @@ class Node:
             name=member.name,
             version=importlib.metadata.version("raftstate"),
         )
-        host, port = split_address(settings.client_listener)
-        self._rpc: RpcServer = build_server(self.service, host=host, port=port, insecure=settings.insecure)
+        self._applier.on_applied(self.service.watch_hub.applied)
+        self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
+        self._listen_peers = listen_peers
+        self._rpc = _rpc_server(self.service, settings) if listen_clients else None
 
     async def start(self) -> None:
         """Open the ports and take part."""
-        host, port = split_address(self._settings.peer_listener)
-        await self._links.start(host, port)
+        if self._listen_peers:
+            host, port = split_address(self._settings.peer_listener)
+            await self._links.start(host, port)
+        self._applier.start()
         self.driver.start()
-        await self._rpc.start()
+        if self._rpc is not None:
+            await self._rpc.start()
         log.info(
             "serving",
             node=self._settings.name,
-            client=self._settings.client_listener,
-            peer=self._settings.peer_listener,
+            client=self._settings.client_listener if self._rpc is not None else None,
+            peer=self._settings.peer_listener if self._listen_peers else None,
             applied=self._stores.machine.applied_index,
         )
 
@@ -261,9 +282,12 @@ class Node:
     async def stop(self) -> None:
         """Take no more part, let go of ports and threads, and checkpoint the state."""
         self.driver.stop()
+        # Before the services wait for what is under way: a stream of watches has no end of its own.
+        self.service.watch_hub.close()
         try:
-            await self._rpc.set_serving(False)
-            await self._rpc.stop(grace_s=1.0)
+            if self._rpc is not None:
+                await self._rpc.set_serving(False)
+                await self._rpc.stop(grace_s=1.0)
             await self._links.close()
         finally:
             try:
@@ -293,6 +317,14 @@ class Node:
                 f"the caller says {hello.from_incarnation}: it was replaced"
             )
         return ""
+
+
+def _rpc_server(service: LocalNode, settings: NodeSettings) -> RpcServer:
+    # Here, so that a node without a port need not load what serves one.
+    from raftstate.rpc.server import build_server
+
+    host, port = split_address(settings.client_listener)
+    return build_server(service, host=host, port=port, insecure=settings.insecure)
 
 
 def core_config(

@@ -3,6 +3,9 @@
 Entries are applied on the event loop, in one LMDB transaction a portion: the state's transactions wait for no
 disk, and a thread of its own would have to fight the loop for the interpreter at each of LMDB's calls. What
 does wait for the disk, a checkpoint's sync, runs on a thread beside it.
+
+What a compaction leaves to be deleted is deleted here, too, in slices between the portions: transactions like
+any other, but that no entry asked for them, and nobody waits for them.
 """
 
 from __future__ import annotations
@@ -13,10 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import structlog
-
 from raftstate.core.types import ConfState, Entry
-from raftstate.errors import ResourceExhaustedError
+from raftstate.errors import RaftstateError, ResourceExhaustedError
+from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult, LongApply
 from raftstate.node.environment import Clock, Timer
@@ -24,7 +26,7 @@ from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 LOG_MARGIN_ENTRIES = 200_000
 """Entries kept behind the last checkpoint. A follower further behind can't be refilled yet, so the margin is
@@ -42,6 +44,17 @@ write."""
 KEYS_ON_LOOP_MAX = 2_000
 """Keys that range deletes may meet in a transaction on the loop, some 20 ms; with more it is made on a
 thread."""
+
+SWEEP_NS = 3_000_000
+"""How long a slice of the sweep after a compaction may hold the loop: as long as a portion does."""
+SWEEP_CHANGES = 200
+"""Changes of the first slice, some 3 ms where each takes rows of other keys with it."""
+SWEEP_CHANGES_MAX = 2_000
+"""However quick the slices are: the next one may meet other rows."""
+SWEEP_PAUSE_S = 0.015
+"""Between two slices: a heartbeat, in which the loop gets most of the time."""
+SWEEP_PAUSE_BUSY_S = 0.030
+"""Between two slices if entries were applied meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +120,28 @@ class StateApplier:
         self._sizes: deque[tuple[int, int]] = deque()
         """(last index, bytes applied by then) of each transaction that is within the margin."""
         self._commands = 0
+        self._observers: list[Callable[[], None]] = []
+        self._needs_before: list[Callable[[int], bool]] = []
+        self._told = (machine.revision, machine.compacted_revision)
+        self._sweep_timer: Timer | None = None
+        self._sweep_changes = SWEEP_CHANGES
+        self._applied_since_slice = False
         self._closing = False
         self._failed = False
+
+    def on_applied(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the loop after each transaction that made a revision, or moved the
+        compacted one: once it is committed, and its answers have left."""
+        self._observers.append(callback)
+
+    def hold_sweep_while(self, needs_before: Callable[[int], bool]) -> None:
+        """Have no slice of a sweep made while `needs_before`, given the compacted revision, returns True:
+        somebody is about to read changes before it."""
+        self._needs_before.append(needs_before)
+
+    def start(self) -> None:
+        """Go on with a sweep that was under way when the node stopped."""
+        self._sweep_later()
 
     def apply(
         self,
@@ -196,7 +229,49 @@ class StateApplier:
             end = start + len(portion.entries)
             portion.done(results[start:end])
             start = end
+        self._applied_since_slice = True
+        self._tell()
+        self._sweep_later()
         self._checkpoint_if_due()
+
+    def _tell(self) -> None:
+        now = (self._machine.revision, self._machine.compacted_revision)
+        if now != self._told:
+            self._told = now
+            for observer in self._observers:
+                observer()
+
+    def _sweep_later(self) -> None:
+        if self._sweep_timer is None and self._machine.sweep_pending and not self._closing:
+            pause_s = SWEEP_PAUSE_BUSY_S if self._applied_since_slice else SWEEP_PAUSE_S
+            self._applied_since_slice = False
+            self._sweep_timer = self._clock.call_later(pause_s, self._sweep)
+
+    def _sweep(self) -> None:
+        """Delete a slice of what a compaction has made superfluous."""
+        self._sweep_timer = None
+        if self._failed or self._closing or self._beside is not None:
+            return  # what runs beside the loop calls for the next slice when it is done
+        if self._checkpointer.must_wait:
+            self._begin_checkpoint()
+        elif not any(needs(self._machine.compacted_revision) for needs in self._needs_before):
+            began_ns = self._clock.monotonic_ns()
+            try:
+                with self._state.write() as tables:
+                    swept = self._machine.sweep(tables, self._sweep_changes)
+            except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
+                self._fail(error)
+                return
+            self._set_pace(swept, self._clock.monotonic_ns() - began_ns)
+            self._checkpoint_if_due()
+        self._sweep_later()
+
+    def _set_pace(self, swept: int, took_ns: int) -> None:
+        """Make the next slice shorter than one that took too long, or longer than one that had time left."""
+        if took_ns > SWEEP_NS:
+            self._sweep_changes = max(1, self._sweep_changes // 2)
+        elif took_ns < SWEEP_NS // 2 and swept >= self._sweep_changes:
+            self._sweep_changes = min(self._sweep_changes * 2, SWEEP_CHANGES_MAX)
 
     def _checkpoint_if_due(self) -> None:
         if self._checkpointer.due(self._clock.monotonic_ns(), self._commands):
@@ -278,7 +353,7 @@ class StateApplier:
     async def close(self) -> bool:
         """Stop; return whether the state ends with a checkpoint, which the next start can trust as it is."""
         self._closing = True
-        for timer in (self._timer, self._lazy_timer):
+        for timer in (self._timer, self._lazy_timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()
         self._waiting.clear()
@@ -293,10 +368,12 @@ class StateApplier:
             if self._failed:
                 return False
             if self._state.dirtied_bytes:
-                self._begin_checkpoint()
-                if self._syncing is not None:
-                    await asyncio.wait([self._syncing])
-                    await asyncio.sleep(0)
+                # On this thread: at the end of an interpreter no executor takes work any more, and nobody
+                # waits for the loop.
+                try:
+                    self._state.checkpoint(self._machine.applied_index)
+                except RaftstateError as error:
+                    self._fail(error)
             return not self._failed
         finally:
             self._disk.shutdown()

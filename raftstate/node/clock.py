@@ -39,10 +39,14 @@ _MONOTONIC: int = getattr(time, "CLOCK_MONOTONIC_RAW", time.CLOCK_MONOTONIC)
 
 
 class LeaseClock:
-    """The leader's clock for leases and sessions: in milliseconds, monotonic, and deaf to stalls.
+    """The cluster's clock for leases and sessions, as one node has it: in milliseconds, and deaf to stalls.
 
-    Each step adds at most 500 ms, so that a leader which was stopped for a minute expires nothing whose
-    renewal waits in its sockets. A leader's clock starts no lower than any stamp it knows of.
+    A leader stamps entries with it, and it never goes back there. Each step adds at most 500 ms, so that a
+    leader which was stopped for a minute expires nothing whose renewal waits in its sockets.
+
+    A follower's runs on from the last stamp of its leader, whether that is above its own or below: what
+    passed without a leader does not count. So it is never ahead of the leader's by more than what the leader
+    missed since, and a leader starts with what it has, unless its log holds a higher stamp.
     """
 
     STEP_MS_MAX = 500
@@ -50,6 +54,8 @@ class LeaseClock:
     def __init__(self, now_ns: int, stamp_ms: int) -> None:
         self._last_ns = now_ns
         self._value_ns = stamp_ms * 1_000_000
+        self.stalled_ns = 0
+        """When a step was last cut short (monotonic)."""
 
     def set(self, now_ns: int, stamp_ms: int) -> None:
         """Go by `stamp_ms`, the stamp of a leader, as of `now_ns` (monotonic)."""
@@ -57,12 +63,15 @@ class LeaseClock:
         self._value_ns = stamp_ms * 1_000_000
 
     def raise_to(self, stamp_ms: int) -> None:
-        """Start from `stamp_ms` if the clock is behind it: called at election."""
+        """Go on from `stamp_ms` if the clock is behind it."""
         self._value_ns = max(self._value_ns, stamp_ms * 1_000_000)
 
     def step(self, now_ns: int) -> int:
         """Advance to `now_ns` (monotonic), and return the clock's value in ms."""
-        elapsed_ns = min(max(now_ns - self._last_ns, 0), self.STEP_MS_MAX * 1_000_000)
+        elapsed_ns = max(now_ns - self._last_ns, 0)
         self._last_ns = now_ns
+        if elapsed_ns > self.STEP_MS_MAX * 1_000_000:
+            elapsed_ns = self.STEP_MS_MAX * 1_000_000
+            self.stalled_ns = now_ns
         self._value_ns += elapsed_ns
         return self._value_ns // 1_000_000

@@ -18,8 +18,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.errors import StepLocalMessage, StepPeerNotFound
 from raftstate.core.progress import ProgressState
@@ -35,14 +33,16 @@ from raftstate.core.types import (
     Message,
     MessageType,
 )
+from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
-from raftstate.machine.types import BATCH_COMMANDS_MAX, Code, EntryResult, Expire, Fault, Item
+from raftstate.machine.types import Code, EntryResult, Fault, Item
 from raftstate.node.clock import LeaseClock
 from raftstate.node.environment import (
     Applier,
     Clock,
     Forward,
     ForwardReply,
+    LeaseStamp,
     LogDisk,
     Network,
     Outcome,
@@ -53,15 +53,17 @@ from raftstate.node.environment import (
 )
 from raftstate.node.frames import FrameError
 from raftstate.node.reads import ReadDone, Reads
-from raftstate.node.requests import Requests
+from raftstate.node.requests import Requests, last_stamp
+from raftstate.node.upkeep import LEASES_SINCE, Upkeep
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 LOG_WRITE_STALL_NS = 400_000_000
 """A leader whose log write has been under way for so long gives leadership up: it can't acknowledge
 anything."""
-GRACE_NS = 2_000_000_000
-"""Nothing expires for so long after an election or a stall: renewals may wait in the sockets."""
+STAMP_TICKS = 10
+"""A leader tells its lease clock with every tenth heartbeat while anything lives by it: whoever leads next
+has missed little of it."""
 HOLD_COMMIT_S = 0.004
 """How long news of a commit waits for an append that carries it along. It is half of all messages otherwise,
 and no client waits for it; a read on a follower hears of the commit with its round's heartbeat."""
@@ -105,7 +107,15 @@ class World:
 class Driver:
     """Runs `raw` in `world`. All methods are called on one thread, and none blocks."""
 
-    def __init__(self, raw: RawNode, machine: Machine, world: World, timing: Timing) -> None:
+    def __init__(
+        self,
+        raw: RawNode,
+        machine: Machine,
+        world: World,
+        timing: Timing,
+        *,
+        history_retention_ns: int = 0,
+    ) -> None:
         self._tick_ns = timing.heartbeat_ms * 1_000_000
         self.raw = raw
         self.machine = machine
@@ -123,6 +133,13 @@ class Driver:
             # be on its way.
             first_forward_id=world.random.getrandbits(62),
         )
+        self.upkeep = Upkeep(
+            raw,
+            machine,
+            self._lease_clock,
+            self.requests.propose_own,
+            history_retention_ns=history_retention_ns,
+        )
         nonce = world.random.getrandbits(64).to_bytes(8, "big")
         self.reads = Reads(raw, world.clock.boot_ns, nonce, self.describe_leader)
         self.applied_index = raw.raft.raft_log.applied
@@ -136,9 +153,7 @@ class Driver:
         self.last_leader = NONE
         self.leader_heard_ns = now_ns
         self._tick_due_ns = now_ns
-        self._maintenance_due_ns = 0
-        self._grace_until_ns = 0
-        self._tick_index = 0
+        self._ticks_until_stamp = 0
         self._held_commits: dict[int, Message] = {}
         self._holding = False
         self.leader_watchers: list[Callable[[int], None]] = []
@@ -147,7 +162,9 @@ class Driver:
     # -- life
 
     def start(self) -> None:
-        """Begin to tick."""
+        """Begin to tick. A sole voter leads at once: it has nobody to wait for."""
+        if self.machine.conf_state().voters == (self.raw.raft.id,):
+            self._guard(self.raw.campaign)
         self._schedule_tick()
         self.schedule_turn()
 
@@ -188,6 +205,14 @@ class Driver:
         self.reads.submit(timeout_ns, done)
         self.schedule_turn()
 
+    def wait_for(self, index: int, timeout_ns: int, done: ReadDone) -> None:
+        """Wait until the entry at `index` is applied here; `done` is called once."""
+        if not self.running:
+            done(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+            return
+        self._world.applier.hurry()
+        self.reads.wait_for(index, timeout_ns, self.applied_index, done)
+
     def receive(self, sender: int, body: PeerBody) -> None:
         """Take what a peer sent. `turn` must follow, once everything that arrived together was given."""
         if not self.running:
@@ -198,6 +223,8 @@ class Driver:
             self._receive_forward(sender, body)
         elif isinstance(body, ForwardReply):
             self.requests.replied(sender, body)
+        elif isinstance(body, LeaseStamp):
+            self._go_by(sender, body.lease_clock_ms)
         elif self.raw.raft.state is Role.LEADER:
             # Otherwise dropped: two nodes with old news of each other would play ball with it.
             self.transfer_leader(body.target)
@@ -211,6 +238,13 @@ class Driver:
         self._guard(lambda: self._step_peer(message))
         if sender == self.raw.raft.lead:
             self.leader_heard_ns = self._clock.monotonic_ns()
+            if message.type is MessageType.APP and message.term == self.raw.raft.term:
+                self._go_by(sender, last_stamp(message.entries))
+
+    def _go_by(self, sender: int, stamp_ms: int | None) -> None:
+        """Set the lease clock by a stamp, if it is the leader's."""
+        if sender == self.raw.raft.lead and stamp_ms is not None:
+            self._lease_clock.set(self._clock.monotonic_ns(), stamp_ms)
 
     def _step_peer(self, message: Message) -> None:
         try:
@@ -249,6 +283,7 @@ class Driver:
         if not self.running:
             return
         self.requests.link_lost(peer)
+        self.upkeep.lost(peer)
         raft = self.raw.raft
         self._guard(lambda: self.raw.report_unreachable(peer))
         if peer == raft.lead and raft.state is Role.FOLLOWER and not raft.is_learner:
@@ -301,8 +336,6 @@ class Driver:
             # After a stall what waits in the sockets comes first: a heartbeat among it means that the leader
             # lives. The loop polls its sockets between two turns, so the tick takes the turn after the next.
             # One tick is counted, however long it was.
-            if late_ns > LeaseClock.STEP_MS_MAX * 1_000_000:
-                self._grace_until_ns = self._clock.monotonic_ns() + GRACE_NS
             self._clock.call_soon(lambda: self._clock.call_soon(self._tick))
         else:
             self._tick()
@@ -311,9 +344,10 @@ class Driver:
         if not self.running:
             return
         self._lease_clock.step(self._clock.monotonic_ns())
+        self.upkeep.note_revision(self._clock.monotonic_ns())
         self._guard(self.raw.tick)
         self.requests.expire()
-        self.reads.expire()
+        self.reads.expire(self.applied_index)
         if self.raw.raft.state is Role.LEADER:
             self._lead_tick()
         self._schedule_tick()
@@ -332,26 +366,27 @@ class Driver:
                 "log write stalled; handing leadership over", stalled_ms=(now_ns - since_ns) // 1_000_000
             )
             self.transfer_leader(NONE)
-        if now_ns >= self._maintenance_due_ns:
-            self._maintenance_due_ns = now_ns + 1_000_000_000
-            if self.machine.session_count:
-                self._propose_expiries(now_ns)
+        self._guard(lambda: self.upkeep.look(now_ns, self.applied_index))
+        self._ticks_until_stamp -= 1
+        if self._ticks_until_stamp <= 0:
+            self._ticks_until_stamp = STAMP_TICKS
+            self._send_stamp()
 
-    def _propose_expiries(self, now_ns: int) -> None:
-        if self._tick_index > self.applied_index:
-            return  # the last one is not applied yet: what it expires would be proposed again
-        clock_ms = self._lease_clock.step(now_ns)
-        items: list[Item] = []
-        if now_ns >= self._grace_until_ns:
-            due = self.machine.expired_sessions(clock_ms)[:BATCH_COMMANDS_MAX]
-            items = [Expire(session, clock_ms) for session in due]
-        self.requests.propose_tick(items)
-        self._tick_index = self.raw.raft.raft_log.last_index()
+    def _send_stamp(self) -> None:
+        # Code that knows no leases takes the stamp for garbage, and closes the connection.
+        if self.machine.machine_version >= LEASES_SINCE and self.upkeep.needs_lease_clock:
+            stamp = LeaseStamp(self.lease_clock_ms())
+            for peer in self.raw.raft.tracker.progress:
+                if peer != self.raw.raft.id:
+                    self._world.network.send(peer, stamp)
+
+    def lease_clock_ms(self) -> int:
+        """Return the lease clock as this node has it: on a follower an estimate, rather too low."""
+        return self._lease_clock.step(self._clock.monotonic_ns())
 
     def _stamps(self) -> tuple[int, int]:
         """Return what an envelope is stamped with: lease clock and wall clock, in ms."""
-        lease_ms = self._lease_clock.step(self._clock.monotonic_ns())
-        return lease_ms, self._clock.wall_ns() // 1_000_000
+        return self.lease_clock_ms(), self._clock.wall_ns() // 1_000_000
 
     # -- turns
 
@@ -374,6 +409,7 @@ class Driver:
 
     def _take_turn(self) -> None:
         raw = self.raw
+        self._note_leader()  # what a new leader proposes first is stamped by its clock as it is from then on
         self.requests.flush()
         self.reads.flush()
         applied_before = self.applied_index
@@ -469,12 +505,11 @@ class Driver:
 
     def _applied(self, responses: Sequence[Message], results: Sequence[EntryResult]) -> None:
         self._respond(responses)
-        if self.raw.raft.state is not Role.LEADER:
-            # A follower's clock is the leader's last stamp and what has passed since: its own past means
-            # nothing.
-            self._lease_clock.set(self._clock.monotonic_ns(), self.machine.lease_clock_ms)
+        self._lease_clock.raise_to(self.machine.lease_clock_ms)
         self.requests.applied(results)
         self.reads.applied(self.applied_index)
+        if self.raw.raft.state is Role.LEADER:
+            self.upkeep.applied(self._clock.monotonic_ns(), self.applied_index)
 
     def _note_leader(self) -> None:
         raft = self.raw.raft
@@ -493,8 +528,18 @@ class Driver:
 
     def _become_leader(self) -> None:
         now_ns = self._clock.monotonic_ns()
-        self._lease_clock.raise_to(self.machine.lease_clock_ms)
-        self._grace_until_ns = now_ns + GRACE_NS
+        self._lease_clock.raise_to(max(self.machine.lease_clock_ms, self._last_log_stamp_ms()))
+        self.upkeep.began_to_lead(now_ns)
+
+    def _last_log_stamp_ms(self) -> int:
+        """Return the last stamp in the log beyond what is applied; 0 when there is none. Entries without one
+        (of new leaders, and of changes of the membership) come singly."""
+        raft_log = self.raw.raft.raft_log
+        for index in range(raft_log.last_index(), self.applied_index, -1):
+            stamp_ms = last_stamp(raft_log.slice(index, index + 1, 0))
+            if stamp_ms is not None:
+                return stamp_ms
+        return 0
 
     def describe_leader(self) -> str:
         """Return what this node knows of the leader, for people."""

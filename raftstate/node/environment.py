@@ -14,7 +14,7 @@ from typing import Protocol
 import msgspec
 
 from raftstate.core.types import ConfState, Entry, HardState, Message
-from raftstate.machine.types import EntryResult, Fault, Item, ItemResult
+from raftstate.machine.types import EntryResult, Fault, Item, ItemResult, Uint
 
 Done = Callable[[BaseException | None], None]
 
@@ -63,7 +63,14 @@ class ForwardReply(msgspec.Struct, array_like=True, frozen=True, tag=2):
     rejected: Rejected | None = None
 
 
-PeerBody = Message | Forward | ForwardReply | TransferLeader
+class LeaseStamp(msgspec.Struct, array_like=True, frozen=True, tag=4):
+    """A leader's lease clock, for its peers: whoever leads next goes on from it, though no entry was stamped
+    for a while."""
+
+    lease_clock_ms: Uint
+
+
+PeerBody = Message | Forward | ForwardReply | TransferLeader | LeaseStamp
 Outcome = Executed | Rejected
 Reply = Callable[[Outcome], None]
 

@@ -25,7 +25,8 @@ import msgspec
 import xxhash
 
 from raftstate.core.types import Message
-from raftstate.node.environment import Forward, ForwardReply, PeerBody, TransferLeader
+from raftstate.machine.types import Uint
+from raftstate.node.environment import Forward, ForwardReply, LeaseStamp, PeerBody, TransferLeader
 
 PROTOCOL_VERSION = 1
 MAGIC = b"RS"
@@ -52,6 +53,7 @@ class Kind(IntEnum):
     FORWARD = 4
     FORWARD_REPLY = 5
     TRANSFER_LEADER = 6
+    LEASE_STAMP = 7
 
 
 class Channel(IntEnum):
@@ -62,19 +64,25 @@ class Channel(IntEnum):
 
 
 class Hello(msgspec.Struct, array_like=True, frozen=True):
-    """Who dials, and whom it means to reach. Peers are known by id and incarnation, never by address."""
+    """Who dials, and whom it means to reach. Peers are known by id and incarnation, never by address.
+
+    `machine_version`: the newest that the sender's code knows. Those who don't say know 1.
+    """
 
     cluster_id: int
     from_id: int
     from_incarnation: int
     to_id: int
     channel: Channel
+    machine_version: Uint = 1
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
-    """The answer to a Hello. `refusal` empty: go ahead; else why not, for people."""
+    """The answer to a Hello. `refusal` empty: go ahead; else why not, for people. `machine_version`: as in
+    Hello."""
 
     refusal: str = ""
+    machine_version: Uint = 1
 
 
 _KINDS: dict[type, Kind] = {
@@ -84,6 +92,7 @@ _KINDS: dict[type, Kind] = {
     Forward: Kind.FORWARD,
     ForwardReply: Kind.FORWARD_REPLY,
     TransferLeader: Kind.TRANSFER_LEADER,
+    LeaseStamp: Kind.LEASE_STAMP,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

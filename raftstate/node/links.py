@@ -19,15 +19,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-import structlog
-
 from raftstate.address import split_address
 from raftstate.core.types import Message, MessageType
 from raftstate.errors import ConfigError
-from raftstate.node.environment import PeerBody
+from raftstate.logs import get_logger
+from raftstate.node.environment import LeaseStamp, PeerBody
 from raftstate.node.frames import FRAME_BYTES_MAX, Channel, FrameError, FrameReader, Hello, Welcome, encode
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 HELLO_TIMEOUT_S = 2.0
 """For connect and greeting: what takes longer is no link to hold elections over."""
@@ -53,6 +52,8 @@ class LocalPeer:
     cluster_id: int
     node_id: int
     incarnation: int
+    machine_version: int
+    """The newest that this node's code knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,8 @@ class LinkEvents:
     """(from, body): a body arrived. Raising FrameError closes its connection."""
     turn: Callable[[], None]
     """All bodies that arrived together were given."""
+    met: Callable[[int, int], None]
+    """(peer, machine version): a connection to or from a peer was made, whose code knows that version."""
     lost: Callable[[int], None]
     """(peer): a connection to or from it broke (it was reset or closed: silence is not noticed here)."""
 
@@ -113,9 +116,8 @@ class PeerLinks:
 
     def send(self, to: int, body: PeerBody) -> bool:
         """Send a body; False: it was certainly not sent."""
-        channel = Channel.CONTROL
-        if type(body) is not Message or body.type in _BULK:
-            channel = Channel.BULK
+        urgent = body.type not in _BULK if isinstance(body, Message) else isinstance(body, LeaseStamp)
+        channel = Channel.CONTROL if urgent else Channel.BULK
         transport = self._outbound.get((to, channel))
         # Between the loss of a connection and the turn of its dialler the transport is still here, and
         # uvloop's raises when written to.
@@ -165,22 +167,26 @@ class PeerLinks:
         """Dial, and stay until the connection is lost. Returns True when it had been welcomed."""
         loop = asyncio.get_running_loop()
         host, port = split_address(self._addresses[peer])
-        hello = Hello(self._local.cluster_id, self._local.node_id, self._local.incarnation, peer, channel)
+        local = self._local
+        hello = Hello(
+            local.cluster_id, local.node_id, local.incarnation, peer, channel, local.machine_version
+        )
         async with asyncio.timeout(HELLO_TIMEOUT_S):
             transport, outbound = await loop.create_connection(_Outbound, host, port)
             try:
                 transport.write(encode(hello))
-                refusal = await outbound.welcome
+                welcome = await outbound.welcome
             except BaseException:
                 outbound.welcome.cancel()
                 transport.abort()
                 raise
-        if refusal:
+        if welcome.refusal:
             transport.abort()
-            raise _RefusedError(refusal)
+            raise _RefusedError(welcome.refusal)
         _notice_silent_death(transport)
         self._outbound[peer, channel] = transport
         try:
+            self._events.met(peer, welcome.machine_version)
             await outbound.lost
         finally:
             del self._outbound[peer, channel]
@@ -208,7 +214,7 @@ class _Outbound(asyncio.Protocol):
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
         self._reader = FrameReader()
-        self.welcome: asyncio.Future[str] = loop.create_future()
+        self.welcome: asyncio.Future[Welcome] = loop.create_future()
         self.lost: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.BaseTransport | None = None
 
@@ -222,7 +228,7 @@ class _Outbound(asyncio.Protocol):
                     raise FrameError(
                         f"unexpected {type(body).__name__} on a connection that this node dialled"
                     )
-                self.welcome.set_result(body.refusal)
+                self.welcome.set_result(body)
         except FrameError as error:
             self._end(error)
 
@@ -290,7 +296,7 @@ class _Inbound(asyncio.Protocol):
         if not isinstance(body, Hello):
             raise FrameError(f"the first frame is {type(body).__name__}, not Hello")
         refusal = self._links._admit(body)
-        self._transport.write(encode(Welcome(refusal)))
+        self._transport.write(encode(Welcome(refusal, self._links._local.machine_version)))
         if refusal:
             self._transport.close()
             raise FrameError(refusal)
@@ -302,3 +308,4 @@ class _Inbound(asyncio.Protocol):
                 other.abort()
         self._peer, self._channel = body.from_id, body.channel
         self._reader.bytes_max = FRAME_BYTES_MAX
+        self._links._events.met(body.from_id, body.machine_version)

@@ -1,6 +1,7 @@
 """The node as the services see it: awaitable calls over the driver's callbacks.
 
-Everything here runs on the event loop; reads that may be long run on one thread beside it.
+Everything here runs on the event loop; reads that may be long run on a thread beside it, and what watches
+have missed is read on another.
 """
 
 from __future__ import annotations
@@ -25,12 +26,21 @@ from raftstate.errors import (
     ResourceExhaustedError,
 )
 from raftstate.machine.machine import Machine
-from raftstate.machine.reader import RangePage, Reader
+from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
-from raftstate.machine.types import Code, Fault, Item, ItemResult, KeyValue, Member
+from raftstate.machine.types import Code, Fault, Item, ItemResult, Member
 from raftstate.node.driver import Driver
 from raftstate.node.environment import Clock, Executed, Outcome, Rejected
-from raftstate.node.service import NodeReader, NodeStatus, PeerStatus, ReadConsistency, Role
+from raftstate.node.reading import LocalReader, bound_us
+from raftstate.node.service import (
+    NodeReader,
+    NodeStatus,
+    NodeWatches,
+    PeerStatus,
+    ReadConsistency,
+    Role,
+)
+from raftstate.node.watches import WatchHub, beside_on
 from raftstate.store.log import LogStore
 from raftstate.store.state import StateStore
 
@@ -38,8 +48,6 @@ T = TypeVar("T")
 
 OPEN_READS_MAX = 384
 """Below LMDB's 512 reader slots, of which checkpoints need two: reads must not keep them from one."""
-CLOCK_DRIFT = 1.001
-"""Two clocks of one machine class run apart by far less than 0.1 %; a staleness bound is widened by it."""
 _ERRORS: dict[Code, type[RaftstateError]] = {
     Code.NO_LEADER: NoLeaderError,
     Code.RESOURCE_EXHAUSTED: ResourceExhaustedError,
@@ -79,6 +87,9 @@ class LocalNode:
         self._version = version
         self._open_reads = 0
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-read")
+        self._watch_reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-watch")
+        self.watch_hub = WatchHub(state.read, clock, beside_on(self._watch_reads), self._confirm)
+        """Wants to be told what is applied (`StateApplier.on_applied`), and closed first of all."""
         self._members: dict[int, Member] = {member.id: member for member in machine.members}
 
     # -- what it is
@@ -129,12 +140,7 @@ class LocalNode:
     async def write(self, item: Item, *, commands: int, timeout_s: float) -> tuple[int, int, ItemResult]:
         """See `service.NodeService.write`."""
         waiting: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-        def reply(outcome: Outcome) -> None:
-            if not waiting.done():
-                waiting.set_result(outcome)
-
-        self._driver.submit(item, commands, int(timeout_s * 1e9), reply)
+        self._driver.submit(item, commands, int(timeout_s * 1e9), _resolver(waiting))
         outcome = await waiting
         if isinstance(outcome, Executed):
             return outcome.index, outcome.revision, outcome.result
@@ -165,31 +171,32 @@ class LocalNode:
     # -- reads
 
     def reader(
-        self, consistency: ReadConsistency, *, max_staleness_ms: int, timeout_s: float
+        self,
+        consistency: ReadConsistency,
+        *,
+        max_staleness_ms: int,
+        timeout_s: float,
+        min_applied_index: int = 0,
     ) -> AbstractAsyncContextManager[NodeReader]:
         """See `service.NodeService.reader`.
 
         A bounded read is confirmed like a linearizable one: its bound is the time since the confirmation was
         asked for. When that took longer than `max_staleness_ms` it is asked for again.
         """
-        return self._open_reader(consistency, max_staleness_ms, timeout_s)
+        return self._open_reader(consistency, max_staleness_ms, timeout_s, min_applied_index)
 
     @asynccontextmanager
     async def _open_reader(
-        self, consistency: ReadConsistency, max_staleness_ms: int, timeout_s: float
+        self, consistency: ReadConsistency, max_staleness_ms: int, timeout_s: float, min_applied_index: int
     ) -> AsyncIterator[NodeReader]:
         if not self._driver.running:
             raise ClosedError("this node is not serving")
-        asked_ns = None
-        if consistency is ReadConsistency.LINEARIZABLE:
-            asked_ns = await self._confirm(timeout_s)
-        elif consistency is ReadConsistency.BOUNDED:
-            asked_ns = await self._confirm_within(max_staleness_ms, timeout_s)
+        asked_ns = await self._freshen(consistency, max_staleness_ms, timeout_s, min_applied_index)
         if self._open_reads >= OPEN_READS_MAX:
             raise ResourceExhaustedError(
                 f"{self._open_reads} reads are under way at this node, its limit; try again, or another node"
             )
-        needed = self._driver.applied_index if asked_ns is not None else 0
+        needed = self._driver.applied_index if asked_ns is not None else min_applied_index
         self._open_reads += 1
         try:
             with self._state.read() as tables:
@@ -198,20 +205,49 @@ class LocalNode:
                     raise InvariantError(
                         f"a read sees index {reader.applied_index}, but {needed} was applied before it began"
                     )
-                yield _LocalReader(reader, asked_ns, self._clock, self._reads)
+                yield LocalReader(reader, asked_ns, self._clock, self._driver.lease_clock_ms, self._reads)
         finally:
             self._open_reads -= 1
 
-    async def _confirm_within(self, max_staleness_ms: int, timeout_s: float) -> int:
-        """Confirm until the answer is fresh enough."""
+    async def _freshen(
+        self, consistency: ReadConsistency, max_staleness_ms: int, timeout_s: float, min_applied_index: int
+    ) -> int | None:
+        """Wait until the state here is as a read wants it.
+
+        Returns the boot time (ns) at which the confirmation was asked for; None: none was wanted.
+        """
         deadline_ns = self._clock.boot_ns() + int(timeout_s * 1e9)
-        while True:
+        if consistency is ReadConsistency.LINEARIZABLE:
+            # Its index is mostly beyond the one that is asked for, too.
             asked_ns = await self._confirm(timeout_s)
+            await self._wait_for(min_applied_index, deadline_ns)
+            return asked_ns
+        await self._wait_for(min_applied_index, deadline_ns)
+        if consistency is ReadConsistency.BOUNDED:
+            return await self._confirm_within(max_staleness_ms, deadline_ns)
+        return None
+
+    async def _wait_for(self, index: int, deadline_ns: int) -> None:
+        """Wait until a log entry is applied here."""
+        if index <= self._driver.applied_index:
+            return
+        waiting: asyncio.Future[int | Rejected] = asyncio.get_running_loop().create_future()
+        timeout_ns = max(0, deadline_ns - self._clock.boot_ns())
+        self._driver.wait_for(index, timeout_ns, _resolver(waiting))
+        outcome = await waiting
+        if isinstance(outcome, Rejected):
+            if self._driver.running:
+                raise DeadlineError(outcome.fault.message)
+            raise self._error(outcome)
+
+    async def _confirm_within(self, max_staleness_ms: int, deadline_ns: int) -> int:
+        """Confirm until the answer is fresh enough."""
+        while True:
+            asked_ns = await self._confirm(max(0, deadline_ns - self._clock.boot_ns()) / 1e9)
             now_ns = self._clock.boot_ns()
-            if _bound_us(now_ns - asked_ns) <= max_staleness_ms * 1000:
+            if bound_us(now_ns - asked_ns) <= max_staleness_ms * 1000:
                 return asked_ns
-            timeout_s = (deadline_ns - now_ns) / 1e9
-            if timeout_s <= 0:
+            if now_ns >= deadline_ns:
                 raise DeadlineError(
                     f"no read could be confirmed within the asked staleness of {max_staleness_ms} ms, the "
                     f"last took {(now_ns - asked_ns) // 1_000_000} ms; ask for a larger one"
@@ -219,16 +255,15 @@ class LocalNode:
 
     async def _confirm(self, timeout_s: float) -> int:
         waiting: asyncio.Future[int | Rejected] = asyncio.get_running_loop().create_future()
-
-        def done(outcome: int | Rejected) -> None:
-            if not waiting.done():
-                waiting.set_result(outcome)
-
-        self._driver.read(int(timeout_s * 1e9), done)
+        self._driver.read(int(timeout_s * 1e9), _resolver(waiting))
         outcome = await waiting
         if isinstance(outcome, Rejected):
             raise self._error(outcome)
         return outcome
+
+    def watches(self) -> NodeWatches:
+        """See `service.NodeService.watches`."""
+        return self.watch_hub.open()
 
     # -- operations
 
@@ -264,6 +299,9 @@ class LocalNode:
             state_bytes=self._state.size_bytes(),
             sessions=self._machine.session_count,
             keys=keys,
+            compacted_revision=self._machine.compacted_revision,
+            leases=self._machine.lease_count,
+            watches=self.watch_hub.watch_count,
             members=tuple(self._members.values()),
             progress=progress,
             alarms=alarms,
@@ -307,69 +345,17 @@ class LocalNode:
             self._driver.leader_watchers.remove(watch)
 
     def close(self) -> None:
-        """End the reading thread, after what it is reading now."""
+        """End the watches, and the reading threads after what they are reading now."""
+        self.watch_hub.close()
         self._reads.shutdown(cancel_futures=True)
+        self._watch_reads.shutdown(cancel_futures=True)
 
 
-def _bound_us(elapsed_ns: int) -> int:
-    """Return how stale a read can be at most (us), so long after its confirmation was asked for."""
-    return int(elapsed_ns / 1000 * CLOCK_DRIFT) + 1000
+def _resolver(waiting: asyncio.Future[T]) -> Callable[[T], None]:
+    """Return what resolves a future, unless it was cancelled meanwhile."""
 
+    def resolve(outcome: T) -> None:
+        if not waiting.done():
+            waiting.set_result(outcome)
 
-class _LocalReader:
-    """Implements `service.NodeReader` over one read transaction."""
-
-    def __init__(
-        self, reader: Reader, asked_ns: int | None, clock: Clock, executor: ThreadPoolExecutor
-    ) -> None:
-        self._reader = reader
-        self._asked_ns = asked_ns
-        self._clock = clock
-        self._executor = executor
-
-    @property
-    def revision(self) -> int:
-        return self._reader.revision
-
-    @property
-    def applied_index(self) -> int:
-        return self._reader.applied_index
-
-    @property
-    def staleness_bound_us(self) -> int | None:
-        if self._asked_ns is None:
-            return None
-        return _bound_us(self._clock.boot_ns() - self._asked_ns)
-
-    async def get(self, key: bytes) -> KeyValue | None:
-        return self._reader.get(key)
-
-    async def range(
-        self,
-        start: bytes,
-        end: bytes | None,
-        *,
-        limit: int,
-        keys_only: bool,
-        count_only: bool,
-        bytes_max: int,
-    ) -> RangePage:
-        return await self._beside(
-            lambda: self._reader.range(
-                start, end, limit=limit, keys_only=keys_only, count_only=count_only, bytes_max=bytes_max
-            )
-        )
-
-    async def _beside(self, call: Callable[[], T]) -> T:
-        """Run on the reading thread.
-
-        The transaction must outlive the call, so a cancelled caller still waits for it.
-        """
-        job = self._executor.submit(call)
-        running = asyncio.wrap_future(job)
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            if not job.cancel():
-                await asyncio.wait([running])
-            raise
+    return resolve

@@ -1,4 +1,6 @@
-"""Linearizable reads: many share one read-index round.
+"""What reads wait for: a confirmation that they are linearizable, or an entry to be applied.
+
+Of linearizable reads many share one read-index round.
 
 A read joins the next round, never the one under way: the round's index must have been asked for after the
 read began. One round at a time is asked of the core; when it is answered with an index, its reads wait until
@@ -22,14 +24,16 @@ ROUND_NS_MAX = 100_000_000
 patience."""
 
 ReadDone = Callable[[int | Rejected], None]
-"""Called with the monotonic time (ns) at which the confirming round was asked for, or with why there is
-none."""
+"""Called with the time (ns) at which the confirming round was asked for, or at which the awaited index was
+applied; or with why there is none."""
 
 
 @dataclass(slots=True, eq=False)
 class _Read:
     deadline_ns: int
     done: ReadDone | None
+    index: int = 0
+    """Of a read that waits for an entry to be applied, and for nothing else."""
 
     def finish(self, outcome: int | Rejected) -> None:
         done, self.done = self.done, None
@@ -45,7 +49,7 @@ class _Round:
 
 
 class Reads:
-    """All linearizable reads at one node.
+    """All waiting reads at one node.
 
     `nonce`: 8 random bytes, new at each start; it keeps contexts apart across restarts.
     """
@@ -62,10 +66,17 @@ class Reads:
         self._round: _Round | None = None
         self._confirmed: list[tuple[int, _Round]] = []
         """(read index, round), until the index is applied."""
+        self._indexed: list[_Read] = []
 
     def submit(self, timeout_ns: int, done: ReadDone) -> None:
         """Confirm that this node's state includes every write acknowledged before now, then call `done`."""
         self._waiting.append(_Read(self._now_ns() + timeout_ns, done))
+
+    def wait_for(self, index: int, timeout_ns: int, applied_index: int, done: ReadDone) -> None:
+        """Wait until the entry at `index` is applied here, then call `done` with the time when it was."""
+        read = _Read(self._now_ns() + timeout_ns, done, index)
+        self._indexed.append(read)
+        self.applied(applied_index)
 
     def flush(self) -> None:
         """Ask for a round if reads wait for one, and someone may answer it."""
@@ -90,11 +101,14 @@ class Reads:
 
     @property
     def wait_for_apply(self) -> bool:
-        """Whether reads are confirmed, and wait only for entries to be applied."""
-        return bool(self._confirmed)
+        """Whether reads wait only for entries to be applied."""
+        return bool(self._confirmed or self._indexed)
 
     def applied(self, applied_index: int) -> None:
         """Let go the reads whose index is applied."""
+        for read in [read for read in self._indexed if read.index <= applied_index]:
+            self._indexed.remove(read)
+            read.finish(self._now_ns())
         if not self._confirmed:
             return
         ready = [round_ for index, round_ in self._confirmed if index <= applied_index]
@@ -104,9 +118,16 @@ class Reads:
                 for read in round_.reads:
                     read.finish(round_.asked_ns)
 
-    def expire(self) -> None:
+    def expire(self, applied_index: int) -> None:
         """Ask a silent round again, and refuse what has waited too long."""
         now_ns = self._now_ns()
+        for read in [read for read in self._indexed if read.deadline_ns <= now_ns]:
+            self._indexed.remove(read)
+            message = (
+                f"the read waited for log index {read.index}, and this node has applied {applied_index}; "
+                f"{self._describe_leader()}"
+            )
+            read.finish(Rejected(Fault(Code.OUT_OF_RANGE, message), applied_never=True))
         for reads in (
             self._waiting,
             *(round_.reads for _, round_ in self._confirmed),
@@ -126,6 +147,6 @@ class Reads:
         """Refuse everything."""
         rejected = Rejected(Fault(Code.NO_LEADER, reason), applied_never=True)
         rounds = [round_ for _, round_ in self._confirmed] + ([self._round] if self._round else [])
-        for read in [*self._waiting, *(read for round_ in rounds for read in round_.reads)]:
+        for read in [*self._waiting, *self._indexed, *(read for round_ in rounds for read in round_.reads)]:
             read.finish(rejected)
-        self._waiting, self._round, self._confirmed = [], None, []
+        self._waiting, self._indexed, self._round, self._confirmed = [], [], None, []

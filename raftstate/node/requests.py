@@ -24,7 +24,7 @@ import msgspec
 from raftstate.core.errors import ProposalDropped
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
-from raftstate.core.types import NONE
+from raftstate.core.types import NONE, Entry, EntryType
 from raftstate.errors import InvariantError
 from raftstate.machine.types import (
     BATCH_BYTES_MAX,
@@ -48,6 +48,15 @@ HOLD_NS_MAX = 1_600_000_000
 appear soon, and the client is told at once rather than at its deadline."""
 
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class _Stamp(msgspec.Struct, array_like=True):
+    """The head of an envelope: what follows is passed over."""
+
+    lease_clock_ms: int
+
+
+_stamp_decoder = msgspec.msgpack.Decoder(_Stamp)
 
 
 @dataclass(slots=True, eq=False)
@@ -169,13 +178,14 @@ class Requests:
                 request.sent_to = raft.id
             self._proposed[raft.raft_log.last_index()] = (raft.term, group)
 
-    def propose_tick(self, items: Sequence[Item]) -> None:
-        """Propose an entry that nobody waits for: a tick of the lease clock, with what has expired by it."""
+    def propose_own(self, items: Sequence[Item]) -> int | None:
+        """Propose an entry that nobody waits for; return its index, or None: there is no room for it now."""
         lease_ms, wall_ms = self._stamps()
         try:
             self._raw.propose(_encode(Envelope(lease_ms, wall_ms, list(items))))
         except ProposalDropped:
-            return  # the next tick says the same, a second later
+            return None
+        return self._raw.raft.raft_log.last_index()
 
     def _forward(self, leader: int, request: Request) -> None:
         timeout_ms = max(1, (request.deadline_ns - self._now_ns()) // 1_000_000)
@@ -291,3 +301,14 @@ def fill_entries(requests: Sequence[Request]) -> list[list[Request]]:
     if group:
         groups.append(group)
     return groups
+
+
+def last_stamp(entries: Sequence[Entry]) -> int | None:
+    """Return the lease clock (ms) that the last stamped one of some entries holds; None: none does."""
+    for entry in reversed(entries):
+        if entry.type is EntryType.NORMAL and entry.data:
+            try:
+                return _stamp_decoder.decode(entry.data).lease_clock_ms
+            except msgspec.DecodeError:
+                continue  # the machine passes over such bytes, too
+    return None

@@ -138,10 +138,11 @@ class NodeReader(Protocol):
         bytes_max: int,
         revision: int = 0,
         sort: Sort | None = None,
+        skip_count: bool = False,
     ) -> RangePage:
         """Return the pairs of start <= key < end (None: no end): at most `limit` (0: any number), and
         `bytes_max` bytes but at least one; as of a revision (0: the latest); in the order of `sort` (None:
-        ascending by key).
+        ascending by key). `skip_count`: leave the count 0, and look no further than the page.
 
         Raises as `get`, and `ResourceExhaustedError` when a sorted range holds too many keys.
         """

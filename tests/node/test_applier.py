@@ -12,8 +12,9 @@ import pytest
 from raftstate.core.types import Entry, HardState
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
-from raftstate.machine.types import Batch, BatchResult, EntryResult, Envelope, Member
-from raftstate.node.applier import KEYS_ON_LOOP_MAX, StateApplier
+from raftstate.machine.tables import Table, WriteTables
+from raftstate.machine.types import Batch, BatchResult, CompactTo, EntryResult, Envelope, Item, Member
+from raftstate.node.applier import KEYS_ON_LOOP_MAX, SWEEP_CHANGES, SWEEP_NS, StateApplier
 from raftstate.node.clock import LoopClock
 from raftstate.pb.v1.pipeline_pb2 import CommandBatch
 from raftstate.store.log import LogStore
@@ -26,13 +27,16 @@ MARGIN_BYTES = 4 << 20
 class Rig:
     """An applier over stores in a directory, and a log whose entries it is given."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         loop = asyncio.get_running_loop()
         clock = LoopClock(loop)
-        self.log = LogStore.open(path / "log", map_bytes=1 << 28, create=True)
-        self.state = StateStore.create(path, map_bytes=1 << 28)
-        with self.state.write() as tables:
-            Machine.bootstrap(tables, 7, [Member(1, 1, "n1", "peer", "client")])
+        self.log = LogStore.open(path / "log", map_bytes=1 << 28, create=create)
+        if create:
+            self.state = StateStore.create(path, map_bytes=1 << 28)
+            with self.state.write() as tables:
+                Machine.bootstrap(tables, 7, [Member(1, 1, "n1", "peer", "client")])
+        else:
+            self.state = StateStore.open(path)
         with self.state.read() as tables:
             self.machine = Machine(tables)
         self.writer = LogWriter(self.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
@@ -40,12 +44,28 @@ class Rig:
         self.applier = StateApplier(
             self.machine, self.state, self.writer, clock, self.halts.append, log_margin_bytes=MARGIN_BYTES
         )
-        self.index = 0
+        self.index = self.machine.applied_index
 
     def entry(self, batch: CommandBatch) -> Entry:
+        return self.entry_of(Batch(batch.SerializeToString()))
+
+    def entry_of(self, item: Item) -> Entry:
         self.index += 1
-        data = msgspec.msgpack.encode(Envelope(0, 0, [Batch(batch.SerializeToString())]))
-        return Entry(self.index, 1, data=data)
+        return Entry(self.index, 1, data=msgspec.msgpack.encode(Envelope(0, 0, [item])))
+
+    def changes(self) -> int:
+        with self.state.read() as tables:
+            return tables.count(Table.CHANGES)
+
+    async def overwrite(self, times: int) -> None:
+        """Put the same 500 keys so many times."""
+        for number in range(times):
+            await self.apply(self.entry(self.puts([f"k{n:03d}" for n in range(500)], b"%d" % number)))
+
+    async def until_swept(self) -> None:
+        async with asyncio.timeout(20):
+            while self.machine.sweep_pending:  # noqa: ASYNC110 - a sweep tells nobody that it is done
+                await asyncio.sleep(0.001)
 
     def puts(self, keys: list[str], value: bytes) -> CommandBatch:
         batch = CommandBatch()
@@ -127,3 +147,144 @@ async def test_the_log_is_cut_by_bytes_where_entries_are_large(rig: Rig) -> None
     assert rig.log.first_index() <= rig.state.durable_applied_index
     kept = sum(len(entry.data) for entry in rig.log.entries(rig.log.first_index(), rig.index + 1, 1 << 30))
     assert kept >= MARGIN_BYTES
+
+
+# -- sweeps
+
+
+async def test_after_a_compaction_its_changes_are_swept_in_slices_and_entries_are_applied_between(
+    rig: Rig,
+) -> None:
+    await rig.overwrite(4)
+    compacted = rig.machine.revision
+    sizes: list[int] = []
+    sweep = rig.machine.sweep
+
+    def watched(tables: WriteTables, changes_max: int) -> int:
+        walked = sweep(tables, changes_max)
+        sizes.append(walked)
+        return walked
+
+    rig.machine.sweep = watched  # type: ignore[method-assign]
+    await rig.apply(rig.entry_of(CompactTo(compacted)))
+    assert rig.changes() == 2_000  # a compaction is logical at first
+    between: list[int] = []
+    while rig.machine.sweep_pending:
+        await rig.apply(rig.entry(rig.puts(["new"], b"v")))
+        between.append(len(sizes))
+        await asyncio.sleep(0.001)
+    assert len(set(between)) > 1
+    # The walk passes each change once, and only the last one of each key stays, beside the new ones.
+    assert sum(sizes) == 2_000
+    assert sizes[0] <= SWEEP_CHANGES
+    assert rig.changes() == 500 + len(between)
+    with rig.state.read() as tables:
+        assert Reader(tables).range(b"k", b"l").count == 500
+
+
+async def test_a_sweep_that_a_stop_cut_short_goes_on_after_the_next_start_and_is_checkpointed(
+    tmp_path: Path,
+) -> None:
+    first = Rig(tmp_path)
+    await first.overwrite(6)
+    await first.apply(first.entry_of(CompactTo(first.machine.revision)))
+    async with asyncio.timeout(20):
+        while first.changes() == 3_000:  # noqa: ASYNC110 - nor that it has begun
+            await asyncio.sleep(0.001)
+    assert await first.close()
+    second = Rig(tmp_path, create=False)
+    assert second.machine.sweep_pending
+    assert 500 < second.changes() < 3_000
+    second.applier.start()
+    await second.until_swept()
+    assert second.changes() == 500
+    async with asyncio.timeout(20):  # though no entry is applied
+        while second.state.dirtied_bytes:  # noqa: ASYNC110 - a checkpoint follows within a second
+            await asyncio.sleep(0.01)
+    assert await second.close()
+    assert second.halts == []
+
+
+async def test_slices_grow_while_they_are_quick_and_shrink_when_they_are_not(rig: Rig) -> None:
+    applier = rig.applier
+    sizes = []
+    for took_ns in [SWEEP_NS // 4, SWEEP_NS // 4, SWEEP_NS * 2, SWEEP_NS - 1, *[SWEEP_NS * 2] * 12]:
+        applier._set_pace(applier._sweep_changes, took_ns)
+        sizes.append(applier._sweep_changes)
+    start = SWEEP_CHANGES
+    assert sizes[:4] == [2 * start, 4 * start, 2 * start, 2 * start]
+    assert sizes[-1] == 1
+    applier._set_pace(0, 1)
+    assert applier._sweep_changes == 1  # a slice that found little says nothing of how long a full one takes
+
+
+async def test_no_slice_is_made_while_somebody_reads_what_it_would_take(rig: Rig) -> None:
+    await rig.overwrite(2)
+    needed: list[int] = []
+    is_needed = True
+
+    def needs_before(revision: int) -> bool:
+        needed.append(revision)
+        return is_needed
+
+    rig.applier.hold_sweep_while(needs_before)
+    compacted = rig.machine.revision
+    await rig.apply(rig.entry_of(CompactTo(compacted)))
+    async with asyncio.timeout(20):
+        while len(needed) < 3:  # noqa: ASYNC110 - a sweep asks again when it likes
+            await asyncio.sleep(0.001)
+    assert (rig.changes(), set(needed)) == (1_000, {compacted})
+    is_needed = False
+    await rig.until_swept()
+    assert rig.changes() == 500
+
+
+async def test_a_sweep_waits_for_a_transaction_beside_the_loop(rig: Rig) -> None:
+    await rig.overwrite(6)
+    await rig.apply(*(rig.entry(rig.puts([f"d/{at}/{n}" for n in range(500)], b"v")) for at in range(5)))
+    deletes = CommandBatch()
+    operation = deletes.commands.add(serial=1).delete
+    operation.key, operation.range_end = b"d/", b"d0"
+    await rig.apply(rig.entry_of(CompactTo(rig.machine.revision)))
+    swept: list[bool] = []
+    sweep = rig.machine.sweep
+
+    def watched(tables: WriteTables, changes_max: int) -> int:
+        swept.append(rig.applier._beside is not None)
+        return sweep(tables, changes_max)
+
+    rig.machine.sweep = watched  # type: ignore[method-assign]
+    deleting = asyncio.ensure_future(rig.apply(rig.entry(deletes)))
+    async with asyncio.timeout(20):
+        while rig.applier._beside is None:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0)
+    rig.applier._sweep()  # as its timer may at any time
+    result = (await deleting)[0].items[0]
+    assert isinstance(result, BatchResult)
+    assert result.answers[0].deleted == 2_500
+    await rig.until_swept()
+    assert swept.count(True) == 0 < len(swept)
+    with rig.state.read() as tables:
+        assert Reader(tables).range(b"k", b"l").count == 500
+
+
+# -- who is told
+
+
+async def test_observers_are_told_of_each_transaction_that_made_a_revision_or_moved_the_compacted_one(
+    rig: Rig,
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    def observe() -> None:
+        with rig.state.read() as tables:
+            reader = Reader(tables)
+        told.append((reader.revision, reader.compacted_revision))
+
+    rig.applier.on_applied(observe)
+    await rig.apply(rig.entry(rig.puts(["a"], b"1")), rig.entry(rig.puts(["a"], b"2")))
+    await rig.apply(rig.entry(CommandBatch()))
+    await rig.apply(rig.entry_of(CompactTo(3)))
+    await rig.apply(rig.entry_of(CompactTo(2)))
+    await rig.until_swept()
+    assert told == [(3, 0), (3, 3)]

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import contextlib
 
+import msgpack
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raftstate.core.types import Entry, Message, MessageType
 from raftstate.machine.types import Batch, BatchResult, Code, Fault
-from raftstate.node.environment import Executed, Forward, ForwardReply, Rejected, TransferLeader
-from raftstate.node.frames import FRAME_BYTES_MAX, Channel, FrameError, FrameReader, Hello, Welcome, encode
+from raftstate.node import frames as frames_module
+from raftstate.node.environment import Executed, Forward, ForwardReply, LeaseStamp, Rejected, TransferLeader
+from raftstate.node.frames import (
+    FRAME_BYTES_MAX,
+    Channel,
+    FrameError,
+    FrameReader,
+    Hello,
+    Kind,
+    Welcome,
+    encode,
+)
 
 BODIES = [
     Hello(7, 1, 1, 2, Channel.BULK),
@@ -30,6 +42,7 @@ BODIES = [
     ForwardReply(5, executed=Executed(11, 4, BatchResult([1], [4], []))),
     ForwardReply(6, rejected=Rejected(Fault(Code.NO_LEADER, "none"), applied_never=True)),
     TransferLeader(3),
+    LeaseStamp(1_234_567),
 ]
 
 
@@ -70,6 +83,32 @@ def test_an_announced_length_over_the_limit_is_refused_before_its_bytes_arrive()
     frame = encode(Message(MessageType.APP, entries=[Entry(1, 1, data=b"x" * 5000)]))
     with pytest.raises(FrameError, match="over the limit of 4096"):
         list(FrameReader().feed(frame[:16]))
+
+
+def test_a_greeting_without_a_machine_version_is_one_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OldHello(msgspec.Struct, array_like=True):
+        cluster_id: int
+        from_id: int
+        from_incarnation: int
+        to_id: int
+        channel: int
+
+    class OldWelcome(msgspec.Struct, array_like=True):
+        refusal: str = ""
+
+    monkeypatch.setitem(frames_module._KINDS, OldHello, Kind.HELLO)
+    monkeypatch.setitem(frames_module._KINDS, OldWelcome, Kind.WELCOME)
+    stream = encode(OldHello(7, 1, 1, 2, 0)) + encode(OldWelcome())  # type: ignore[arg-type]
+    assert list(reader().feed(stream)) == [Hello(7, 1, 1, 2, Channel.CONTROL, 1), Welcome("", 1)]
+    newer = msgspec.msgpack.encode(Hello(7, 1, 1, 2, Channel.CONTROL, 2))
+    assert msgspec.msgpack.decode(newer, type=OldHello) == OldHello(7, 1, 1, 2, 0)
+
+
+@pytest.mark.parametrize("stamp", [-1, "1", None, 1 << 64])
+def test_a_stamp_that_is_no_time_is_refused(stamp: object) -> None:
+    body = msgpack.packb([LeaseStamp.__struct_config__.tag, stamp]) if stamp != 1 << 64 else b"\x92\x04\xcf"
+    with pytest.raises(FrameError, match="does not decode"):
+        frames_module._decode(Kind.LEASE_STAMP, body)
 
 
 def test_another_protocol_version_is_refused_by_name() -> None:

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 
 from raftstate.core.types import Entry, Message, MessageType
-from raftstate.node.environment import PeerBody, TransferLeader
+from raftstate.node.environment import LeaseStamp, PeerBody, TransferLeader
 from raftstate.node.frames import Channel, FrameReader, Hello, Welcome, encode
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 
@@ -26,10 +26,15 @@ class End:
         self.bodies: list[tuple[int, PeerBody]] = []
         self.lost: list[int] = []
         self.changed = asyncio.Event()
+        self.met: list[tuple[int, int]] = []
         events = LinkEvents(
-            body=lambda peer, body: self.bodies.append((peer, body)), turn=self.changed.set, lost=self._lost
+            body=lambda peer, body: self.bodies.append((peer, body)),
+            turn=self.changed.set,
+            met=lambda peer, version: self.met.append((peer, version)),
+            lost=self._lost,
         )
-        self.links = PeerLinks(LocalPeer(CLUSTER, node_id, 1), addresses, self._admit, events, seed=node_id)
+        local = LocalPeer(CLUSTER, node_id, 1, machine_version=10 + node_id)
+        self.links = PeerLinks(local, addresses, self._admit, events, seed=node_id)
 
     def _admit(self, hello: Hello) -> str:
         return "" if hello.cluster_id == CLUSTER else f"this is cluster {CLUSTER}, not {hello.cluster_id}"
@@ -93,7 +98,7 @@ async def refusal_of(port: int, hello: bytes) -> tuple[object, bytes]:
 
 async def test_a_peer_of_another_cluster_is_told_why_it_is_refused(pair: tuple[End, End, int]) -> None:
     answer, _ = await refusal_of(pair[2], encode(Hello(78, 1, 1, 2, Channel.BULK)))
-    assert answer == Welcome("this is cluster 77, not 78")
+    assert answer == Welcome("this is cluster 77, not 78", machine_version=12)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +128,7 @@ async def test_garbage_after_a_good_hello_closes_that_connection_only(pair: tupl
     answer, _ = await refusal_of(
         port, encode(Hello(CLUSTER, 3, 1, 2, Channel.BULK)) + b"RS\x02" + b"\x00" * 13
     )
-    assert answer == Welcome()
+    assert answer == Welcome(machine_version=12)
     assert one.links.send(2, TransferLeader(2))
     await two.until(lambda: len(two.bodies) == 1)
 
@@ -172,3 +177,36 @@ def test_a_send_in_the_turn_in_which_the_peer_dies_says_that_nothing_was_sent() 
     sent = uvloop.run(run())
     assert sent[0] is True
     assert sent[-1] is False
+
+
+async def test_both_ends_of_a_connection_learn_which_machine_version_the_other_one_knows(
+    pair: tuple[End, End, int],
+) -> None:
+    one, two, _ = pair
+    await connected(one, 2)
+    assert (one.met, two.met) == ([(2, 12)] * 2, [(1, 11)] * 2)
+
+
+async def test_an_end_that_does_not_say_which_machine_version_it_knows_knows_the_first(
+    pair: tuple[End, End, int],
+) -> None:
+    _, two, port = pair
+    await two.until(lambda: len(two.met) == 2)
+    before = encode(Hello(CLUSTER, 3, 1, 2, Channel.CONTROL))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(before)
+    assert await reader.read(4096) == encode(Welcome("", 12))
+    assert two.met[2:] == [(3, 1)]
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_lease_stamp_takes_the_connection_that_entries_do_not_hold_up(
+    pair: tuple[End, End, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _, _ = pair
+    await connected(one, 2)
+    with monkeypatch.context() as patched:
+        patched.delitem(one.links._outbound, (2, Channel.BULK))
+        assert one.links.send(2, LeaseStamp(5))
+        assert not one.links.send(2, TransferLeader(2))

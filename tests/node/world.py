@@ -14,13 +14,17 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
+import msgspec
+
 from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.storage import MemoryStorage
 from raftstate.core.types import ConfState, Entry, HardState
+from raftstate.machine.layout import META_KEY, meta_row, read_meta
 from raftstate.machine.machine import Machine
-from raftstate.machine.types import Batch, EntryResult, Member
+from raftstate.machine.tables import Table
+from raftstate.machine.types import MACHINE_VERSION, Batch, EntryResult, Member
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import Done, Executed, Outcome, PeerBody, Rejected
 from raftstate.node.startup import StartStorage
@@ -45,6 +49,7 @@ class SimTime:
 
     def __init__(self) -> None:
         self.now_ns = 1_000 * MS
+        self.wall_offset_ns = 0
         self._heap: list[tuple[int, int, SimTimer]] = []
         self._soon: deque[Callable[[], None]] = deque()
         self._sequence = count()
@@ -53,11 +58,11 @@ class SimTime:
         return self.now_ns
 
     def wall_ns(self) -> int:
-        return 1_700_000_000_000 * MS + self.now_ns
+        return 1_700_000_000_000 * MS + self.now_ns + self.wall_offset_ns
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> SimTimer:
         timer = SimTimer(callback)
-        heapq.heappush(self._heap, (self.now_ns + int(delay_s * 1e9), next(self._sequence), timer))
+        heapq.heappush(self._heap, (self.now_ns + round(delay_s * 1e9), next(self._sequence), timer))
         return timer
 
     def call_soon(self, callback: Callable[[], None]) -> None:
@@ -83,11 +88,18 @@ class SimNode:
         self.checkpoint = MemoryTables()
         members = [Member(i, 1, f"n{i}", f"peer{i}", f"client{i}") for i in cluster.ids]
         Machine.bootstrap(self.checkpoint, CLUSTER_ID, members)
+        meta = msgspec.structs.replace(read_meta(self.checkpoint), machine_version=cluster.machine_version)
+        self.checkpoint.put(Table.HOT, META_KEY, meta_row(meta))
+        self.knows = MACHINE_VERSION
+        """The machine version that its code knows, as it tells its peers."""
         self.epoch = 0
         self.alive = False
         self.failures: list[BaseException] = []
         self.write_since_ns: int | None = None
         self.disk_delay_ms = 1.0
+        self.paused = False
+        self._inbox: list[tuple[int, PeerBody]] = []
+        self._late: list[Callable[[], None]] = []
 
     def start(self) -> None:
         self.epoch += 1
@@ -121,13 +133,54 @@ class SimNode:
             random=rng,
             on_halt=self.failures.append,
         )
-        self.driver = Driver(RawNode(config), self.machine, world, TIMING)
+        self.driver = Driver(
+            RawNode(config),
+            self.machine,
+            world,
+            TIMING,
+            history_retention_ns=self.cluster.retention_s * 1_000 * MS,
+        )
         self.driver.start()
+        for other in self.cluster.nodes.values():
+            if other is not self and other.alive:
+                self.driver.upkeep.met(other.id, other.knows)
+                other.driver.upkeep.met(self.id, self.knows)
 
     def crash(self) -> None:
         self.alive = False
         self.epoch += 1
         self.write_since_ns = None
+        self.paused = False
+        self._inbox, self._late = [], []
+
+    def pause(self) -> None:
+        """Stop the process: what is sent to it waits in its sockets, and no timer fires."""
+        self.paused = True
+
+    def resume(self) -> None:
+        """Let the process go on: first with what is overdue, timers among it, then with its sockets."""
+        self.paused = False
+        late, self._late = self._late, []
+        for callback in late:
+            callback()
+        inbox, self._inbox = self._inbox, []
+        for sender, body in inbox:
+            self.cluster.deliver(sender, self.id, body)
+
+    def receive(self, sender: int, body: PeerBody) -> None:
+        if self.paused:
+            self._inbox.append((sender, body))
+        else:
+            self.driver.receive(sender, body)
+            self.driver.turn()
+
+    def call(self, epoch: int, callback: Callable[[], None]) -> None:
+        """Call back in the life that `epoch` names, once it is not paused."""
+        if self.epoch == epoch:
+            if self.paused:
+                self._late.append(callback)
+            else:
+                callback()
 
     def take_checkpoint(self) -> None:
         self.checkpoint = copy.deepcopy(self.tables)
@@ -156,7 +209,7 @@ class _EpochClock:
         self._time.call_soon(self._living(callback))
 
     def _living(self, callback: Callable[[], None]) -> Callable[[], None]:
-        return lambda: callback() if self._node.epoch == self._epoch else None
+        return lambda: self._node.call(self._epoch, callback)
 
 
 class _Sender:
@@ -202,7 +255,7 @@ class _Disk:
                 node.storage.append(list(entries))
             if time.now_ns >= self._free_ns:
                 node.write_since_ns = None
-            done(None)
+            node.call(self._epoch, lambda: done(None))
 
         time.call_later((self._free_ns - time.now_ns) / 1e9, finish)
 
@@ -239,23 +292,31 @@ class _Applier:
 
 
 class SimCluster:
-    """Nodes 1..size, and the network between them. `cut` holds the ordered pairs that lose everything."""
+    """Nodes 1..size, and the network between them. `cut` holds the ordered pairs that lose everything.
 
-    def __init__(self, size: int, seed: int) -> None:
+    `machine_version`: of the cluster at first. `retention_s`: how long it keeps its history; 0: for ever.
+    """
+
+    def __init__(
+        self, size: int, seed: int, *, machine_version: int = MACHINE_VERSION, retention_s: int = 0
+    ) -> None:
         self.seed = seed
+        self.machine_version = machine_version
+        self.retention_s = retention_s
         self.random = random.Random(seed)
         self.time = SimTime()
         self.ids = tuple(range(1, size + 1))
         self.cut: set[tuple[int, int]] = set()
-        self.nodes = {node_id: SimNode(self, node_id) for node_id in self.ids}
+        self.nodes: dict[int, SimNode] = {}
+        for node_id in self.ids:
+            self.nodes[node_id] = SimNode(self, node_id)
         for node in self.nodes.values():
             node.start()
 
     def deliver(self, sender: int, to: int, body: PeerBody) -> None:
         node = self.nodes[to]
         if node.alive and (sender, to) not in self.cut:
-            node.driver.receive(sender, body)
-            node.driver.turn()
+            node.receive(sender, body)
 
     def isolate(self, node_id: int) -> None:
         others = [other for other in self.ids if other != node_id]
@@ -276,6 +337,7 @@ class SimCluster:
 
     def run_for(self, seconds: float) -> None:
         end_ns = self.time.now_ns + int(seconds * 1e9)
+        self.time.call_later(seconds, lambda: None)  # time passes even where nothing happens
         while self.time.now_ns < end_ns:
             self.time.step()
 
@@ -295,15 +357,35 @@ class SimCluster:
         assert leader is not None
         return leader
 
-    def put(self, node_id: int, key: str, value: str = "", timeout_s: float = 5.0) -> list[Outcome]:
+    def put(
+        self, node_id: int, key: str, value: str = "", timeout_s: float = 5.0, *, lease: int = 0
+    ) -> list[Outcome]:
         """Submit a put at a node; the returned list gets its one outcome."""
         batch = pipeline_pb2.CommandBatch()
-        command = batch.commands.add(serial=1)
-        command.put.key = key.encode()
-        command.put.value = value.encode()
+        put = batch.commands.add(serial=1).put
+        put.key, put.value, put.lease = key.encode(), value.encode(), lease
+        return self.submit(node_id, batch, timeout_s)
+
+    def grant(self, node_id: int, ids: Sequence[int], ttl_ms: int) -> list[Outcome]:
+        batch = pipeline_pb2.CommandBatch()
+        for lease in ids:
+            grant = batch.commands.add(serial=lease).lease_grant
+            grant.id, grant.ttl_ms = lease, ttl_ms
+        return self.submit(node_id, batch)
+
+    def renew(self, node_id: int, lease: int) -> list[Outcome]:
+        batch = pipeline_pb2.CommandBatch()
+        batch.commands.add(serial=1).lease_renew.id = lease
+        return self.submit(node_id, batch)
+
+    def submit(self, node_id: int, batch: pipeline_pb2.CommandBatch, timeout_s: float = 5.0) -> list[Outcome]:
+        """Submit a batch at a node; it waits in a socket while the node is paused."""
+        node = self.nodes[node_id]
         outcomes: list[Outcome] = []
-        self.nodes[node_id].driver.submit(
-            Batch(batch.SerializeToString()), 1, int(timeout_s * 1e9), outcomes.append
+        item = Batch(batch.SerializeToString())
+        node.call(
+            node.epoch,
+            lambda: node.driver.submit(item, len(batch.commands), int(timeout_s * 1e9), outcomes.append),
         )
         return outcomes
 

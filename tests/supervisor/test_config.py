@@ -118,6 +118,20 @@ def test_listening_beyond_loopback_needs_to_be_asked_for(file: Path) -> None:
             "names of members (n1, n2)",
         ),
         ("data_dir", "datadir", "data_dir", "nothing", "it must be given"),
+        (
+            "cluster_id = 5",
+            "cluster_id = 5\nhistory_retention_s = -1",
+            "cluster.history_retention_s",
+            "-1",
+            "greater than or equal to 0",
+        ),
+        (
+            "cluster_id = 5",
+            "cluster_id = 5\nhistory_retention_s = 31622401",
+            "cluster.history_retention_s",
+            "31622401",
+            "less than or equal to 31622400",
+        ),
     ],
 )
 def test_a_wrong_setting_is_said_with_file_key_got_and_allowed(

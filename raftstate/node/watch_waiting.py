@@ -1,0 +1,68 @@
+"""Groups of watches that wait to be read for from the history, by where they stand in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from raftstate.node.watch_match import Intervals
+from raftstate.node.watch_scan import Position
+from raftstate.node.watch_stream import Group
+
+
+class Waiting:
+    """Groups that are behind, whose stream has room, and that no slice is being read for.
+
+    Those at the same position move on together, and take along whom they meet: the more there are, the fewer
+    slices for each.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[Position, dict[Group, None]] = {}
+        """By cursor; first the ones that came to where they are before all others."""
+
+    def __len__(self) -> int:
+        """Return how many positions they stand at."""
+        return len(self._groups)
+
+    def add(self, group: Group) -> None:
+        """Add a group that is behind."""
+        if group.cursor is not None:
+            self._groups.setdefault(group.cursor, {})[group] = None
+
+    def remove(self, group: Group) -> None:
+        """Remove a group, whose cursor has not changed since it was added; or do nothing."""
+        groups = None if group.cursor is None else self._groups.get(group.cursor)
+        if groups is not None and group.cursor is not None:
+            groups.pop(group, None)
+            if not groups:
+                del self._groups[group.cursor]
+
+    def longest_before(self, revision: int) -> Position | None:
+        """Return the position before `revision` that some wait at for the longest."""
+        return next((position for position in self._groups if position[0] < revision), None)
+
+    def first_from(self, revision: int) -> Position | None:
+        """Return the first position at `revision` or later that some wait at."""
+        return min((position for position in self._groups if position[0] >= revision), default=None)
+
+    def take(self, start: Position, reach: int, groups_max: int) -> list[Group]:
+        """Remove and return the groups that a slice from `start` on is for: nothing else moves them now.
+
+        `reach`: how many changes the slice has at most, and so revisions.
+        """
+        end = (start[0] + reach, 0)
+        taken: list[Group] = []
+        for position in sorted(position for position in self._groups if start <= position < end):
+            taken += self._groups[position]
+            if len(taken) >= groups_max:
+                break
+        del taken[groups_max:]
+        for group in taken:
+            self.remove(group)
+            group.scan = taken
+        return taken
+
+
+def finder(groups: list[Group]) -> Callable[[bytes], list[Group]]:
+    """Return what finds those of `groups` that want the changes to a key."""
+    return Intervals((group.kind[0], group.kind[1], group) for group in groups).find

@@ -1,0 +1,214 @@
+"""A node as the services see it, over real stores: what its reads wait for, and what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from raftstate.core.config import Config
+from raftstate.core.rawnode import RawNode
+from raftstate.errors import ClosedError, DeadlineError, OutOfRangeError
+from raftstate.machine.machine import Machine
+from raftstate.machine.reader import LeaseStatus, Sort, SortTarget
+from raftstate.machine.types import Batch, BatchResult, Member
+from raftstate.node.applier import StateApplier
+from raftstate.node.clock import LoopClock
+from raftstate.node.driver import Driver, Timing, World
+from raftstate.node.environment import PeerBody
+from raftstate.node.local import LocalNode
+from raftstate.node.service import NodeReader, ReadConsistency, WatchSpec
+from raftstate.node.startup import StartStorage
+from raftstate.pb.v1.pipeline_pb2 import CommandBatch
+from raftstate.store.log import LogStore
+from raftstate.store.log_writer import LogWriter
+from raftstate.store.state import StateStore
+
+MODES = list(ReadConsistency)
+
+
+class Nobody:
+    """The network of a node that is alone."""
+
+    def send(self, to: int, body: PeerBody) -> bool:
+        return False
+
+
+class Rig:
+    """A single node, led by itself."""
+
+    def __init__(self, path: Path) -> None:
+        loop = asyncio.get_running_loop()
+        clock = LoopClock(loop)
+        self.halts: list[BaseException] = []
+        self.log = LogStore.open(path / "log", map_bytes=1 << 28, create=True)
+        self.state = StateStore.create(path, map_bytes=1 << 28)
+        with self.state.write() as tables:
+            Machine.bootstrap(tables, 7, [Member(1, 1, "n1", "peer", "client")])
+        with self.state.read() as tables:
+            machine = Machine(tables)
+        self.writer = LogWriter(self.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
+        self.applier = StateApplier(
+            machine, self.state, self.writer, clock, self.halts.append, log_margin_bytes=1 << 20
+        )
+        config = Config(
+            id=1,
+            storage=StartStorage(self.log, machine.conf_state(), 0),
+            random=random.Random(1),
+            election_ticks=27,
+            heartbeat_ticks=1,
+            async_storage_writes=True,
+            check_quorum=True,
+            pre_vote=True,
+            disable_proposal_forwarding=True,
+        )
+        world = World(clock, Nobody(), self.writer, self.applier, random.Random(1), self.halts.append)
+        self.driver = Driver(RawNode(config), machine, world, Timing(15, 405))
+        self.node = LocalNode(self.driver, machine, self.log, self.state, clock, name="n1", version="0")
+        self.applier.on_applied(self.node.watch_hub.applied)
+        self.driver.start()
+
+    async def write(self, batch: CommandBatch) -> tuple[int, BatchResult]:
+        item = Batch(batch.SerializeToString())
+        index, _, result = await self.node.write(item, commands=len(batch.commands), timeout_s=5)
+        assert isinstance(result, BatchResult)
+        return index, result
+
+    async def put(self, key: bytes, value: bytes = b"", lease: int = 0) -> int:
+        batch = CommandBatch()
+        put = batch.commands.add(serial=1).put
+        put.key, put.value, put.lease = key, value, lease
+        return (await self.write(batch))[0]
+
+    async def close(self) -> None:
+        self.driver.stop()
+        self.writer.close()
+        self.node.close()
+        clean = await self.applier.close()
+        self.state.close(clean=clean)
+        self.log.close()
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path)
+    yield rig
+    await rig.close()
+    assert rig.halts == []
+
+
+def reader(
+    rig: Rig, mode: ReadConsistency, min_applied_index: int = 0, timeout_s: float = 5
+) -> AbstractAsyncContextManager[NodeReader]:
+    return rig.node.reader(
+        mode, max_staleness_ms=60_000, timeout_s=timeout_s, min_applied_index=min_applied_index
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_read_waits_until_the_index_that_it_names_is_applied(rig: Rig, mode: ReadConsistency) -> None:
+    index = await rig.put(b"a", b"1")
+
+    async def read() -> bytes | None:
+        async with reader(rig, mode, index + 1) as state:
+            assert state.applied_index > index
+            pair = await state.get(b"a")
+            return None if pair is None else pair.value
+
+    reading = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    assert not reading.done()
+    await rig.put(b"a", b"2")
+    assert await reading == b"2"
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_read_of_an_index_that_is_not_applied_in_time_says_how_far_this_node_is(
+    rig: Rig, mode: ReadConsistency
+) -> None:
+    index = await rig.put(b"a")
+    with pytest.raises(DeadlineError, match=f"waited for log index {index + 9}.*has applied {index}"):
+        async with reader(rig, mode, index + 9, timeout_s=0.03):
+            pass
+
+
+async def test_a_read_that_waits_when_the_node_stops_is_told_so(rig: Rig) -> None:
+    index = await rig.put(b"a")
+
+    async def read() -> None:
+        async with reader(rig, ReadConsistency.LOCAL, index + 9):
+            pass
+
+    reading = asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+    rig.driver.stop()
+    with pytest.raises(ClosedError):
+        await reading
+
+
+async def test_reads_of_the_past_reach_from_the_compacted_revision_to_the_latest(rig: Rig) -> None:
+    for value in (b"1", b"2", b"3"):
+        await rig.put(b"a", value)  # revisions 2, 3, 4
+    batch = CommandBatch()
+    batch.commands.add(serial=1).compact.revision = 3
+    await rig.write(batch)
+    by_value = Sort(SortTarget.VALUE, descending=True)
+    async with reader(rig, ReadConsistency.LINEARIZABLE) as state:
+        past = await state.get(b"a", revision=3)
+        assert past is not None
+        assert past.value == b"2"
+        page = await state.range(
+            b"a",
+            None,
+            limit=0,
+            keys_only=False,
+            count_only=False,
+            bytes_max=1 << 20,
+            revision=3,
+            sort=by_value,
+        )
+        assert page.kvs == [past]
+        for revision in (2, 5):
+            with pytest.raises(OutOfRangeError, match="valid are 3 to 4"):
+                await state.get(b"a", revision=revision)
+    assert rig.node.status().compacted_revision == 3
+
+
+async def test_a_lease_is_told_with_what_remains_of_it_and_its_keys(rig: Rig) -> None:
+    batch = CommandBatch()
+    for serial, lease in enumerate((5, 6, 7)):
+        grant = batch.commands.add(serial=serial).lease_grant
+        grant.id, grant.ttl_ms = lease, 60_000
+    await rig.write(batch)
+    await rig.put(b"b", lease=6)
+    await rig.put(b"a", lease=6)
+    async with reader(rig, ReadConsistency.LINEARIZABLE) as state:
+        found = await state.lease(6, keys_bytes_max=100)
+        assert found is not None
+        status, keys = found
+        assert (status.id, status.ttl_ms, status.key_count, keys) == (6, 60_000, 2, [b"a", b"b"])
+        assert 0 < status.remaining_ms <= 60_000
+        without_keys = await state.lease(6, keys_bytes_max=0)
+        assert without_keys is not None
+        assert without_keys[1] == []
+        assert await state.lease(8, keys_bytes_max=100) is None
+        page, more = await state.leases(above=5, limit=1)
+        assert ([lease.id for lease in page], more) == ([6], True)
+        assert isinstance(page[0], LeaseStatus)
+    assert rig.node.status().leases == 3
+
+
+async def test_watches_are_counted_and_told_what_is_applied(rig: Rig) -> None:
+    watches = rig.node.watches()
+    await watches.create(WatchSpec(1, b"a", None, 0), timeout_s=5)
+    assert (await watches.next()).created
+    assert rig.node.status().watches == 1
+    await rig.put(b"a", b"1")
+    news = await watches.next()
+    assert [event.kv.value for _, events in news.events for event in events] == [b"1"]
+    watches.close()
+    assert rig.node.status().watches == 0
