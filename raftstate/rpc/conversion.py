@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
-from raftstate.machine.types import Answer, KeyValue, Member, SessionId
-from raftstate.node.service import NodeService, NodeStatus, PeerStatus
-from raftstate.pb.v1 import cluster_pb2, common_pb2, pipeline_pb2
-from raftstate.rpc.status import refusal_of_fault
+from raftstate.machine.reader import LeaseStatus
+from raftstate.machine.types import (
+    Answer,
+    DeleteDone,
+    KeyValue,
+    Member,
+    OperationDone,
+    PutDone,
+    RangeDone,
+    SessionId,
+    TxnDone,
+)
+from raftstate.node.service import (
+    NodeReader,
+    NodeService,
+    NodeStatus,
+    PeerStatus,
+    WatchEnd,
+    WatchEvent,
+    WatchNews,
+)
+from raftstate.pb.v1 import cluster_pb2, common_pb2, lease_pb2, pipeline_pb2, txn_pb2, watch_pb2
+from raftstate.rpc.status import refusal_of_error, refusal_of_fault
+
+
+class Pairs(Protocol):
+    """A repeated field of pairs."""
+
+    def add(self) -> common_pb2.KeyValue:
+        """Append an empty pair, and return it."""
+        ...
 
 
 def header(
@@ -32,6 +60,16 @@ def write_header(service: NodeService, *, index: int, revision: int) -> common_p
     return header(service, revision=revision, applied_index=max(index, service.applied_index))
 
 
+def read_header(service: NodeService, reader: NodeReader) -> common_pb2.ResponseHeader:
+    """Return the header of a read's reply; to be made after the data was read."""
+    return header(
+        service,
+        revision=reader.revision,
+        applied_index=reader.applied_index,
+        staleness_bound_us=reader.staleness_bound_us,
+    )
+
+
 def session_id(session: common_pb2.SessionId) -> SessionId:
     """Return the machine's form of a session id."""
     return SessionId(session.index, session.nonce)
@@ -42,32 +80,107 @@ def session_message(session: SessionId) -> common_pb2.SessionId:
     return common_pb2.SessionId(index=session.index, nonce=session.nonce)
 
 
-def kv_message(kv: KeyValue) -> common_pb2.KeyValue:
-    """Return the wire's form of a pair."""
-    return common_pb2.KeyValue(
-        key=kv.key,
-        value=kv.value,
-        create_revision=kv.create_revision,
-        mod_revision=kv.mod_revision,
-        version=kv.version,
-        lease=kv.lease,
-    )
+def fill_kv(message: common_pb2.KeyValue, kv: KeyValue) -> None:
+    """Write a pair into an empty message."""
+    # Filled in place, field by field, it takes a third of the time of one made of keywords and then copied.
+    message.key = kv.key
+    message.value = kv.value
+    message.create_revision = kv.create_revision
+    message.mod_revision = kv.mod_revision
+    message.version = kv.version
+    message.lease = kv.lease
 
 
-def kv_messages(kvs: Iterable[KeyValue]) -> list[common_pb2.KeyValue]:
-    """Return the wire's form of many pairs."""
-    return [kv_message(kv) for kv in kvs]
+def fill_kvs(messages: Pairs, kvs: Iterable[KeyValue]) -> None:
+    """Append pairs to a repeated field."""
+    for kv in kvs:
+        fill_kv(messages.add(), kv)
 
 
 def answer_message(answer: Answer) -> pipeline_pb2.Answer:
     """Return the wire's form of what became of one command."""
-    return pipeline_pb2.Answer(
+    message = pipeline_pb2.Answer(
         serial=answer.serial,
         revision=answer.revision,
         error=None if answer.fault is None else refusal_of_fault(answer.fault).error,
         deleted=answer.deleted,
-        prev_kvs=kv_messages(answer.prev_kvs),
     )
+    fill_kvs(message.prev_kvs, answer.prev_kvs)
+    if answer.txn is not None:
+        fill_txn(message.txn, answer.txn)
+    if answer.lease is not None:
+        message.lease.id, message.lease.ttl_ms = answer.lease.id, answer.lease.ttl_ms
+    return message
+
+
+def fill_txn(message: txn_pb2.TxnResult, done: TxnDone) -> None:
+    """Write what came of a transaction into an empty message."""
+    message.succeeded = done.succeeded
+    for each in done.responses:
+        _fill_operation(message.responses.add(), each)
+
+
+def _fill_operation(message: txn_pb2.ResponseOp, done: OperationDone) -> None:
+    match done:
+        case RangeDone(kvs, more, count):
+            message.range.more, message.range.count = more, count
+            fill_kvs(message.range.kvs, kvs)
+        case PutDone(prev_kv):
+            message.put.SetInParent()
+            if prev_kv is not None:
+                fill_kv(message.put.prev_kv, prev_kv)
+        case DeleteDone(deleted, kvs):
+            message.delete.deleted = deleted
+            fill_kvs(message.delete.prev_kvs, kvs)
+
+
+def fill_lease(message: lease_pb2.LeaseStatus, lease: LeaseStatus) -> None:
+    """Write a lease into an empty message."""
+    message.id = lease.id
+    message.ttl_ms = lease.ttl_ms
+    message.remaining_ms = lease.remaining_ms
+    message.key_count = lease.key_count
+
+
+def watch_message(service: NodeService, news: WatchNews) -> watch_pb2.WatchResponse:
+    """Return the wire's form of what the watches of a stream have to say."""
+    message = watch_pb2.WatchResponse(
+        header=header(service, revision=news.revision, applied_index=news.applied_index),
+        progress=news.progress,
+        canceled=[_canceled_message(end) for end in news.ended],
+    )
+    for watch_id, start_revision in news.created:
+        message.created.add(watch_id=watch_id, start_revision=start_revision)
+    for watch_ids, events in news.events:
+        group = message.events.add(watch_ids=watch_ids)
+        for event in events:
+            _fill_event(group.events.add(), event)
+    return message
+
+
+def canceled_message(service: NodeService, watch_id: int, error: Exception) -> watch_pb2.WatchResponse:
+    """Return what refuses a watch."""
+    return watch_pb2.WatchResponse(
+        header=header(service, revision=service.revision, applied_index=service.applied_index),
+        canceled=[_canceled_message(WatchEnd(watch_id, error))],
+    )
+
+
+def _canceled_message(end: WatchEnd) -> watch_pb2.WatchCanceled:
+    error = None if end.error is None else refusal_of_error(end.error, write=False).error
+    return watch_pb2.WatchCanceled(
+        watch_id=end.watch_id, error=error, compacted_revision=end.compacted_revision
+    )
+
+
+def _fill_event(message: watch_pb2.Event, event: WatchEvent) -> None:
+    # Not kept for the next stream that wants the same event: to copy a message takes most of the time that it
+    # takes to fill one.
+    if event.is_delete:
+        message.kind = watch_pb2.Event.KIND_DELETE
+    fill_kv(message.kv, event.kv)
+    if event.prev_kv is not None:
+        fill_kv(message.prev_kv, event.prev_kv)
 
 
 def member_message(member: Member) -> cluster_pb2.Member:
@@ -117,4 +230,7 @@ def status_message(service: NodeService, status: NodeStatus) -> cluster_pb2.Stat
         alarms=list(status.alarms),
         leader_silent_ms=status.leader_silent_ms,
         keys=status.keys,
+        compacted_revision=status.compacted_revision,
+        leases=status.leases,
+        watches=status.watches,
     )

@@ -7,8 +7,8 @@ way.
 
 A batch's bytes go into the log as they came; only commands that fail their check make it be encoded again,
 without them. A batch counts as in flight until its answers are written: a client that sends without reading,
-or faster than the cluster commits, is held back by HTTP/2 flow control and not by this node's memory. The
-refusal of a batch is an answer to each of its commands. Bytes that are no batch, or more of one than its
+or faster than the cluster commits, is held back by the stream's flow control and not by this node's memory.
+The refusal of a batch is an answer to each of its commands. Bytes that are no batch, or more of one than its
 limits allow, end the stream, once everything before them is answered: answers to each command of such a
 message could take far more than the message did.
 """
@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
-
-import grpc
+from typing import NamedTuple
 
 from raftstate.errors import ResourceExhaustedError
 from raftstate.machine.command import check_batch, parse_batch
@@ -27,7 +25,8 @@ from raftstate.machine.types import Batch, BatchResult, Fault
 from raftstate.node.service import TIMEOUT_S_DEFAULT, NodeService
 from raftstate.pb.v1 import common_pb2, pipeline_pb2
 from raftstate.rpc.conversion import answer_message, write_header
-from raftstate.rpc.status import RefusedError, refusal_of_error, refusal_of_fault, refuse
+from raftstate.rpc.status import RefusedError, refusal_of_error, refusal_of_fault
+from raftstate.rpc.stream import Stream
 from raftstate.rpc.validation import check_cluster
 from raftstate.rpc.writing import apply_item
 
@@ -49,17 +48,19 @@ class PipelineHandlers:
         self._service = service
         self._streams = 0
 
-    async def write(self, _requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        """Serve one stream to its end."""
+    async def write(self, stream: Stream) -> None:
+        """Serve one stream to its end.
+
+        Raises `ResourceExhaustedError` at the limit of streams, `RefusedError` when what came was no batch.
+        """
         if self._streams >= STREAMS_MAX:
-            error = ResourceExhaustedError(
+            raise ResourceExhaustedError(
                 f"this node serves {self._streams} pipeline streams, its limit; share one, or use"
                 " another node"
             )
-            await refuse(context, refusal_of_error(error, write=False))
         self._streams += 1
         try:
-            await _Stream(self._service, context).serve()
+            await _Pipeline(self._service, stream).serve()
         finally:
             self._streams -= 1
 
@@ -103,12 +104,12 @@ class _Done(NamedTuple):
     answers: Sequence[pipeline_pb2.Answer]
 
 
-class _Stream:
+class _Pipeline:
     """One stream: a reader, a task for each batch, a writer."""
 
-    def __init__(self, service: NodeService, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    def __init__(self, service: NodeService, stream: Stream) -> None:
         self._service = service
-        self._context = context
+        self._stream = stream
         self._window = _Window()
         self._ready: list[_Done] = []
         self._any_ready = asyncio.Event()
@@ -122,11 +123,10 @@ class _Stream:
                 await self._window.wait_empty()
                 writer.cancel()
         except ExceptionGroup as group:
-            # The first failure (as a rule: of grpc, the client being gone) cancelled all others; grpc knows
-            # it by its class.
+            # The first failure (as a rule: of the stream, the client being gone) cancelled all others.
             raise group.exceptions[0] from None
         if garbage is not None:
-            await refuse(self._context, refusal_of_fault(garbage))
+            raise RefusedError(refusal_of_fault(garbage))
 
     async def _read_batches(self, tasks: asyncio.TaskGroup) -> Fault | None:
         """Start a task for each batch that arrives.
@@ -135,8 +135,8 @@ class _Stream:
         """
         while True:
             await self._window.wait_open()
-            raw = await self._context.read()
-            if raw is grpc.aio.EOF:
+            raw = await self._stream.read()
+            if raw is None:
                 return None
             batch = parse_batch(raw)
             if isinstance(batch, Fault):
@@ -150,7 +150,7 @@ class _Stream:
             self._any_ready.clear()
             ready, self._ready = self._ready, []
             for reply in self._replies(ready):
-                await self._context.write(reply)
+                await self._stream.write(reply)
             self._window.leave(len(ready), sum(done.size_bytes for done in ready))
 
     async def _run(self, raw: bytes, batch: pipeline_pb2.CommandBatch) -> None:
@@ -166,7 +166,7 @@ class _Stream:
             check_cluster(batch.cluster_id, self._service.cluster_id)
             check = check_batch(batch, self._service.machine_version)
             if check.fault is not None:
-                raise RefusedError(check.fault)
+                raise RefusedError(refusal_of_fault(check.fault))
             if check.faults:
                 refused = _take_out(batch, check.faults)
                 raw = batch.SerializeToString()

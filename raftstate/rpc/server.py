@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -9,12 +11,8 @@ from grpc_reflection.v1alpha import reflection
 from raftstate.address import is_loopback
 from raftstate.errors import ConfigError
 from raftstate.node.service import NodeService
-from raftstate.pb.v1 import cluster_pb2, kv_pb2, pipeline_pb2, session_pb2
-from raftstate.rpc.cluster import ClusterHandlers
-from raftstate.rpc.kv import KVHandlers
-from raftstate.rpc.pipeline import PipelineHandlers
-from raftstate.rpc.session import SessionHandlers
-from raftstate.rpc.unary import unary_method
+from raftstate.rpc.methods import methods_of, service_names
+from raftstate.rpc.serving import generic_handlers
 
 RECEIVE_BYTES_MAX = 20 << 20
 """A batch of one command with the longest key and value, with room; one of many commands has 1 MiB."""
@@ -26,17 +24,6 @@ KEEPALIVE_INTERVAL_MS = 10_000
 KEEPALIVE_TIMEOUT_MS = 5_000
 CLIENT_PING_INTERVAL_MS_MIN = 5_000
 """gRPC's default of 5 minutes would end the connections of clients that ping as often as this server does."""
-
-SERVICES = tuple(
-    module.DESCRIPTOR.services_by_name[name].full_name
-    for module, name in (
-        (kv_pb2, "KV"),
-        (pipeline_pb2, "Pipeline"),
-        (session_pb2, "Session"),
-        (cluster_pb2, "Cluster"),
-    )
-)
-KV, PIPELINE, SESSION, CLUSTER = SERVICES
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", RECEIVE_BYTES_MAX),
@@ -53,9 +40,12 @@ _OPTIONS = (
 class RpcServer:
     """A node's gRPC server, bound to its port. Made by `build_server`, on the running event loop."""
 
-    def __init__(self, server: grpc.aio.Server, port: int, *, is_serving: bool) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, port: int, services: Sequence[str], *, is_serving: bool
+    ) -> None:
         self._server = server
         self._port = port
+        self._services = services
         self._health = health.aio.HealthServicer()
         self._is_serving = is_serving
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -79,7 +69,7 @@ class RpcServer:
         self._is_serving = is_serving
         statuses = health_pb2.HealthCheckResponse
         status = statuses.SERVING if is_serving else statuses.NOT_SERVING
-        for name in (health.OVERALL_HEALTH, *SERVICES):
+        for name in (health.OVERALL_HEALTH, *self._services):
             await self._health.set(name, status)
 
     async def stop(self, grace_s: float) -> None:
@@ -102,9 +92,10 @@ def build_server(service: NodeService, *, host: str, port: int, insecure: bool =
     """
     check_listen_host(host, insecure=insecure)
     server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
-    for handlers in _handlers(service):
-        server.add_generic_rpc_handlers((handlers,))
-    reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    methods = methods_of(service)
+    services = service_names(methods)
+    server.add_generic_rpc_handlers(generic_handlers(methods))
+    reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         bound_port = server.add_insecure_port(address)
@@ -114,7 +105,7 @@ def build_server(service: NodeService, *, host: str, port: int, insecure: bool =
             " machine's",
             field="listen_client",
         ) from error
-    return RpcServer(server, bound_port, is_serving=service.is_serving)
+    return RpcServer(server, bound_port, services, is_serving=service.is_serving)
 
 
 def check_listen_host(host: str, *, insecure: bool) -> None:
@@ -126,34 +117,3 @@ def check_listen_host(host: str, *, insecure: bool) -> None:
             " network is trusted",
             field="listen_client",
         )
-
-
-def _handlers(service: NodeService) -> list[grpc.GenericRpcHandler]:
-    """Return the methods of all services. Requests arrive in them as bytes."""
-    kv, session, cluster = KVHandlers(service), SessionHandlers(service), ClusterHandlers(service)
-    pipeline = PipelineHandlers(service)
-    methods = {
-        KV: {
-            "Put": unary_method(kv_pb2.PutRequest, kv.put, write=True),
-            "Get": unary_method(kv_pb2.GetRequest, kv.get, write=False),
-            "Delete": unary_method(kv_pb2.DeleteRequest, kv.delete, write=True),
-            "Range": unary_method(kv_pb2.RangeRequest, kv.range, write=False),
-        },
-        PIPELINE: {
-            "Write": grpc.stream_stream_rpc_method_handler(
-                pipeline.write, response_serializer=pipeline_pb2.BatchReply.SerializeToString
-            ),
-        },
-        SESSION: {
-            "Register": unary_method(session_pb2.RegisterRequest, session.register, write=True),
-            "Cancel": unary_method(session_pb2.CancelRequest, session.cancel, write=True),
-            "Close": unary_method(session_pb2.CloseRequest, session.close, write=True),
-        },
-        CLUSTER: {
-            "Status": unary_method(cluster_pb2.StatusRequest, cluster.status, write=False),
-            "TransferLeader": unary_method(
-                cluster_pb2.TransferLeaderRequest, cluster.transfer_leader, write=True
-            ),
-        },
-    }
-    return [grpc.method_handlers_generic_handler(name, table) for name, table in methods.items()]

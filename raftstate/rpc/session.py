@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from raftstate.errors import InvalidArgumentError
 from raftstate.machine.command import check_ttl
-from raftstate.machine.types import (
-    Cancel,
-    Cancelled,
-    Close,
-    Closed,
-    Register,
-    Registered,
-)
+from raftstate.machine.types import Cancel, Cancelled, Close, Closed, Register, Registered
 from raftstate.node.service import NodeService
 from raftstate.pb.v1 import session_pb2
 from raftstate.rpc.conversion import answer_message, session_id, session_message, write_header
-from raftstate.rpc.status import RefusedError
+from raftstate.rpc.status import RefusedError, refusal_of_fault
 from raftstate.rpc.validation import check_cluster
 from raftstate.rpc.writing import apply_item
 
@@ -32,7 +25,7 @@ class SessionHandlers:
         """Open a session."""
         fault = check_ttl(request.ttl_ms)
         if fault is not None:
-            raise RefusedError(fault)
+            raise RefusedError(refusal_of_fault(fault))
         check_cluster(request.cluster_id, self._service.cluster_id)
         item = Register(request.nonce, request.ttl_ms, request.cluster_id)
         index, revision, registered = await apply_item(self._service, item, Registered, timeout_s=timeout_s)

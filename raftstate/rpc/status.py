@@ -11,10 +11,9 @@ log "failed" would be a lie.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple
 
 import grpc
-import structlog
 
 from raftstate.errors import (
     ClosedError,
@@ -24,6 +23,7 @@ from raftstate.errors import (
     FailedPreconditionError,
     IndefiniteError,
     InvalidArgumentError,
+    LeaseNotFoundError,
     NoLeaderError,
     OutOfRangeError,
     RaftstateError,
@@ -32,10 +32,11 @@ from raftstate.errors import (
     UnimplementedError,
     WrongClusterError,
 )
+from raftstate.logs import get_logger
 from raftstate.machine.types import Code, Fault
 from raftstate.pb.v1 import common_pb2
 
-logger = structlog.get_logger(__name__)
+logger = get_logger(__name__)
 
 TRAILER = "raftstate-error-bin"
 
@@ -69,6 +70,7 @@ _ROWS = (
     Row(Code.DATA_LOSS, DataLossError, grpc.StatusCode.DATA_LOSS),
     Row(Code.UNIMPLEMENTED, UnimplementedError, grpc.StatusCode.UNIMPLEMENTED),
     Row(Code.FAILED_PRECONDITION, FailedPreconditionError, grpc.StatusCode.FAILED_PRECONDITION),
+    Row(Code.LEASE_NOT_FOUND, LeaseNotFoundError, grpc.StatusCode.NOT_FOUND),
     # To a client a node that stops is one that has no leader: nothing was appended, another node may take it.
     Row(Code.NO_LEADER, ClosedError, grpc.StatusCode.UNAVAILABLE),
     Row(0, DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
@@ -81,22 +83,19 @@ _ROW_OF_ERROR = {row.error: row for row in _ROWS if row.error is not None}
 _DEFINITE_ON_WRITES = frozenset(_ROW_OF_ERROR) - {DataLossError, IndefiniteError}
 
 
-class RefusedError(RaftstateError):
-    """The machine refused a request, on its way to the client.
-
-    What it said was true of this transmission: it was not run.
-    """
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.message, field=fault.field)
-        self.fault = fault
-
-
 class Refusal(NamedTuple):
     """What a client is told in place of an answer."""
 
     status: grpc.StatusCode
     error: common_pb2.Error
+
+
+class RefusedError(RaftstateError):
+    """A request was refused, and this is what its client is told."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.error.message, field=refusal.error.field)
+        self.refusal = refusal
 
 
 def refusal_of_fault(fault: Fault) -> Refusal:
@@ -122,7 +121,7 @@ def refusal_of_error(error: Exception, *, write: bool) -> Refusal:
     `write`: the request may have changed something.
     """
     if isinstance(error, RefusedError):
-        return refusal_of_fault(error.fault)
+        return error.refusal
     row = next((_ROW_OF_ERROR[kind] for kind in type(error).__mro__ if kind in _ROW_OF_ERROR), None)
     if row is None or not isinstance(error, RaftstateError):
         return _unforeseen(error, write=write)
@@ -137,6 +136,7 @@ def refusal_of_error(error: Exception, *, write: bool) -> Refusal:
         leader_id=_number(detail, "leader_id"),
         leader_address=str(detail.get("leader_address") or ""),
         leader_silent_ms=_number(detail, "leader_silent_ms"),
+        compacted_revision=_number(detail, "compacted_revision"),
     )
     return Refusal(row.status, told)
 
@@ -151,14 +151,6 @@ def status_text(error: common_pb2.Error) -> str:
         if (value := getattr(error, name))
     ]
     return f"{error.message}; {', '.join(known)}"
-
-
-async def refuse(context: grpc.aio.ServicerContext[Any, Any], refusal: Refusal) -> NoReturn:
-    """End a call with this refusal."""
-    await context.abort(
-        refusal.status, status_text(refusal.error), ((TRAILER, refusal.error.SerializeToString()),)
-    )
-    raise AssertionError("unreachable: abort raises")
 
 
 def _unforeseen(error: Exception, *, write: bool) -> Refusal:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import grpc
 import pytest_asyncio
 
-from raftstate.pb.v1 import cluster_pb2_grpc, kv_pb2_grpc, pipeline_pb2_grpc, session_pb2_grpc
+from raftstate.pb.v1 import (
+    cluster_pb2_grpc,
+    kv_pb2_grpc,
+    lease_pb2_grpc,
+    pipeline_pb2_grpc,
+    session_pb2_grpc,
+    watch_pb2_grpc,
+)
 from raftstate.rpc.server import RpcServer, build_server
 from tests.rpc.fake_node import FakeNode
 
@@ -30,6 +37,14 @@ class Served:
     @property
     def session(self) -> session_pb2_grpc.SessionStub:
         return session_pb2_grpc.SessionStub(self.channel)
+
+    @property
+    def lease(self) -> lease_pb2_grpc.LeaseStub:
+        return lease_pb2_grpc.LeaseStub(self.channel)
+
+    @property
+    def watch(self) -> watch_pb2_grpc.WatchStub:
+        return watch_pb2_grpc.WatchStub(self.channel)
 
     @property
     def cluster(self) -> cluster_pb2_grpc.ClusterStub:

@@ -10,10 +10,18 @@ import msgspec
 
 from raftstate.core.types import Entry
 from raftstate.machine.machine import Machine
-from raftstate.machine.reader import RangePage, Reader
+from raftstate.machine.reader import LeaseStatus, RangePage, Reader, Sort
 from raftstate.machine.types import Envelope, Item, ItemResult, KeyValue, Member
-from raftstate.node.service import NodeReader, NodeStatus, PeerStatus, ReadConsistency, Role
+from raftstate.node.service import (
+    NodeReader,
+    NodeStatus,
+    NodeWatches,
+    PeerStatus,
+    ReadConsistency,
+    Role,
+)
 from tests.machine.memory_tables import MemoryTables
+from tests.rpc.fake_watches import FakeWatches
 
 CLUSTER_ID = 0xC1
 NODE_ID = 2
@@ -32,12 +40,13 @@ class FakeNode:
     `on_write`, `on_read`: run before a request is served; may wait, or raise what it is to fail with.
     `applied_lag`: how many entries this node is behind what `write` answers for, as a node that forwards is.
     `items`, `commands`: all that was given to `write`. `timeouts_s`: how long each request was to take.
+    `min_applied`: from which log index on each read was to be. `streams`: the watches of each stream so far.
+    `watches_error`: what the next stream of watches is refused with.
     """
 
     def __init__(self) -> None:
         self.cluster_id = CLUSTER_ID
         self.node_id = NODE_ID
-        self.machine_version = 1
         self.term = TERM
         self.is_serving = True
         self.on_write: Hook | None = None
@@ -47,9 +56,13 @@ class FakeNode:
         self.items: list[Item] = []
         self.commands: list[int] = []
         self.timeouts_s: list[float] = []
-        self._tables = MemoryTables()
-        Machine.bootstrap(self._tables, CLUSTER_ID, MEMBERS)
-        self._machine = Machine(self._tables)
+        self.min_applied: list[int] = []
+        self.streams: list[FakeWatches] = []
+        self.watches_error: Exception | None = None
+        self.tables = MemoryTables()
+        Machine.bootstrap(self.tables, CLUSTER_ID, MEMBERS)
+        self._machine = Machine(self.tables)
+        self.machine_version = self._machine.machine_version
 
     @property
     def applied_index(self) -> int:
@@ -59,6 +72,10 @@ class FakeNode:
     def revision(self) -> int:
         return self._machine.revision
 
+    @property
+    def compacted_revision(self) -> int:
+        return self._machine.compacted_revision
+
     async def write(self, item: Item, *, commands: int, timeout_s: float) -> tuple[int, int, ItemResult]:
         self.items.append(item)
         self.commands.append(commands)
@@ -67,13 +84,21 @@ class FakeNode:
             await self.on_write(item)
         index = self._machine.applied_index + 1
         data = msgspec.msgpack.encode(Envelope(1_000 * index, 1_000 * index, [item]))
-        (result,) = self._machine.apply(self._tables, [Entry(index, TERM, data=data)])
+        (result,) = self._machine.apply(self.tables, [Entry(index, TERM, data=data)])
+        for watches in self.streams:
+            watches.wake()
         return index, result.revision, result.items[0]
 
     def reader(
-        self, consistency: ReadConsistency, *, max_staleness_ms: int, timeout_s: float
+        self,
+        consistency: ReadConsistency,
+        *,
+        max_staleness_ms: int,
+        timeout_s: float,
+        min_applied_index: int = 0,
     ) -> AbstractAsyncContextManager[NodeReader]:
         self.timeouts_s.append(timeout_s)
+        self.min_applied.append(min_applied_index)
         return self._open_reader(consistency, max_staleness_ms)
 
     @asynccontextmanager
@@ -82,7 +107,13 @@ class FakeNode:
     ) -> AsyncIterator[NodeReader]:
         if self.on_read is not None:
             await self.on_read(consistency, max_staleness_ms)
-        yield FakeReader(Reader(self._tables), self.staleness_bound_us)
+        yield FakeReader(Reader(self.tables), self.staleness_bound_us, self._machine.lease_clock_ms)
+
+    def watches(self) -> NodeWatches:
+        if self.watches_error is not None:
+            raise self.watches_error
+        self.streams.append(FakeWatches(self))
+        return self.streams[-1]
 
     def status(self) -> NodeStatus:
         return NodeStatus(
@@ -104,6 +135,9 @@ class FakeNode:
             state_bytes=8_192,
             sessions=5,
             keys=6,
+            compacted_revision=4,
+            leases=7,
+            watches=8,
             members=MEMBERS,
             progress=(PeerStatus(1, 20, 22, "replicate", recently_active=True),),
             alarms=("the disk is slow",),
@@ -120,14 +154,15 @@ class FakeNode:
 class FakeReader:
     """Implements `NodeReader`."""
 
-    def __init__(self, reader: Reader, staleness_bound_us: int | None) -> None:
+    def __init__(self, reader: Reader, staleness_bound_us: int | None, clock_ms: int) -> None:
         self._reader = reader
+        self._clock_ms = clock_ms
         self.revision = reader.revision
         self.applied_index = reader.applied_index
         self.staleness_bound_us = staleness_bound_us
 
-    async def get(self, key: bytes) -> KeyValue | None:
-        return self._reader.get(key)
+    async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:
+        return self._reader.get(key, revision=revision)
 
     async def range(
         self,
@@ -138,10 +173,30 @@ class FakeReader:
         keys_only: bool,
         count_only: bool,
         bytes_max: int,
+        revision: int = 0,
+        sort: Sort | None = None,
+        skip_count: bool = False,
     ) -> RangePage:
         return self._reader.range(
-            start, end, limit=limit, keys_only=keys_only, count_only=count_only, bytes_max=bytes_max
+            start,
+            end,
+            limit=limit,
+            keys_only=keys_only,
+            count_only=count_only,
+            bytes_max=bytes_max,
+            revision=revision,
+            sort=sort,
+            skip_count=skip_count,
         )
+
+    async def lease(self, lease_id: int, *, keys_bytes_max: int) -> tuple[LeaseStatus, list[bytes]] | None:
+        found = self._reader.lease(lease_id, self._clock_ms)
+        if found is None:
+            return None
+        return found, self._reader.lease_keys(lease_id, keys_bytes_max) if keys_bytes_max else []
+
+    async def leases(self, *, above: int, limit: int) -> tuple[list[LeaseStatus], bool]:
+        return self._reader.leases(above, limit, self._clock_ms)
 
 
 class Gate:

@@ -8,7 +8,8 @@ import grpc
 import pytest
 from google.protobuf.message import Message
 
-from raftstate.pb.v1 import cluster_pb2, common_pb2, kv_pb2, session_pb2
+from raftstate.pb.v1 import cluster_pb2, common_pb2, kv_pb2, lease_pb2, session_pb2, txn_pb2
+from raftstate.pb.v1.txn_pb2 import Compare, RequestOp
 from tests.rpc.conftest import Served
 from tests.rpc.errors import refusal
 from tests.rpc.fake_node import CLUSTER_ID
@@ -16,6 +17,11 @@ from tests.rpc.fake_node import CLUSTER_ID
 LONG = b"k" * 481
 SESSION = common_pb2.SessionId(index=1, nonce=2)
 OTHER_CLUSTER = 0xBAD
+
+
+def get(key: bytes, range_end: bytes = b"", **fields: int) -> RequestOp:
+    return RequestOp(range=txn_pb2.RangeOp(key=key, range_end=range_end, **fields))  # type: ignore[arg-type]
+
 
 INVALID: list[tuple[str, Message, str, str]] = [
     ("KV/Put", kv_pb2.PutRequest(), "key", "key must have 1 to 480 bytes, got 0"),
@@ -75,6 +81,79 @@ INVALID: list[tuple[str, Message, str, str]] = [
         "range_end must have 1 to 480 bytes, got 481",
     ),
     (
+        "KV/Range",
+        kv_pb2.RangeRequest(key=b"a", sort_order=3),  # type: ignore[arg-type]
+        "sort_order",
+        "sort_order must be one of 0 (none), 1 (ascend), 2 (descend), got 3",
+    ),
+    (
+        "KV/Range",
+        kv_pb2.RangeRequest(key=b"a", sort_target=5),  # type: ignore[arg-type]
+        "sort_target",
+        "3 (mod_revision), 4 (value), got 5",
+    ),
+    ("KV/Txn", kv_pb2.TxnRequest(), "txn", "txn is missing"),
+    *(
+        ("KV/Txn", kv_pb2.TxnRequest(txn=txn), field, says)
+        for txn, field, says in (
+            (txn_pb2.TxnCommand(compares=[Compare(key=b"a")]), "compares[0].target", "got none"),
+            (txn_pb2.TxnCommand(compares=[Compare(version=1)]), "compares[0].key", "bytes, got 0"),
+            (
+                txn_pb2.TxnCommand(compares=[Compare(key=b"a", version=1, result=4)]),  # type: ignore[arg-type]
+                "compares[0].result",
+                "got 4",
+            ),
+            (txn_pb2.TxnCommand(success=[get(b"a"), RequestOp()]), "success[1].op", "got none"),
+            (txn_pb2.TxnCommand(failure=[get(b"")]), "failure[0].range.key", "480 bytes, got 0"),
+            (txn_pb2.TxnCommand(failure=[get(b"a", LONG)]), "failure[0].range.range_end", "bytes, got 481"),
+            (txn_pb2.TxnCommand(success=[get(b"a", sort_order=3)]), "success[0].range.sort_order", "got 3"),
+            (txn_pb2.TxnCommand(success=[get(b"a", sort_target=9)]), "success[0].range.sort_target", "got 9"),
+            (
+                txn_pb2.TxnCommand(success=[RequestOp(put=txn_pb2.PutCommand(key=LONG))]),
+                "success[0].put.key",
+                "480 bytes, got 481",
+            ),
+            (
+                txn_pb2.TxnCommand(
+                    success=[RequestOp(put=txn_pb2.PutCommand(key=b"a", value=bytes((8 << 20) + 1)))]
+                ),
+                "success[0].put.value",
+                "got 8388609",
+            ),
+            (
+                txn_pb2.TxnCommand(success=[RequestOp(delete=txn_pb2.DeleteCommand())]),
+                "success[0].delete.key",
+                "480 bytes, got 0",
+            ),
+        )
+    ),
+    ("KV/Compact", kv_pb2.CompactRequest(), "revision", "revision must be at least 1, got 0"),
+    *(
+        ("Lease/Grant", lease_pb2.LeaseGrantRequest(ttl_ms=ttl_ms), "ttl_ms", f"86400000, got {ttl_ms}")
+        for ttl_ms in (0, 999, 86_400_001)
+    ),
+    ("Lease/Revoke", lease_pb2.LeaseRevokeRequest(), "id", "got 0"),
+    ("Lease/Renew", lease_pb2.LeaseRenewRequest(), "id", "got 0"),
+    (
+        "Lease/Renew",
+        lease_pb2.LeaseRenewRequest(id=1, context=kv_pb2.WriteContext(floor=4)),
+        "context.session",
+        "got serial 0, floor 4; register a session",
+    ),
+    ("Lease/TimeToLive", lease_pb2.LeaseTimeToLiveRequest(), "id", "got 0"),
+    (
+        "Lease/TimeToLive",
+        lease_pb2.LeaseTimeToLiveRequest(id=1, consistency=3),  # type: ignore[arg-type]
+        "consistency",
+        "got 3",
+    ),
+    (
+        "Lease/List",
+        lease_pb2.LeaseListRequest(consistency=3),  # type: ignore[arg-type]
+        "consistency",
+        "got 3",
+    ),
+    (
         "Session/Register",
         session_pb2.RegisterRequest(nonce=1, ttl_ms=9_999),
         "ttl_ms",
@@ -119,8 +198,9 @@ async def test_a_malformed_request_is_refused_with_field_got_and_limit(
 @pytest.mark.parametrize(
     "method",
     [
-        *(f"KV/{name}" for name in ("Put", "Get", "Delete", "Range")),
+        *(f"KV/{name}" for name in ("Put", "Get", "Delete", "Range", "Txn", "Compact")),
         *(f"Session/{name}" for name in ("Register", "Cancel", "Close")),
+        *(f"Lease/{name}" for name in ("Grant", "Revoke", "Renew", "TimeToLive", "List")),
         *(f"Cluster/{name}" for name in ("Status", "TransferLeader")),
     ],
 )
@@ -158,6 +238,21 @@ async def test_an_unknown_field_below_a_known_one_is_refused_and_located(served:
     [
         ("KV/Put", kv_pb2.PutRequest(key=b"a", context=kv_pb2.WriteContext(cluster_id=OTHER_CLUSTER))),
         ("KV/Delete", kv_pb2.DeleteRequest(key=b"a", context=kv_pb2.WriteContext(cluster_id=OTHER_CLUSTER))),
+        *(
+            (method, kind(context=kv_pb2.WriteContext(cluster_id=OTHER_CLUSTER)))
+            for method, kind in (
+                ("KV/Compact", kv_pb2.CompactRequest),
+                ("Lease/Grant", lease_pb2.LeaseGrantRequest),
+                ("Lease/Revoke", lease_pb2.LeaseRevokeRequest),
+                ("Lease/Renew", lease_pb2.LeaseRenewRequest),
+            )
+        ),
+        (
+            "KV/Txn",
+            kv_pb2.TxnRequest(
+                txn=txn_pb2.TxnCommand(), context=kv_pb2.WriteContext(cluster_id=OTHER_CLUSTER)
+            ),
+        ),
         ("Session/Register", session_pb2.RegisterRequest(nonce=1, cluster_id=OTHER_CLUSTER)),
         ("Session/Cancel", session_pb2.CancelRequest(session=SESSION, serial=1, cluster_id=OTHER_CLUSTER)),
         ("Session/Close", session_pb2.CloseRequest(session=SESSION, cluster_id=OTHER_CLUSTER)),
@@ -173,6 +268,27 @@ async def test_a_write_for_another_cluster_never_reaches_the_log(
         common_pb2.OUTCOME_NOT_APPLIED,
     )
     assert "is of cluster 00000000000000c1, the request is for cluster 0000000000000bad" in told.text
+    assert served.node.items == []
+
+
+@pytest.mark.case(75)
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("compares", "txn.compares.99"), ("success", "txn.success.range.99")],
+)
+async def test_an_unknown_field_deep_in_a_transaction_is_refused_and_located(
+    served: Served, path: str, field: str
+) -> None:
+    unknown = b"\x9a\x06\x01x"  # field 99, one byte
+    if path == "compares":
+        compare = Compare(key=b"a", version=1).SerializeToString() + unknown
+        txn = b"\x0a" + bytes([len(compare)]) + compare
+    else:
+        operation = txn_pb2.RangeOp(key=b"a").SerializeToString() + unknown
+        request_op = b"\x0a" + bytes([len(operation)]) + operation
+        txn = b"\x12" + bytes([len(request_op)]) + request_op
+    told = await refusal(caller(served, "KV/Txn")(b"\x0a" + bytes([len(txn)]) + txn))
+    assert (told.status, told.error.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
     assert served.node.items == []
 
 
@@ -232,6 +348,9 @@ async def test_status_is_served_in_full(served: Served) -> None:
         ],
         alarms=["the disk is slow"],
         keys=6,
+        compacted_revision=4,
+        leases=7,
+        watches=8,
     )
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import grpc
 import pytest
 
 from raftstate.machine.types import Batch
 from raftstate.node.service import ReadConsistency
-from raftstate.pb.v1 import common_pb2, kv_pb2, pipeline_pb2, txn_pb2
+from raftstate.pb.v1 import common_pb2, kv_pb2, lease_pb2, pipeline_pb2, txn_pb2
 from raftstate.rpc import kv
-from raftstate.rpc.unary import time_to_answer_s
+from raftstate.rpc.serving import time_to_answer_s
 from tests.rpc.conftest import Served
+from tests.rpc.errors import refusal
 from tests.rpc.fake_node import CLUSTER_ID, NODE_ID, TERM, Gate, take
 
 
@@ -106,6 +108,88 @@ async def test_reads_pass_on_the_consistency_that_was_asked_for(served: Served) 
         (ReadConsistency.BOUNDED, 200),
         (ReadConsistency.LOCAL, 50),
     ]
+
+
+@pytest.mark.parametrize(
+    ("order", "target", "keys"),
+    [
+        (txn_pb2.SORT_ORDER_NONE, txn_pb2.SORT_TARGET_KEY, [b"a", b"b", b"c"]),
+        (txn_pb2.SORT_ORDER_ASCEND, txn_pb2.SORT_TARGET_KEY, [b"a", b"b", b"c"]),
+        (txn_pb2.SORT_ORDER_DESCEND, txn_pb2.SORT_TARGET_KEY, [b"c", b"b", b"a"]),
+        (txn_pb2.SORT_ORDER_ASCEND, txn_pb2.SORT_TARGET_VALUE, [b"c", b"b", b"a"]),
+        (txn_pb2.SORT_ORDER_NONE, txn_pb2.SORT_TARGET_VALUE, [b"c", b"b", b"a"]),
+        (txn_pb2.SORT_ORDER_DESCEND, txn_pb2.SORT_TARGET_VALUE, [b"a", b"b", b"c"]),
+        (txn_pb2.SORT_ORDER_DESCEND, txn_pb2.SORT_TARGET_VERSION, [b"a", b"b", b"c"]),
+        (txn_pb2.SORT_ORDER_DESCEND, txn_pb2.SORT_TARGET_CREATE_REVISION, [b"b", b"c", b"a"]),
+        (txn_pb2.SORT_ORDER_ASCEND, txn_pb2.SORT_TARGET_MOD_REVISION, [b"c", b"b", b"a"]),
+    ],
+)
+async def test_a_range_comes_in_the_order_asked_for(
+    served: Served, order: txn_pb2.SortOrder, target: txn_pb2.SortTarget, keys: list[bytes]
+) -> None:
+    for key, value in ((b"a", b"9"), (b"c", b"1"), (b"b", b"2"), (b"a", b"3")):
+        await put(served, key, value)
+    request = kv_pb2.RangeRequest(key=b"a", range_end=b"z", sort_order=order, sort_target=target)
+    found = await served.kv.Range(request)
+    assert [each.key for each in found.kvs] == keys
+    request.limit = 1
+    first = await served.kv.Range(request)
+    assert ([each.key for each in first.kvs], first.more, first.count) == (keys[:1], True, 3)
+
+
+async def test_reads_of_the_past(served: Served) -> None:
+    await put(served, b"a", b"1")
+    await put(served, b"b", b"2")
+    await served.kv.Delete(kv_pb2.DeleteRequest(key=b"a"))
+    head = header(revision=4, applied_index=3)
+    assert await served.kv.Get(kv_pb2.GetRequest(key=b"a")) == kv_pb2.GetResponse(header=head)
+    past = await served.kv.Get(kv_pb2.GetRequest(key=b"a", revision=3))
+    assert past == kv_pb2.GetResponse(header=head, kv=pair(b"a", b"1", 2, 2, 1))
+    found = await served.kv.Range(kv_pb2.RangeRequest(key=b"a", range_end=b"z", revision=2))
+    assert found == kv_pb2.RangeResponse(header=head, kvs=[pair(b"a", b"1", 2, 2, 1)], count=1)
+
+
+async def test_compaction_takes_the_history_before_it_and_leaves_the_rest(served: Served) -> None:
+    for value in (b"1", b"2", b"3", b"4"):
+        await put(served, b"a", value)
+    compacted = await served.kv.Compact(kv_pb2.CompactRequest(revision=3))
+    assert compacted == kv_pb2.CompactResponse(header=header(revision=5, applied_index=5))
+    assert (await served.kv.Get(kv_pb2.GetRequest(key=b"a", revision=3))).kv.value == b"2"
+    for read in (
+        served.kv.Get(kv_pb2.GetRequest(key=b"a", revision=2)),
+        served.kv.Range(kv_pb2.RangeRequest(key=b"a", revision=2)),
+        served.kv.Get(kv_pb2.GetRequest(key=b"a", revision=6)),
+        served.kv.Range(kv_pb2.RangeRequest(key=b"a", revision=6, count_only=True)),
+        served.kv.Compact(kv_pb2.CompactRequest(revision=3)),
+        served.kv.Compact(kv_pb2.CompactRequest(revision=6)),
+    ):
+        told = await refusal(read)
+        assert (told.status, told.error.code, told.error.outcome) == (
+            grpc.StatusCode.OUT_OF_RANGE,
+            common_pb2.ERROR_CODE_OUT_OF_RANGE,
+            common_pb2.OUTCOME_NOT_APPLIED,
+        )
+        assert told.error.field == "revision"
+        assert re.search(r"\b[34] to 5\b", told.error.message), "the valid range"
+        assert told.error.message in told.text
+
+
+async def test_reads_pass_on_the_log_index_that_they_must_include(served: Served) -> None:
+    await served.kv.Get(kv_pb2.GetRequest(key=b"a", min_applied_index=17))
+    await served.kv.Range(kv_pb2.RangeRequest(key=b"a", min_applied_index=(1 << 64) - 1))
+    await served.kv.Get(kv_pb2.GetRequest(key=b"a"))
+    assert served.node.min_applied == [17, (1 << 64) - 1, 0]
+
+
+async def test_a_put_attaches_its_key_to_a_lease(served: Served) -> None:
+    await served.lease.Grant(lease_pb2.LeaseGrantRequest(id=7, ttl_ms=60_000))
+    await served.kv.Put(kv_pb2.PutRequest(key=b"a", lease=7))
+    assert (await served.kv.Get(kv_pb2.GetRequest(key=b"a"))).kv.lease == 7
+    told = await refusal(served.kv.Put(kv_pb2.PutRequest(key=b"a", lease=8)))
+    assert (told.status, told.error.code) == (
+        grpc.StatusCode.NOT_FOUND,
+        common_pb2.ERROR_CODE_LEASE_NOT_FOUND,
+    )
 
 
 async def test_delete_of_one_key_of_none_and_of_a_range(served: Served) -> None:

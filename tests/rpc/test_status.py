@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from structlog.testing import capture_logs
 
 from raftstate import errors
+from raftstate.machine.reader import SortTarget
 from raftstate.machine.types import Code, Fault, Item
 from raftstate.node.service import ReadConsistency, Role
-from raftstate.pb.v1 import cluster_pb2, common_pb2, kv_pb2
+from raftstate.pb.v1 import cluster_pb2, common_pb2, kv_pb2, txn_pb2
 from raftstate.rpc.status import MESSAGE_CHARACTERS_MAX, refusal_of_error, refusal_of_fault
+from raftstate.rpc.validation import SortOrder
 from tests.rpc.conftest import Served
 from tests.rpc.errors import refusal
 
@@ -31,11 +32,13 @@ ERRORS: list[tuple[type[errors.RaftstateError], grpc.StatusCode, int, int, int]]
     (errors.DataLossError, S.DATA_LOSS, 12, UNKNOWN, NOT_APPLIED),
     (errors.UnimplementedError, S.UNIMPLEMENTED, 13, NOT_APPLIED, NOT_APPLIED),
     (errors.FailedPreconditionError, S.FAILED_PRECONDITION, 14, NOT_APPLIED, NOT_APPLIED),
+    (errors.LeaseNotFoundError, S.NOT_FOUND, 15, NOT_APPLIED, NOT_APPLIED),
     (errors.ClosedError, S.UNAVAILABLE, 5, NOT_APPLIED, NOT_APPLIED),
     (errors.DeadlineError, S.DEADLINE_EXCEEDED, 0, NOT_APPLIED, NOT_APPLIED),
     (errors.StorageError, S.INTERNAL, 0, UNKNOWN, NOT_APPLIED),
     (errors.InvariantError, S.INTERNAL, 0, UNKNOWN, NOT_APPLIED),
     (errors.ConfigError, S.INTERNAL, 0, UNKNOWN, NOT_APPLIED),
+    (errors.LockLostError, S.INTERNAL, 0, UNKNOWN, NOT_APPLIED),
 ]
 
 FAULTS = {
@@ -53,6 +56,7 @@ FAULTS = {
     Code.DATA_LOSS: S.DATA_LOSS,
     Code.UNIMPLEMENTED: S.UNIMPLEMENTED,
     Code.FAILED_PRECONDITION: S.FAILED_PRECONDITION,
+    Code.LEASE_NOT_FOUND: S.NOT_FOUND,
 }
 
 
@@ -86,6 +90,9 @@ def test_the_machines_codes_and_the_nodes_enums_have_the_wires_numbers() -> None
     assert {f"CONSISTENCY_{each.name}": each.value for each in ReadConsistency} == dict(
         common_pb2.Consistency.items()
     )
+    orders = {f"SORT_ORDER_{order.name}": order.value for order in SortOrder}
+    targets = {f"SORT_TARGET_{target.name}": target.value for target in SortTarget}
+    assert (orders, targets) == (dict(txn_pb2.SortOrder.items()), dict(txn_pb2.SortTarget.items()))
     roles = {name: number for name, number in cluster_pb2.Role.items() if number}
     assert {f"ROLE_{role.name}": role.value for role in Role} == roles
 
@@ -132,17 +139,17 @@ async def test_without_a_leader_a_write_is_told_what_the_node_knows(served: Serv
 
 
 async def test_what_nobody_foresaw_is_logged_with_its_traceback_and_of_unknown_outcome(
-    served: Served,
+    served: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     raise_on_write(served, ZeroDivisionError("secret internals"))
-    with capture_logs() as logs:
-        told = await refusal(served.kv.Put(kv_pb2.PutRequest(key=b"a")))
+    told = await refusal(served.kv.Put(kv_pb2.PutRequest(key=b"a")))
     assert told.status is S.INTERNAL
     assert told.text == "the node failed inside (ZeroDivisionError); its log says more; outcome=unknown"
-    assert [(log["log_level"], log["write"], type(log["exc_info"])) for log in logs] == [
-        ("error", True, ZeroDivisionError)
-    ]
-    assert logs[0]["exc_info"].__traceback__ is not None
+    [record] = caplog.records
+    assert (record.levelname, record.values["write"]) == ("ERROR", True)  # type: ignore[attr-defined]
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+    assert record.exc_info[2] is not None
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ async def generate(target: Path) -> None:
     (target / "raftstate" / "__init__.py").touch()
 
 
-async def test_a_program_with_grpcio_and_the_proto_files_can_put_get_and_pipeline(tmp_path: Path) -> None:
+async def test_a_program_with_grpcio_and_the_proto_files_can_use_every_service(tmp_path: Path) -> None:
     await generate(tmp_path)
     server = build_server(FakeNode(), host="127.0.0.1", port=0)
     await server.start()
@@ -55,6 +55,22 @@ async def test_a_program_with_grpcio_and_the_proto_files_can_put_get_and_pipelin
                     "distinct_answers": 4,
                     "all_done": True,
                     "versions": [1, 1, 1, 1],
+                },
+                "claim": {
+                    "succeeded": [True, False],
+                    "holder": "first",
+                    "keys_of_the_lease": True,
+                    "deleted_with_the_lease": 1,
+                    "is_there_now": False,
+                    "was_there_then": "first",
+                },
+                "watch": {
+                    "created": 1,
+                    "kinds": ["KIND_PUT", "KIND_PUT", "KIND_DELETE"],
+                    "values": ["1", "2", ""],
+                    "previous": ["", "1", "2"],
+                    "canceled": [1],
+                    "and_nothing_else": True,
                 },
             }
         },
