@@ -6,15 +6,26 @@ import pytest
 
 from raftstate.client import async_client, faults, limits
 from raftstate.client import url as client_url
+from raftstate.folder import CLIENT_PORT_DEFAULT, HOST
 from raftstate.machine import types
 from raftstate.node import service
-from raftstate.rpc import server, status
+from raftstate.rpc import kv, server, status
 from raftstate.state import workflow
-from raftstate.supervisor import CLIENT_PORT_DEFAULT, HOST, NODES_DEFAULT
+from raftstate.supervisor import NODES_DEFAULT
 
 
 @pytest.mark.parametrize(
-    "name", ["KEY_BYTES_MAX", "VALUE_BYTES_MAX", "BATCH_COMMANDS_MAX", "BATCH_BYTES_MAX", "SESSION_WINDOW"]
+    "name",
+    [
+        "KEY_BYTES_MAX",
+        "VALUE_BYTES_MAX",
+        "BATCH_COMMANDS_MAX",
+        "BATCH_BYTES_MAX",
+        "SESSION_WINDOW",
+        "TXN_OPERATIONS_MAX",
+        "LEASE_TTL_MS_MIN",
+        "LEASE_TTL_MS_MAX",
+    ],
 )
 def test_the_client_checks_by_the_machine_s_limits(name: str) -> None:
     assert getattr(limits, name) == getattr(types, name)
@@ -22,6 +33,14 @@ def test_the_client_checks_by_the_machine_s_limits(name: str) -> None:
 
 def test_a_client_sends_nothing_that_is_too_large_for_a_server() -> None:
     assert limits.MESSAGE_BYTES_MAX == server.RECEIVE_BYTES_MAX
+
+
+def test_a_command_leaves_room_in_its_message_for_what_its_batch_may_say() -> None:
+    assert limits.COMMAND_BYTES_MAX + types.BATCH_HEAD_BYTES_MAX <= server.RECEIVE_BYTES_MAX
+
+
+def test_a_page_of_a_scan_is_what_a_node_puts_in_a_reply() -> None:
+    assert limits.PAGE_PAIRS_MAX == kv.RANGE_PAIRS_MAX
 
 
 def test_a_checkpoint_s_row_may_be_as_large_as_a_value() -> None:

@@ -3,46 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from raftstate.client import fork, limits, requests
-from raftstate.client.channels import Channels
-from raftstate.client.faults import RpcFailure
-from raftstate.client.leader import LeaderTracker
-from raftstate.client.ledger import Write
-from raftstate.client.limits import BytesLike, Key
-from raftstate.client.methods import GET, RANGE, TRANSFER_LEADER
-from raftstate.client.pipeline import Pipeline
+from raftstate.client import cluster, fork, limits, requests
+from raftstate.client.claim import TTL_S_DEFAULT
+from raftstate.client.election import AsyncElection
+from raftstate.client.lease import AsyncLease, check_lease
+from raftstate.client.limits import BytesLike, HasId, Key
+from raftstate.client.links import Links
+from raftstate.client.lock import AsyncLock
+from raftstate.client.methods import GET, LEASES, RANGE
+from raftstate.client.operations import Compact, Delete, Operation, Put
 from raftstate.client.reads import ReadReply, ReadRequest, read
-from raftstate.client.results import key_value, node_status, range_result
-from raftstate.client.transport import Method, Transport
+from raftstate.client.results import key_value, lease_status, range_result
+from raftstate.client.scan import AsyncScan
+from raftstate.client.transport import Method
+from raftstate.client.txn import AsyncTxn
 from raftstate.client.types import (
     Consistency,
     DeleteResult,
     KeyValue,
+    LeaseStatus,
     NodeStatus,
     PutResult,
     RangeResult,
+    SortBy,
 )
 from raftstate.client.url import endpoints_of
-from raftstate.errors import (
-    ClosedError,
-    FailedPreconditionError,
-    IndefiniteError,
-    InvalidArgumentError,
-    NoLeaderError,
-)
-from raftstate.pb.v1 import cluster_pb2
+from raftstate.client.watch import AsyncWatch, watch_request
+from raftstate.client.watch_inbox import EventKind
+from raftstate.errors import ClosedError, FailedPreconditionError, IndefiniteError
+from raftstate.pb.v1 import kv_pb2, lease_pb2
+
+T = TypeVar("T")
+SessionRequest = TypeVar("SessionRequest", kv_pb2.GetRequest, kv_pb2.RangeRequest)
 
 TIMEOUT_S_DEFAULT = 5.0
 """Several elections: a change of leader in the middle of a call should not fail it."""
 MAX_LAG_MS_DEFAULT = 50
 """A few heartbeats: a healthy follower is never further behind."""
-
-STATUS_S_MAX = 2.0
-"""Whoever waits for the list can't tell a node that takes longer from a dead one anyway."""
 
 if TYPE_CHECKING:
     from raftstate.state import AsyncWorkflow
@@ -54,7 +55,7 @@ def connect_async(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT)
     Args:
         url: `[raftstate://]host:port[,host:port...]`; None: the environment variable RAFTSTATE_URL, else
             127.0.0.1:7001,127.0.0.1:7002,127.0.0.1:7003. One node is enough, the others are needed when it is
-            down.
+            down. Or `embedded:DIR`: a node of its own within this process, see `raftstate.embedded`.
         timeout: the default of all calls, in seconds.
 
     Raises:
@@ -84,7 +85,7 @@ class AsyncClient:
     def __init__(self, endpoints: tuple[str, ...], *, timeout: float = TIMEOUT_S_DEFAULT) -> None:
         self.endpoints = endpoints
         self.timeout_s = limits.check_timeout(timeout)
-        self._links: _Links | None = None
+        self._links: Links | None = None
         self._closed = False
         fork.begin_anew_in_child(self)
 
@@ -109,13 +110,21 @@ class AsyncClient:
     # ---- writes
 
     async def put(
-        self, key: Key, value: BytesLike, *, prev_kv: bool = False, timeout: float | None = None
+        self,
+        key: Key,
+        value: BytesLike,
+        *,
+        lease: int | HasId = 0,
+        prev_kv: bool = False,
+        timeout: float | None = None,
     ) -> PutResult:
         """Store a value under a key.
 
         Args:
             key: 1 to 480 bytes; a str counts in UTF-8.
             value: bytes-like, at most 8 MiB.
+            lease: attach the key to this lease, given by its handle or id, and to no other: it is deleted
+                when the lease ends. 0 takes it off the one that it had.
             prev_kv: return the pair as it was before, too.
             timeout: in seconds; None: the client's.
 
@@ -123,16 +132,14 @@ class AsyncClient:
             The revision that the write made, and the pair before if that was asked for and there was one.
 
         Raises:
-            InvalidArgumentError: key, value or timeout is not within its limits; nothing was sent.
+            InvalidArgumentError: an argument is not within its limits; nothing was sent.
+            LeaseNotFoundError: there is no such lease; it was not applied.
             NoLeaderError: no leader took the write in time; it was not applied.
             IndefiniteError: it was sent, and whether it was applied can't be known.
             ResourceExhaustedError: the cluster refused it for now; it was not applied.
             ClosedError, FailedPreconditionError: the client is closed, or belongs to another loop or process.
         """
-        result: PutResult = await self._write(
-            limits.encode_key(key), limits.encode_value(value), prev_kv, timeout, is_delete=False
-        )
-        return result
+        return await self._execute(Put(key, value, lease=lease, prev_kv=prev_kv), timeout)
 
     async def put_many(
         self, items: Iterable[tuple[Key, BytesLike]], *, timeout: float | None = None
@@ -154,15 +161,15 @@ class AsyncClient:
             RaftstateError: as `put`: the first error of all writes, an `IndefiniteError` before others. The
                 other writes may have been applied.
         """
-        pairs = limits.encode_items(items)
+        puts = [Put(key, value) for key, value in limits.encode_items(items)]
         timeout_s = self._timeout_s(timeout)
-        links = self._connected()
-        writes = [links.submit(key, value, False, timeout_s, False) for key, value in pairs]
+        pipeline = self._connected().pipeline
+        writes = [pipeline.submit(put, timeout_s) for put in puts]
         try:
             outcomes = await asyncio.gather(*(write.future for write in writes), return_exceptions=True)
         except asyncio.CancelledError:
             for write in writes:
-                links.pipeline.give_up(write)
+                pipeline.give_up(write)
             raise
         errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for error in sorted(errors, key=lambda each: not isinstance(each, IndefiniteError)):
@@ -195,9 +202,39 @@ class AsyncClient:
             ResourceExhaustedError: more than 100,000 keys or 16 MiB of pairs; nothing was deleted.
             RaftstateError: else as `put`.
         """
-        start, end = requests.interval_to_delete(key, range_end, prefix)
-        result: DeleteResult = await self._write(start, end, prev_kv, timeout, is_delete=True)
-        return result
+        operation = Delete(key, range_end=range_end, prefix=prefix, prev_kv=prev_kv)
+        return await self._execute(operation, timeout)
+
+    def txn(self) -> AsyncTxn:
+        """Begin a transaction: compares, and what is done in one step if they hold, or else.
+
+            done = await (
+                store.txn()
+                .when(raftstate.where("jobs/7").version == 0)
+                .then(raftstate.Put("jobs/7", b"mine"))
+                .otherwise(raftstate.Get("jobs/7"))
+                .commit()
+            )
+            done.succeeded or done[0].value
+
+        Nothing is sent before `commit`.
+        """
+        return AsyncTxn(self._execute)
+
+    async def compact(self, revision: int, *, timeout: float | None = None) -> None:
+        """Forget the history before a revision. Reads at it and after it go on as before.
+
+        Args:
+            revision: above that of the last compaction, and not in the future.
+            timeout: in seconds; None: the client's.
+
+        Raises:
+            InvalidArgumentError: the revision is no whole number from 1 up; nothing was sent.
+            OutOfRangeError: it is compacted already, or in the future.
+            RaftstateError: else as `put`.
+        """
+        number = limits.check_count(revision, "revision", 1, limits.REVISION_MAX)
+        await self._execute(Compact(number), timeout)
 
     # ---- reads
 
@@ -205,6 +242,7 @@ class AsyncClient:
         self,
         key: Key,
         *,
+        revision: int | None = None,
         consistency: Consistency = "linearizable",
         max_lag_ms: int = MAX_LAG_MS_DEFAULT,
         timeout: float | None = None,
@@ -213,8 +251,10 @@ class AsyncClient:
 
         Args:
             key: 1 to 480 bytes; a str counts in UTF-8.
+            revision: read as of this revision; None: the latest.
             consistency: "linearizable" includes every write acknowledged before the call; "bounded" is no
-                older than `max_lag_ms`; "local" is whatever the asked node has applied.
+                older than `max_lag_ms`; "local" is whatever the asked node has applied; "session" is any
+                node's, but never older than what this client has read or written.
             max_lag_ms: for a bounded read, in milliseconds.
             timeout: in seconds; None: the client's.
 
@@ -225,11 +265,12 @@ class AsyncClient:
             InvalidArgumentError: an argument is not within its limits; nothing was sent.
             NoLeaderError: a linearizable read found no leader in time, or no node was reached.
             DeadlineError: no node answered in time, or none was fresh enough.
+            OutOfRangeError: the revision is compacted, or in the future.
             DataLossError: the stored pair is damaged on that node; it was not served.
             ClosedError, FailedPreconditionError: the client is closed, or belongs to another loop or process.
         """
-        request = requests.get_request(key, consistency, max_lag_ms)
-        reply = await self._read(GET, request, timeout)
+        request = requests.get_request(key, revision, consistency, max_lag_ms)
+        reply = await self._read(GET, self._in_session(request, consistency), timeout)
         return key_value(reply.kv) if reply.HasField("kv") else None
 
     async def range(
@@ -239,19 +280,26 @@ class AsyncClient:
         *,
         prefix: Key | None = None,
         limit: int | None = None,
+        revision: int | None = None,
+        sort: SortBy | None = None,
+        descending: bool = False,
         keys_only: bool = False,
         count_only: bool = False,
         consistency: Consistency = "linearizable",
         max_lag_ms: int = MAX_LAG_MS_DEFAULT,
         timeout: float | None = None,
     ) -> RangeResult:
-        """Return the pairs of an interval, or those under a prefix, in the order of their keys.
+        """Return the pairs of an interval, or those under a prefix.
 
         Args:
             start: the first key; None: from the lowest.
             end: the first key no longer wanted; None: to the highest.
             prefix: all keys that begin with it, from `start` on if that is given, too; not beside `end`.
             limit: at most so many pairs; None: as many as fit a reply (10,000, or 3 MiB).
+            revision: read as of this revision; None: the latest.
+            sort: order the pairs by "key", "version", "create" or "mod" revision, or "value", before the
+                limit; None: by key. A range sorted otherwise than by ascending keys may hold 100,000 keys.
+            descending: the largest first.
             keys_only: leave the values empty.
             count_only: count the keys, and return no pairs.
             consistency: as in `get`.
@@ -260,25 +308,171 @@ class AsyncClient:
 
         Returns:
             The pairs; its `more` says whether the interval holds others, its `count` how many in all, its
-            `next_start` where the next page starts. All pages are read so, one linearizable read each:
-
-                start = None
-                while True:
-                    page = await store.range(start, prefix="jobs/")
-                    for pair in page:
-                        ...
-                    start = page.next_start
-                    if start is None:
-                        break
+            `next_start` where the next page starts; `scan` reads all pages, as of one revision.
 
         Raises:
             InvalidArgumentError: an argument is not within its limits, or prefix was given beside end, or
                 a start without that prefix; nothing was sent.
+            ResourceExhaustedError: a range to be sorted holds too many keys.
             RaftstateError: else as `get`.
         """
         interval = requests.interval_to_read(start, end, prefix)
-        request = requests.range_request(interval, limit, keys_only, count_only, consistency, max_lag_ms)
-        return range_result(await self._read(RANGE, request, timeout))
+        query = requests.range_query(interval, limit, revision, sort, descending, keys_only, count_only)
+        request = requests.range_request(query, consistency, max_lag_ms)
+        reply = await self._read(RANGE, self._in_session(request, consistency), timeout)
+        return range_result(reply, by_key=query.by_key)
+
+    def scan(
+        self,
+        start: Key | None = None,
+        end: Key | None = None,
+        *,
+        prefix: Key | None = None,
+        revision: int | None = None,
+        keys_only: bool = False,
+        page_size: int = limits.PAGE_PAIRS_MAX,
+        timeout: float | None = None,
+    ) -> AsyncScan:
+        """Return all pairs of an interval, or those under a prefix, as of one revision, however many.
+
+            async for pair in store.scan(prefix="jobs/"):
+                ...
+
+        Args:
+            start: the first key; None: from the lowest.
+            end: the first key no longer wanted; None: to the highest.
+            prefix: all keys that begin with it, from `start` on if that is given, too; not beside `end`.
+            revision: read as of this revision; None: the latest when the first page is read, with every write
+                acknowledged before.
+            keys_only: leave the values empty.
+            page_size: how many pairs are asked for at once, 1 to 10,000. A reply also ends at 3 MiB.
+            timeout: in seconds, for each page; None: the client's.
+
+        Returns:
+            An async iterator of the pairs, in order of their keys. Its `revision` is that of all of them. It
+            raises what `range` does; `OutOfRangeError` also when the revision is compacted on the way.
+
+        Raises:
+            InvalidArgumentError: an argument is not within its limits, or prefix was given beside end, or
+                a start without that prefix.
+        """
+        interval = requests.interval_to_read(start, end, prefix)
+        limit = limits.check_count(page_size, "page_size", 1, limits.PAGE_PAIRS_MAX)
+        query = requests.range_query(interval, limit, revision, None, False, keys_only, False)
+        request = requests.range_request(query, "linearizable", MAX_LAG_MS_DEFAULT)
+        request.skip_count = True
+        return AsyncScan(self, request, self._timeout_s(timeout))
+
+    # ---- leases
+
+    def lease(self, ttl: float | None = None, *, id: int | None = None) -> AsyncLease:
+        """Return a lease: keys attached to it are deleted when it is not renewed for its time to live.
+
+            async with store.lease(10) as lease:
+                await store.put("workers/7", b"here", lease=lease)
+
+        Nothing is sent before it is entered, or `grant` is called. Entered, it is granted and kept alive in
+        the background; it is revoked when it is left.
+
+        Args:
+            ttl: its time to live, in seconds, from 1 to 86,400; None: the lease `id` exists, use that.
+            id: its id; None: the cluster chooses one.
+
+        Returns:
+            See `raftstate.AsyncLease`.
+
+        Raises:
+            InvalidArgumentError: an argument is not within its limits, or none was given.
+        """
+        return AsyncLease(self, *check_lease(ttl, id))
+
+    async def leases(self, *, timeout: float | None = None) -> list[LeaseStatus]:
+        """Return all leases, in order of their ids, without their keys.
+
+        Args:
+            timeout: in seconds, for each 10,000 of them; None: the client's.
+
+        Raises:
+            RaftstateError: as `get`.
+        """
+        found: list[LeaseStatus] = []
+        request = lease_pb2.LeaseListRequest()
+        while True:
+            reply = await self._read(LEASES, request, timeout)
+            found += map(lease_status, reply.leases)
+            if not reply.more or not reply.leases:
+                return found
+            request.above = found[-1].id
+
+    # ---- watches, locks, elections
+
+    def watch(
+        self,
+        key: Key | None = None,
+        *,
+        range_end: Key | None = None,
+        prefix: Key | None = None,
+        start_revision: int | None = None,
+        prev_kv: bool = False,
+        kinds: EventKind | None = None,
+    ) -> AsyncWatch:
+        """Return a watch: the changes to a key, an interval or a prefix, each once, in order.
+
+            async with store.watch(prefix="jobs/") as watch:
+                async for event in watch:
+                    ...
+
+        Nothing is sent before it is entered, or iterated over. Entered, it waits until a node has created it.
+
+        Args:
+            key: the key, or the first one of an interval; None: from the lowest.
+            range_end: all keys of [key, range_end); None: `key` alone, or every key when that is None, too.
+            prefix: all keys that begin with it ("": every key); not beside the others.
+            start_revision: the first revision whose changes are wanted; one in the future is waited for.
+                None: those made after the watch was created.
+            prev_kv: each event also holds the pair as it was before.
+            kinds: "put" or "delete": no others; None: both.
+
+        Returns:
+            See `raftstate.AsyncWatch`.
+
+        Raises:
+            InvalidArgumentError: an argument is not within its limits, or they don't go together.
+        """
+        request = watch_request(key, range_end, prefix, start_revision, prev_kv, kinds)
+        return AsyncWatch(lambda: self._connected().watcher, request, self.timeout_s)
+
+    def lock(self, name: Key, *, ttl: float = TTL_S_DEFAULT, timeout: float | None = None) -> AsyncLock:
+        """Return a lock, which one holder at a time has. Nothing is sent before it is acquired, or entered.
+
+        Args:
+            name: of the lock; its keys are `name/` and the id of a lease. An election of that name is the
+                same line.
+            ttl: how long it outlives a holder that died or was cut off, in seconds, from 1 to 86,400.
+            timeout: how long to wait for it, in seconds; None: as long as it takes.
+
+        Returns:
+            See `raftstate.AsyncLock`.
+
+        Raises:
+            InvalidArgumentError: an argument is not within its limits.
+        """
+        return AsyncLock(self, name, ttl, timeout)
+
+    def election(self, name: Key, *, ttl: float = TTL_S_DEFAULT) -> AsyncElection:
+        """Return an election, which one candidate at a time has won.
+
+        Args:
+            name: of the election; its keys are as those of a lock.
+            ttl: how long a leader that died or was cut off leads on, in seconds, from 1 to 86,400.
+
+        Returns:
+            See `raftstate.AsyncElection`.
+
+        Raises:
+            InvalidArgumentError: an argument is not within its limits.
+        """
+        return AsyncElection(self, name, ttl)
 
     # ---- the cluster
 
@@ -298,22 +492,10 @@ class AsyncClient:
             WrongClusterError: a node belongs to another cluster than those that answered before.
             ClosedError, FailedPreconditionError: the client is closed, or belongs to another loop or process.
         """
-        tracker = self._connected().tracker
         timeout_s = self._timeout_s(timeout)
         asked = self.endpoints if endpoint is None else endpoints_of(endpoint)
-        found = await _statuses(tracker, asked, timeout_s)
-        if endpoint is None:
-            answered = {node.node_id for node in found}
-            others = {
-                member.client_address
-                for node in found
-                for member in node.members
-                if member.client_address and member.id not in answered
-            }
-            found += await _statuses(tracker, sorted(others.difference(asked)), timeout_s)
-        if all(node.error for node in found):
-            raise _nobody_answered(found, min(timeout_s, STATUS_S_MAX))
-        return found
+        tracker = self._connected().tracker
+        return await cluster.statuses(tracker, asked, timeout_s, with_others=endpoint is None)
 
     async def transfer_leader(self, target: int | str | None = None, *, timeout: float | None = None) -> int:
         """Hand leadership to another voter.
@@ -332,23 +514,7 @@ class AsyncClient:
             IndefiniteError: the leader was asked, and its answer lost; `status` tells who leads.
             ClosedError: the client is closed.
         """
-        links = self._connected()
-        tracker = links.tracker
-        timeout_s = self._timeout_s(timeout)
-        deadline = links.loop.time() + timeout_s
-        address = await tracker.find(deadline, timeout_s)
-        request = cluster_pb2.TransferLeaderRequest()
-        try:
-            if target is not None:
-                request.target_id = await _member_id(tracker, address, target, deadline - links.loop.time())
-            reply = await links.transport.unary(
-                address, TRANSFER_LEADER, request, deadline - links.loop.time()
-            )
-        except RpcFailure as failure:
-            tracker.forget(address)
-            raise failure.as_error(write=True) from failure
-        tracker.observe(reply.header)
-        return reply.leader_id
+        return await cluster.transfer_leader(self._connected(), target, self._timeout_s(timeout))
 
     # ---- state models
 
@@ -371,27 +537,47 @@ class AsyncClient:
 
     # ---- inside
 
-    async def _write(
-        self, key: bytes, tail: bytes, prev_kv: bool, timeout: float | None, *, is_delete: bool
-    ) -> Any:
-        links = self._connected()
-        write = links.submit(key, tail, prev_kv, self._timeout_s(timeout), is_delete)
+    async def _execute(self, operation: Operation[T], timeout: float | None) -> T:
+        """Have a write done, and return its result."""
+        timeout_s = self._timeout_s(timeout)
+        pipeline = self._connected().pipeline
+        write = pipeline.submit(operation, timeout_s)
         try:
-            return await write.future
+            result: T = await write.future
         except asyncio.CancelledError:
-            links.pipeline.give_up(write)
+            pipeline.give_up(write)
             raise
+        return result
 
     async def _read(
-        self, method: Method[ReadRequest, ReadReply], request: ReadRequest, timeout: float | None
+        self,
+        method: Method[ReadRequest, ReadReply],
+        request: ReadRequest,
+        timeout: float | None,
     ) -> ReadReply:
+        """Return the reply to a read."""
+        timeout_s = self._timeout_s(timeout)
         links = self._connected()
-        return await read(links.transport, links.tracker, method, request, self._timeout_s(timeout))
+        return await read(links.transport, links.tracker, method, request, timeout_s)
+
+    def _in_session(self, request: SessionRequest, consistency: Consistency) -> SessionRequest:
+        """Have a read see no less than this client has seen, if that was asked for."""
+        if consistency == "session":
+            request.min_applied_index = self._connected().tracker.applied_index
+        return request
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run something in the background, at most until the client is closed."""
+        try:
+            return self._connected().spawn(work, name)
+        except BaseException:
+            work.close()
+            raise
 
     def _timeout_s(self, timeout: float | None) -> float:
         return self.timeout_s if timeout is None else limits.check_timeout(timeout)
 
-    def _connected(self) -> _Links:
+    def _connected(self) -> Links:
         """Return what this client has on the running loop.
 
         Raises `ClosedError`, `FailedPreconditionError`.
@@ -407,66 +593,9 @@ class AsyncClient:
                 "this client belongs to another event loop, that of its first call; connect in each loop,"
                 " or use raftstate.connect"
             )
-        self._links = _Links(self.endpoints, loop)
+        self._links = Links(self.endpoints, loop)
         return self._links
 
     def _forget_parent(self) -> None:
         fork.kept.append(self._links)
         self._links = None
-
-
-class _Links:
-    """What a client has on one event loop: a transport, what it knows of the leader, the writes."""
-
-    def __init__(self, endpoints: tuple[str, ...], loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self.transport: Transport = Channels()
-        self.tracker = LeaderTracker(endpoints, self.transport)
-        self.pipeline = Pipeline(self.transport, self.tracker)
-
-    def submit(self, key: bytes, tail: bytes, prev_kv: bool, timeout_s: float, is_delete: bool) -> Write:
-        """Hand a write to the pipeline."""
-        loop = self.loop
-        write = Write(loop.create_future(), key, tail, is_delete, prev_kv, loop.time() + timeout_s, timeout_s)
-        self.pipeline.submit(write)
-        return write
-
-    async def close(self) -> None:
-        """Give everything up, in the order that lets a session be closed."""
-        await self.pipeline.close()
-        await self.transport.close()
-        await self.tracker.close()
-
-
-async def _statuses(tracker: LeaderTracker, endpoints: Iterable[str], timeout_s: float) -> list[NodeStatus]:
-    """Ask nodes for their status, all at once. Raises `WrongClusterError`."""
-
-    async def ask(endpoint: str) -> NodeStatus:
-        try:
-            return node_status(endpoint, await tracker.ask(endpoint, min(timeout_s, STATUS_S_MAX)))
-        except RpcFailure as failure:
-            return NodeStatus(endpoint=endpoint, error=failure.text)
-
-    return list(await asyncio.gather(*map(ask, endpoints)))
-
-
-def _nobody_answered(nodes: list[NodeStatus], waited_s: float) -> NoLeaderError:
-    who = "the node" if len(nodes) == 1 else "no node"
-    did = "did not answer" if len(nodes) == 1 else "answered"
-    tried = ", ".join(f"{node.endpoint} ({node.error})" for node in nodes)
-    return NoLeaderError(
-        f"{who} {did} within {waited_s:g} s; tried {tried}. Check what runs there, and that these are client"
-        " ports"
-    )
-
-
-async def _member_id(tracker: LeaderTracker, address: str, target: int | str, timeout_s: float) -> int:
-    """Return the id of a member given by id or name. Raises `InvalidArgumentError`, `RpcFailure`."""
-    if isinstance(target, int):
-        return limits.check_count(target, "target", 1, limits.COUNT_MAX)
-    status = await tracker.ask(address, timeout_s)
-    for member in status.members:
-        if member.name == target:
-            return int(member.id)
-    names = ", ".join(member.name for member in status.members)
-    raise InvalidArgumentError(f"no member is named {target!r}; members are {names}", field="target")

@@ -16,6 +16,7 @@ from raftstate.errors import (
     FailedPreconditionError,
     IndefiniteError,
     InvalidArgumentError,
+    LeaseNotFoundError,
     NoLeaderError,
     OutOfRangeError,
     RaftstateError,
@@ -43,6 +44,7 @@ _CLASS_OF_CODE: dict[int, type[RaftstateError]] = {
     common_pb2.ERROR_CODE_WRONG_CLUSTER: WrongClusterError,
     common_pb2.ERROR_CODE_DATA_LOSS: DataLossError,
     common_pb2.ERROR_CODE_UNIMPLEMENTED: UnimplementedError,
+    common_pb2.ERROR_CODE_LEASE_NOT_FOUND: LeaseNotFoundError,
 }
 
 _CLASS_OF_STATUS: dict[grpc.StatusCode, type[RaftstateError]] = {
@@ -133,6 +135,7 @@ def detail_of(error: common_pb2.Error) -> dict[str, object]:
         "leader_id": error.leader_id,
         "leader_address": error.leader_address,
         "leader_silent_ms": error.leader_silent_ms,
+        "compacted_revision": error.compacted_revision,
     }
     return {name: value for name, value in known.items() if value}
 

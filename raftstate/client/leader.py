@@ -46,6 +46,8 @@ class LeaderTracker:
     def __init__(self, endpoints: tuple[str, ...], transport: Transport) -> None:
         self.endpoints = endpoints
         self.cluster_id = 0
+        self.applied_index = 0
+        """The highest that any reply told: a node which has applied as much shows nothing older."""
         self.leader: str | None = None
         self.term = 0
         self._transport = transport
@@ -70,6 +72,8 @@ class LeaderTracker:
         """
         if header.cluster_id not in (0, self.cluster_id):
             self._learn_cluster(header)
+        if header.applied_index > self.applied_index:
+            self.applied_index = header.applied_index
         if header.term > self.term:
             self.term = header.term
             self.leader = None

@@ -22,11 +22,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from enum import Enum, auto
+from typing import Any
 
 from raftstate.client.faults import as_error, as_indefinite, detail_of, passes, refuses
 from raftstate.client.limits import BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, SESSION_WINDOW
-from raftstate.client.results import delete_result, put_result
-from raftstate.client.types import DeleteResult, PutResult
+from raftstate.client.operations import Operation
 from raftstate.errors import DeadlineError, IndefiniteError, NoLeaderError, RaftstateError
 from raftstate.pb.v1 import common_pb2, pipeline_pb2
 
@@ -44,8 +44,6 @@ RESEND_S_MIN = 0.05
 A copy still in flight at the deadline would turn a certain "not applied" into "unknown".
 """
 
-_COMMAND_BYTES = 40
-"""More than the wire adds to a command's key and value: serial, tags and lengths."""
 _HEADER_BYTES = 128
 _SERIAL_BYTES = 10
 _TIMEOUT_MS_MAX = (1 << 32) - 1
@@ -71,51 +69,35 @@ class Batch:
 
 
 class Write:
-    """One put or delete.
+    """One operation on its way.
 
-    `tail` is a put's value or a delete's range end. `deadline` is on the loop's clock, `timeout_s` what the
-    caller gave.
+    `deadline` is on the loop's clock, `timeout_s` what the caller gave. `future` gets the operation's result.
     """
 
     __slots__ = (
         "batch",
-        "bytes",
         "deadline",
         "future",
-        "is_delete",
-        "key",
         "lost",
-        "prev_kv",
+        "operation",
         "refusal",
         "serial",
-        "tail",
         "timeout_s",
     )
 
     def __init__(
-        self,
-        future: asyncio.Future[PutResult] | asyncio.Future[DeleteResult],
-        key: bytes,
-        tail: bytes,
-        is_delete: bool,
-        prev_kv: bool,
-        deadline: float,
-        timeout_s: float,
+        self, future: asyncio.Future[Any], operation: Operation[Any], deadline: float, timeout_s: float
     ) -> None:
-        self.future: asyncio.Future[PutResult | DeleteResult] = future  # type: ignore[assignment]  # invariant in its result
-        self.key = key
-        self.tail = tail
-        self.is_delete = is_delete
-        self.prev_kv = prev_kv
+        self.future = future
+        self.operation = operation
         self.deadline = deadline
         self.timeout_s = timeout_s
-        self.bytes = len(key) + len(tail) + _COMMAND_BYTES
         self.serial = 0
         self.batch: Batch | None = None
         self.lost = False
         self.refusal: common_pb2.Error | None = None
 
-    def resolve(self, result: PutResult | DeleteResult) -> None:
+    def resolve(self, result: object) -> None:
         """Hand the result to the caller, unless it has gone."""
         if not self.future.done():
             self.future.set_result(result)
@@ -212,30 +194,23 @@ class Ledger:
             if write.future.done():
                 queue.popleft()
                 continue
-            if count and write.bytes > free_bytes:
+            operation = write.operation
+            size_bytes = operation.size_bytes
+            if count and size_bytes > free_bytes:
                 break
-            if not write.serial:
-                if self._serial + 1 >= ceiling:
+            serial = write.serial
+            if not serial:
+                serial = self._serial + 1
+                if serial >= ceiling:
                     break
-                self._serial += 1
-                write.serial = self._serial
-                opened[write.serial] = write
+                self._serial = write.serial = serial
+                opened[serial] = write
             queue.popleft()
             command = add()
-            command.serial = write.serial
-            if write.is_delete:
-                delete = command.delete
-                delete.key = write.key
-                delete.range_end = write.tail
-                delete.prev_kv = write.prev_kv
-            else:
-                put = command.put
-                put.key = write.key
-                put.value = write.tail
-                if write.prev_kv:
-                    put.prev_kv = True
+            command.serial = serial
+            operation.fill(command)
             write.batch = batch
-            free_bytes -= write.bytes
+            free_bytes -= size_bytes
             count += 1
             if write.deadline > deadline:
                 deadline = write.deadline
@@ -247,7 +222,7 @@ class Ledger:
             return True
         total_bytes = 0
         for write in self.queue:
-            total_bytes += write.bytes
+            total_bytes += write.operation.size_bytes
             if total_bytes >= BATCH_BYTES_MAX:
                 return True
         return False
@@ -259,9 +234,9 @@ class Ledger:
         the error that says so.
         """
         self.answers += 1
-        opened = self._open
+        take = self._open.pop
         for serial, revision in zip(reply.serials, reply.revisions, strict=False):
-            write = opened.pop(serial, None)
+            write = take(serial, None)
             if write is None:
                 continue
             batch = write.batch
@@ -269,8 +244,12 @@ class Ledger:
                 batch.open -= 1
                 if not batch.open:
                     self.batches_in_flight -= 1
-            if not write.future.done():
-                write.future.set_result(DeleteResult(revision, 0) if write.is_delete else PutResult(revision))
+            future = write.future
+            if not future.done():
+                try:
+                    future.set_result(write.operation.done(revision))
+                except IndefiniteError as error:
+                    future.set_exception(error)
         advice = None
         for answer in reply.answers:
             advice = self._settle(answer) or advice
@@ -284,7 +263,10 @@ class Ledger:
         if answer.HasField("error"):
             return self._refused(write, answer.error)
         del self._open[write.serial]
-        write.resolve(delete_result(answer) if write.is_delete else put_result(answer))
+        try:
+            write.resolve(write.operation.result(answer))
+        except IndefiniteError as error:
+            write.fail(error)
         return None
 
     def _refused(self, write: Write, error: common_pb2.Error) -> tuple[Advice, common_pb2.Error] | None:

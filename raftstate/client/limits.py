@@ -7,6 +7,7 @@ it, and can't hold up a batch.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from raftstate.errors import InvalidArgumentError
 
@@ -18,6 +19,17 @@ BATCH_BYTES_MAX = 1 << 20
 SESSION_WINDOW = 4_096
 """How far a serial may lie above its session's floor."""
 MESSAGE_BYTES_MAX = 20 << 20
+COMMAND_BYTES_MAX = MESSAGE_BYTES_MAX - (128 << 10)
+"""What one command may take: a message holds, beside it, up to 64 KiB of what its batch says of its session.
+"""
+TXN_OPERATIONS_MAX = 1_024
+"""Compares and operations of both branches, together."""
+LEASE_TTL_MS_MIN = 1_000
+LEASE_TTL_MS_MAX = 86_400_000
+REVISION_MAX = (1 << 64) - 1
+LEASE_ID_MAX = (1 << 64) - 1
+PAGE_PAIRS_MAX = 10_000
+"""A node puts no more into one reply."""
 LAG_MS_MAX = (1 << 32) - 1
 COUNT_MAX = (1 << 64) - 1
 TIMEOUT_S_MAX = 86_400.0
@@ -30,12 +42,24 @@ Key = str | bytes
 BytesLike = bytes | bytearray | memoryview
 
 
+class HasId(Protocol):
+    """A handle of a lease."""
+
+    @property
+    def id(self) -> int:
+        """The lease's id."""
+        ...
+
+
 def encode_key(key: Key, field: str = "key") -> bytes:
     """Return a key as bytes, a str in UTF-8.
 
     Raises `InvalidArgumentError` naming `field` unless it has 1 to 480 bytes.
     """
-    encoded = key if type(key) is bytes else encode_text(key, field)
+    if type(key) is bytes:
+        encoded = key
+    else:
+        encoded = key.encode() if type(key) is str and key.isascii() else encode_text(key, field)
     if 1 <= len(encoded) <= KEY_BYTES_MAX:
         return encoded
     raise InvalidArgumentError(
@@ -146,3 +170,39 @@ def check_count(count: int, field: str, least: int, most: int) -> int:
             f"{field} must be a whole number from {least} to {most}, got {count!r}", field=field
         )
     return count
+
+
+def check_flag(flag: bool, field: str) -> bool:
+    """Return a flag. Raises `InvalidArgumentError` naming `field` unless it is True or False."""
+    if not isinstance(flag, bool):
+        raise InvalidArgumentError(f"{field} must be True or False, got {flag!r:.80}", field=field)
+    return flag
+
+
+def lease_id(lease: int | HasId) -> int:
+    """Return the id of a lease given by its id (0: none) or its handle.
+
+    Raises `InvalidArgumentError`, and `FailedPreconditionError` for a handle whose lease is not granted yet.
+    """
+    number = lease if isinstance(lease, int) or not hasattr(type(lease), "id") else lease.id
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= LEASE_ID_MAX:
+        return number
+    raise InvalidArgumentError(
+        f"lease must be a lease, or its id (a whole number from 0, which is none, to {LEASE_ID_MAX}), got"
+        f" {lease!r:.80}",
+        field="lease",
+    )
+
+
+def ttl_ms(ttl_s: float) -> int:
+    """Return a lease's time to live, given in seconds, in milliseconds.
+
+    Raises `InvalidArgumentError` unless it is a number from 1 s to a day.
+    """
+    least, most = LEASE_TTL_MS_MIN / 1_000, LEASE_TTL_MS_MAX / 1_000
+    if isinstance(ttl_s, int | float) and not isinstance(ttl_s, bool) and least <= ttl_s <= most:
+        return round(ttl_s * 1_000)
+    raise InvalidArgumentError(
+        f"ttl must be a number of seconds from {least:g} to {most:.0f} (a day), got {ttl_s!r:.80}",
+        field="ttl",
+    )

@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Iterable
+from typing import Any
 
 from raftstate.client.faults import RpcFailure, as_error, passes
 from raftstate.client.leader import LeaderTracker, backoff_s
 from raftstate.client.ledger import Advice, Ledger, Write
 from raftstate.client.methods import CLOSE, REGISTER, WRITE
+from raftstate.client.operations import Operation
 from raftstate.client.transport import Stream, Transport
 from raftstate.errors import ClosedError, InvariantError, RaftstateError, SessionExpiredError
 from raftstate.pb.v1 import common_pb2, pipeline_pb2, session_pb2
@@ -51,10 +53,12 @@ class Pipeline:
         self._sweep_at = float("inf")
         self._closed = False
 
-    def submit(self, write: Write) -> None:
+    def submit(self, operation: Operation[Any], timeout_s: float) -> Write:
         """Take a write; its future gets the outcome. Raises `ClosedError`."""
         if self._closed:
             raise ClosedError("the client is closed")
+        loop = self._loop
+        write = Write(loop.create_future(), operation, loop.time() + timeout_s, timeout_s)
         self._ledger.add(write)
         if write.deadline < self._sweep_at:
             self._sweep_before(write.deadline)
@@ -63,6 +67,7 @@ class Pipeline:
             if self._task is None:
                 self._task = asyncio.create_task(self._run(), name="raftstate-pipeline")
                 self._task.add_done_callback(self._ended)
+        return write
 
     def give_up(self, write: Write) -> None:
         """The caller does not wait any more."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from raftstate.client.types import (
     DeleteResult,
     KeyValue,
+    LeaseStatus,
     MemberStatus,
     NodeStatus,
     PeerProgress,
     PutResult,
     RangeResult,
 )
-from raftstate.pb.v1 import cluster_pb2, common_pb2, kv_pb2, pipeline_pb2
+from raftstate.pb.v1 import cluster_pb2, common_pb2, kv_pb2, lease_pb2, pipeline_pb2
 
 
 def key_value(kv: common_pb2.KeyValue) -> KeyValue:
@@ -29,9 +32,19 @@ def delete_result(answer: pipeline_pb2.Answer) -> DeleteResult:
     return DeleteResult(answer.revision, answer.deleted, tuple(map(key_value, answer.prev_kvs)))
 
 
-def range_result(reply: kv_pb2.RangeResponse) -> RangeResult:
-    """Return the pairs of a range."""
-    return RangeResult(tuple(map(key_value, reply.kvs)), reply.more, reply.count, reply.header.revision)
+def range_result(reply: kv_pb2.RangeResponse, *, by_key: bool = True) -> RangeResult:
+    """Return the pairs of a range; `by_key`: their keys ascend."""
+    kvs = tuple(map(key_value, reply.kvs))
+    return RangeResult(kvs, reply.more, reply.count, reply.header.revision, by_key)
+
+
+def lease_status(
+    lease: lease_pb2.LeaseStatus | lease_pb2.LeaseTimeToLiveResponse, keys: Iterable[bytes] = ()
+) -> LeaseStatus:
+    """Return what a node knows of a lease."""
+    return LeaseStatus(
+        lease.id, lease.ttl_ms / 1_000, lease.remaining_ms / 1_000, lease.key_count, tuple(keys)
+    )
 
 
 def node_status(endpoint: str, reply: cluster_pb2.StatusResponse) -> NodeStatus:

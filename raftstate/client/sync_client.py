@@ -5,25 +5,35 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 import uvloop
 
 from raftstate.client import fork, limits
 from raftstate.client.async_client import MAX_LAG_MS_DEFAULT, TIMEOUT_S_DEFAULT, AsyncClient
-from raftstate.client.limits import BytesLike, Key
+from raftstate.client.claim import TTL_S_DEFAULT
+from raftstate.client.election import Election
+from raftstate.client.lease import Lease
+from raftstate.client.limits import BytesLike, HasId, Key
+from raftstate.client.lock import Lock
+from raftstate.client.scan import Pages, Scan
+from raftstate.client.sync_watch import Watch
+from raftstate.client.txn import Txn
 from raftstate.client.types import (
     Consistency,
     DeleteResult,
     KeyValue,
+    LeaseStatus,
     NodeStatus,
     PutResult,
     RangeResult,
+    SortBy,
 )
-from raftstate.client.url import endpoints_of
+from raftstate.client.url import EMBEDDED, endpoints_of
+from raftstate.client.watch_inbox import EventKind
 from raftstate.errors import ClosedError, FailedPreconditionError
 
 T = TypeVar("T")
@@ -33,6 +43,34 @@ WIND_UP_S = 1.0
 
 if TYPE_CHECKING:
     from raftstate.state import Workflow
+
+
+class Run(Protocol):
+    """Runs a coroutine on a client's loop, and blocks until it is done."""
+
+    def __call__(self, call: Coroutine[Any, Any, T], /) -> T:
+        """Return what it returns; raise what it raises."""
+        ...
+
+
+class _Steps(Generic[T]):
+    """An async iterator as an iterator for threads. No generator, since those end with their first error."""
+
+    def __init__(self, items: AsyncIterator[T], run: Run) -> None:
+        self._items = items
+        self._run = run
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            return self._run(self._step())
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    async def _step(self) -> T:
+        return await anext(self._items)
 
 
 def connect(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT) -> Client:
@@ -55,10 +93,12 @@ class Client:
     def __init__(self, endpoints: tuple[str, ...], *, timeout: float = TIMEOUT_S_DEFAULT) -> None:
         self._async = AsyncClient(endpoints, timeout=timeout)
         self._lock = threading.Lock()
-        self._thread: _LoopThread | None = None
+        self._thread: LoopThread | None = None
         self._closed = False
         self._finalizer: weakref.finalize[..., Client] | None = None
         fork.begin_anew_in_child(self)
+        if endpoints[0].startswith(EMBEDDED):
+            self._start_thread()  # what is wrong with the directory is told here
 
     @property
     def endpoints(self) -> tuple[str, ...]:
@@ -90,10 +130,16 @@ class Client:
             finalizer()
 
     def put(
-        self, key: Key, value: BytesLike, *, prev_kv: bool = False, timeout: float | None = None
+        self,
+        key: Key,
+        value: BytesLike,
+        *,
+        lease: int | HasId = 0,
+        prev_kv: bool = False,
+        timeout: float | None = None,
     ) -> PutResult:
         """Store `value` under `key`; see `AsyncClient.put`."""
-        return self._run(self._async.put(key, value, prev_kv=prev_kv, timeout=timeout))
+        return self._run(self._async.put(key, value, lease=lease, prev_kv=prev_kv, timeout=timeout))
 
     def put_many(
         self, items: Iterable[tuple[Key, BytesLike]], *, timeout: float | None = None
@@ -115,17 +161,28 @@ class Client:
             self._async.delete(key, range_end=range_end, prefix=prefix, prev_kv=prev_kv, timeout=timeout)
         )
 
+    def txn(self) -> Txn:
+        """Begin a transaction; see `AsyncClient.txn`."""
+        return Txn(self._async._execute, self._run)
+
+    def compact(self, revision: int, *, timeout: float | None = None) -> None:
+        """Forget the history before a revision; see `AsyncClient.compact`."""
+        self._run(self._async.compact(revision, timeout=timeout))
+
     def get(
         self,
         key: Key,
         *,
+        revision: int | None = None,
         consistency: Consistency = "linearizable",
         max_lag_ms: int = MAX_LAG_MS_DEFAULT,
         timeout: float | None = None,
     ) -> KeyValue | None:
         """Return the pair of `key`, or None; see `AsyncClient.get`."""
         return self._run(
-            self._async.get(key, consistency=consistency, max_lag_ms=max_lag_ms, timeout=timeout)
+            self._async.get(
+                key, revision=revision, consistency=consistency, max_lag_ms=max_lag_ms, timeout=timeout
+            )
         )
 
     def range(
@@ -135,19 +192,25 @@ class Client:
         *,
         prefix: Key | None = None,
         limit: int | None = None,
+        revision: int | None = None,
+        sort: SortBy | None = None,
+        descending: bool = False,
         keys_only: bool = False,
         count_only: bool = False,
         consistency: Consistency = "linearizable",
         max_lag_ms: int = MAX_LAG_MS_DEFAULT,
         timeout: float | None = None,
     ) -> RangeResult:
-        """Return pairs in the order of their keys; see `AsyncClient.range`."""
+        """Return the pairs of an interval or prefix; see `AsyncClient.range`."""
         return self._run(
             self._async.range(
                 start,
                 end,
                 prefix=prefix,
                 limit=limit,
+                revision=revision,
+                sort=sort,
+                descending=descending,
                 keys_only=keys_only,
                 count_only=count_only,
                 consistency=consistency,
@@ -155,6 +218,66 @@ class Client:
                 timeout=timeout,
             )
         )
+
+    def scan(
+        self,
+        start: Key | None = None,
+        end: Key | None = None,
+        *,
+        prefix: Key | None = None,
+        revision: int | None = None,
+        keys_only: bool = False,
+        page_size: int = limits.PAGE_PAIRS_MAX,
+        timeout: float | None = None,
+    ) -> Scan:
+        """Return an iterator of all pairs of an interval or prefix; see `AsyncClient.scan`."""
+        scan = self._async.scan(
+            start,
+            end,
+            prefix=prefix,
+            revision=revision,
+            keys_only=keys_only,
+            page_size=page_size,
+            timeout=timeout,
+        )
+        return Scan(scan, self._iterate(Pages(scan)))
+
+    def lease(self, ttl: float | None = None, *, id: int | None = None) -> Lease:
+        """Return a lease, a context manager; see `AsyncClient.lease`."""
+        return Lease(self._async.lease(ttl, id=id), self._run)
+
+    def leases(self, *, timeout: float | None = None) -> list[LeaseStatus]:
+        """Return all leases; see `AsyncClient.leases`."""
+        return self._run(self._async.leases(timeout=timeout))
+
+    def watch(
+        self,
+        key: Key | None = None,
+        *,
+        range_end: Key | None = None,
+        prefix: Key | None = None,
+        start_revision: int | None = None,
+        prev_kv: bool = False,
+        kinds: EventKind | None = None,
+    ) -> Watch:
+        """Return a watch: the changes to a key, an interval or a prefix; see `AsyncClient.watch`."""
+        watch = self._async.watch(
+            key,
+            range_end=range_end,
+            prefix=prefix,
+            start_revision=start_revision,
+            prev_kv=prev_kv,
+            kinds=kinds,
+        )
+        return Watch(watch, self._run)
+
+    def lock(self, name: Key, *, ttl: float = TTL_S_DEFAULT, timeout: float | None = None) -> Lock:
+        """Return a lock, which one holder at a time has; see `AsyncClient.lock`."""
+        return Lock(self._async.lock(name, ttl=ttl, timeout=timeout), self._run)
+
+    def election(self, name: Key, *, ttl: float = TTL_S_DEFAULT) -> Election:
+        """Return an election, which one candidate at a time has won; see `AsyncClient.election`."""
+        return Election(self._async.election(name, ttl=ttl), self._run, self._iterate)
 
     def status(self, endpoint: str | None = None, *, timeout: float | None = None) -> list[NodeStatus]:
         """Return what the nodes say of themselves; see `AsyncClient.status`."""
@@ -182,20 +305,30 @@ class Client:
             future.cancel()
             raise
 
+    def _iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
+        """Return an iterator of what an async iterator yields; each step blocks its thread.
+
+        A step that raised can be taken again, if the async iterator's can.
+        """
+        return _Steps(items, self._run)
+
     def _start(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         # Under the lock, so that a call is either told of the close or waited for by it.
         with self._lock:
             if self._closed:
                 raise ClosedError("the client is closed; connect again")
-            if self._thread is None:
-                self._thread = _LoopThread()
-                # Also runs when the client is collected, and at exit.
-                self._finalizer = weakref.finalize(self, self._thread.stop, self._async)
-            if threading.get_ident() == self._thread.ident:
+            thread = self._thread or self._start_thread()
+            if threading.get_ident() == thread.ident:
                 raise FailedPreconditionError(
                     "a Client can't be used on its own event loop; use connect_async there"
                 )
-            return asyncio.run_coroutine_threadsafe(call, self._thread.loop)
+            return asyncio.run_coroutine_threadsafe(call, thread.loop)
+
+    def _start_thread(self) -> LoopThread:
+        thread = self._thread = _thread_for(self.endpoints)
+        # Also runs when the client is collected, and at exit.
+        self._finalizer = weakref.finalize(self, thread.stop, self._async)
+        return thread
 
     def _forget_parent(self) -> None:
         # The lock may be held, for ever, by a thread that this process does not have.
@@ -206,11 +339,40 @@ class Client:
         self._finalizer = self._thread = None
 
 
-class _LoopThread:
+class LoopThread(Protocol):
+    """A thread with an event loop for a client."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Where the client's calls run."""
+        ...
+
+    @property
+    def ident(self) -> int | None:
+        """The thread's identity."""
+        ...
+
+    def stop(self, client: AsyncClient) -> None:
+        """Close the client, and end the thread unless others need it.
+
+        Called on the thread itself (by the garbage collector), it does not wait.
+        """
+        ...
+
+
+def _thread_for(endpoints: tuple[str, ...]) -> LoopThread:
+    if endpoints[0].startswith(EMBEDDED):
+        from raftstate.embedded import NodeThread
+
+        return NodeThread(endpoints[0])
+    return _OwnThread()
+
+
+class _OwnThread:
     """An event loop that runs in a daemon thread."""
 
     def __init__(self) -> None:
-        self.loop = uvloop.new_event_loop()
+        self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._serve, name="raftstate-client", daemon=True)
         self._thread.start()
 

@@ -7,12 +7,18 @@ from typing import Literal
 
 import msgspec
 
-Consistency = Literal["linearizable", "bounded", "local"]
+from raftstate.errors import InvalidArgumentError
+
+Consistency = Literal["linearizable", "bounded", "local", "session"]
 """How fresh a read must be.
 
 In this order: includes every write acknowledged before it began (the default); is no older than `max_lag_ms`;
-whatever the serving node has applied.
+whatever the serving node has applied; any node, but never older than what this client has read or written.
 """
+
+SortBy = Literal["key", "version", "create", "mod", "value"]
+"""What a range is sorted by: the keys, how often each was put since it was created, the revision that created
+it, the one that changed it last, or the values (as bytes). Pairs equal in it stay in order of their keys."""
 
 
 class KeyValue(msgspec.Struct, frozen=True):
@@ -49,24 +55,76 @@ class RangeResult(msgspec.Struct, frozen=True):
 
     It is one page: `more` says that the range holds pairs beyond those returned, and `next_start` where a
     loop goes on (`AsyncClient.range` shows it). `count`: how many keys it holds, whatever the limit.
-    `revision`: of the store, when read.
+    `revision`: of the store, when read. `by_key`: whether the keys ascend; pages do nothing else.
     """
 
     kvs: tuple[KeyValue, ...]
     more: bool
     count: int
     revision: int
+    by_key: bool = True
 
     @property
     def next_start(self) -> bytes | None:
-        """The `start` of the next page: the first key after the last one returned. None: there is none."""
-        return self.kvs[-1].key + b"\x00" if self.more and self.kvs else None
+        """The `start` of the next page: the first key after the last one returned. None: there is none.
+
+        Raises `InvalidArgumentError` when there are more pairs and the range was sorted otherwise than by
+        ascending keys: the next ones may have any key.
+        """
+        if not self.more or not self.kvs:
+            return None
+        if not self.by_key:
+            raise InvalidArgumentError(
+                "a range that is sorted otherwise than by ascending keys has no next page; raise its limit,"
+                " or read its pages unsorted",
+                field="sort",
+            )
+        return self.kvs[-1].key + b"\x00"
 
     def __iter__(self) -> Iterator[KeyValue]:
         return iter(self.kvs)
 
     def __len__(self) -> int:
         return len(self.kvs)
+
+
+Response = PutResult | KeyValue | None | RangeResult | DeleteResult
+"""What one operation of a transaction gives: a put, get (None: no such key), range or delete."""
+
+
+class TxnResult(msgspec.Struct, frozen=True):
+    """A transaction that was committed; iterable, with a length, and indexable: its `responses`.
+
+    `succeeded`: whether all compares held, so that the operations of `then` ran, else those of `otherwise`.
+    `responses`: one for each of them, in order. `revision`: of the store after it: its own, if it wrote.
+    """
+
+    revision: int
+    succeeded: bool
+    responses: tuple[Response, ...]
+
+    def __iter__(self) -> Iterator[Response]:
+        return iter(self.responses)
+
+    def __len__(self) -> int:
+        return len(self.responses)
+
+    def __getitem__(self, position: int) -> Response:
+        return self.responses[position]
+
+
+class LeaseStatus(msgspec.Struct, frozen=True):
+    """A lease as a node knows it. Times in seconds.
+
+    `remaining_s`: an estimate of what is left of it; 0: it is due, and ends as soon as the leader says so.
+    `key_count`: how many keys are attached. `keys`: they, in order, when asked for (at most 3 MiB of them).
+    """
+
+    id: int
+    ttl_s: float
+    remaining_s: float
+    key_count: int
+    keys: tuple[bytes, ...] = ()
 
 
 class MemberStatus(msgspec.Struct, frozen=True):

@@ -1,34 +1,56 @@
-"""A cluster of gRPC nodes over one dict, with the server's exactly-once rule and faults on demand.
+"""A cluster of gRPC nodes over one machine, with faults on demand.
 
-Each node is a real server on a loopback port; what they share stands in `FakeCluster`, applied as it arrives.
-A test queues `faults`: the next batches of commands meet them, one each, and those after are served.
+Each node is a real server on a loopback port; what they share stands in `FakeCluster`: one machine, which
+applies what arrives as it arrives. A test queues `faults`: the next batches of commands meet them, one each,
+and those after are served. A node that is frozen serves reads of the state as it was then.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import grpc
 import grpc.aio
 
+from raftstate.machine.layout import Change, ChangeKind, read_change
+from raftstate.machine.reader import Reader
+from raftstate.machine.tables import Table
+from raftstate.machine.types import (
+    Batch,
+    BatchResult,
+    Close,
+    ExpireLease,
+    ItemResult,
+    Refused,
+    Register,
+    Registered,
+    SessionId,
+)
+from raftstate.node.service import NodeReader, NodeService, ReadConsistency
 from raftstate.pb.v1 import (
     cluster_pb2,
     cluster_pb2_grpc,
     common_pb2,
-    kv_pb2,
-    kv_pb2_grpc,
     pipeline_pb2,
     pipeline_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
 )
+from raftstate.rpc.conversion import answer_message
+from raftstate.rpc.methods import UnaryMethod, call, methods_of
+from raftstate.rpc.status import TRAILER, RefusedError, refusal_of_fault
+from tests.machine.memory_tables import MemoryTables
+from tests.machine.rig import CLUSTER, Rig
+from tests.rpc.fake_node import FakeReader
 
-CLUSTER_ID = 0xC1
-WINDOW = 4_096
+READS = ("KV/Get", "KV/Range", "Lease/TimeToLive", "Lease/List")
+"""Served as real nodes do."""
 
 Reply = pipeline_pb2.BatchReply
 Fault = Callable[["FakeNode", pipeline_pb2.CommandBatch], Awaitable[Reply | None]]
@@ -36,24 +58,19 @@ Fault = Callable[["FakeNode", pipeline_pb2.CommandBatch], Awaitable[Reply | None
 
 
 @dataclass
-class FakeSession:
-    floor: int = 1
-    results: dict[int, pipeline_pb2.Answer] = field(default_factory=dict)
-
-
-@dataclass
 class FakeCluster:
-    """`executed`: the (key, value) of every command run, in order; None stands for the value of a delete."""
+    """`batches`, `batch_nodes`: all that arrived, and where. `reads`: the nodes that were asked to read.
+
+    `clock_ms`: the lease clock; `advance` moves it and ends what is due.
+    """
 
     size: int = 3
-    cluster_id: int = CLUSTER_ID
+    cluster_id: int = CLUSTER
     leader: int | None = 0
     term: int = 1
-    revision: int = 1
-    index: int = 10
-    data: dict[bytes, common_pb2.KeyValue] = field(default_factory=dict)
-    sessions: dict[tuple[int, int], FakeSession] = field(default_factory=dict)
-    executed: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    clock_ms: int = 0
+    rig: Rig = field(default_factory=Rig)
+    sessions: list[SessionId] = field(default_factory=list)
     batches: list[pipeline_pb2.CommandBatch] = field(default_factory=list)
     batch_nodes: list[int] = field(default_factory=list)
     faults: deque[Fault] = field(default_factory=deque)
@@ -82,91 +99,69 @@ class FakeCluster:
         """The serials of each batch received."""
         return [[command.serial for command in batch.commands] for batch in self.batches]
 
+    def commands(self, kind: str) -> list[pipeline_pb2.Command]:
+        """The commands received of one kind, for example "lease_renew"."""
+        return [command for batch in self.batches for command in batch.commands if command.HasField(kind)]
+
     # ---- the machine
 
-    def register(self, nonce: int) -> common_pb2.SessionId:
-        self.index += 1
-        self.sessions[self.index, nonce] = FakeSession()
-        return common_pb2.SessionId(index=self.index, nonce=nonce)
+    @property
+    def executed(self) -> list[tuple[bytes, bytes | None]]:
+        """The (key, value) of every change made, in order; None stands for the value of a deletion."""
+        changes = [read_change(*row) for row in self.rig.tables.scan(Table.CHANGES)]
+        return [(change.key, _value(change)) for change in changes]
+
+    def register(self, nonce: int) -> SessionId:
+        [result] = self._run(Register(nonce, 0))
+        assert isinstance(result, Registered)
+        self.sessions.append(result.session)
+        return result.session
+
+    def close_session(self, session: SessionId) -> None:
+        self._run(Close(session))
+        self.sessions = [each for each in self.sessions if each != session]
+
+    def end_sessions(self) -> None:
+        """What a long silence does."""
+        for session in list(self.sessions):
+            self.close_session(session)
 
     def apply(self, batch: pipeline_pb2.CommandBatch) -> Reply:
-        self.index += 1
-        session = self.sessions.get((batch.session.index, batch.session.nonce))
-        reply = Reply()
-        if session is None:
-            for command in batch.commands:
-                reply.answers.append(refusal(command.serial, common_pb2.ERROR_CODE_SESSION_EXPIRED))
-        else:
-            self._apply_in(session, batch, reply)
-        reply.header.CopyFrom(self.header(self.leader or 0))
+        [result] = self._run(Batch(batch.SerializeToString()))
+        reply = Reply(header=self.header(self.leader or 0))
+        if isinstance(result, Refused):
+            error = refusal_of_fault(result.fault).error
+            reply.answers.extend(
+                pipeline_pb2.Answer(serial=each.serial, error=error) for each in batch.commands
+            )
+            return reply
+        assert isinstance(result, BatchResult)
+        reply.serials.extend(result.serials)
+        reply.revisions.extend(result.revisions)
+        reply.answers.extend(answer_message(answer) for answer in result.answers)
         return reply
 
-    def _apply_in(self, session: FakeSession, batch: pipeline_pb2.CommandBatch, reply: Reply) -> None:
-        session.floor = max(session.floor, batch.floor)
-        session.results = {serial: a for serial, a in session.results.items() if serial >= session.floor}
-        for serial in batch.given_up:
-            if serial >= session.floor:
-                session.results.setdefault(serial, refusal(serial, common_pb2.ERROR_CODE_CANCELLED))
-        for command in batch.commands:
-            answer = self._run_once(session, command)
-            if answer.HasField("error") or answer.deleted or answer.prev_kvs:
-                reply.answers.append(answer)
-            else:
-                reply.serials.append(answer.serial)
-                reply.revisions.append(answer.revision)
+    def advance(self, by_ms: int) -> None:
+        """Let time pass, and end the leases that are due then."""
+        self.clock_ms += by_ms
+        for lease in self.rig.machine.expired_leases(self.clock_ms):
+            self._run(ExpireLease(lease, self.clock_ms))
 
-    def _run_once(self, session: FakeSession, command: pipeline_pb2.Command) -> pipeline_pb2.Answer:
-        serial = command.serial
-        if serial < session.floor:
-            return refusal(serial, common_pb2.ERROR_CODE_STALE)
-        if serial in session.results:
-            return session.results[serial]
-        if serial >= session.floor + WINDOW:
-            return refusal(serial, common_pb2.ERROR_CODE_WINDOW)
-        answer = session.results[serial] = self._run(command)
-        return answer
-
-    def _run(self, command: pipeline_pb2.Command) -> pipeline_pb2.Answer:
-        answer = pipeline_pb2.Answer(serial=command.serial)
-        if command.HasField("put"):
-            put = command.put
-            self.revision += 1
-            self.executed.append((put.key, put.value))
-            before = self.data.get(put.key)
-            if before is not None and put.prev_kv:
-                answer.prev_kvs.append(before)
-            self.data[put.key] = common_pb2.KeyValue(
-                key=put.key,
-                value=put.value,
-                create_revision=before.create_revision if before else self.revision,
-                mod_revision=self.revision,
-                version=before.version + 1 if before else 1,
-            )
-        else:
-            delete = command.delete
-            found = list(self.within(delete.key, delete.range_end))
-            self.revision += bool(found)
-            self.executed.append((delete.key, None))
-            answer.deleted = len(found)
-            answer.prev_kvs.extend(found if delete.prev_kv else [])
-            for kv in found:
-                del self.data[kv.key]
-        answer.revision = self.revision
-        return answer
-
-    def within(self, key: bytes, range_end: bytes) -> Iterator[common_pb2.KeyValue]:
-        for each in sorted(self.data):
-            if each == key if not range_end else each >= key and (range_end == b"\x00" or each < range_end):
-                yield self.data[each]
+    def _run(self, item: Any) -> list[ItemResult]:
+        return self.rig.run(item, lease_ms=self.clock_ms)
 
     def header(self, node: int) -> common_pb2.ResponseHeader:
         return common_pb2.ResponseHeader(
             cluster_id=self.cluster_id,
             node_id=node + 1,
-            revision=self.revision,
-            applied_index=self.index,
+            revision=self.rig.machine.revision,
+            applied_index=self.rig.machine.applied_index,
             term=self.term,
         )
+
+
+def _value(change: Change) -> bytes | None:
+    return None if change.kind is ChangeKind.DELETE else change.value
 
 
 class FakeNode:
@@ -177,11 +172,17 @@ class FakeNode:
         self.number = number
         self.address = "127.0.0.1:0"
         self.streams = 0
+        self.frozen: MemoryTables | None = None
+        self.behind = asyncio.Event()
+        """A read came that has to wait for this node to thaw."""
+        self.on_read: Callable[[int, int], None] | None = None
+        """Called with the consistency and the least applied index of each read."""
+        self._thawed = asyncio.Event()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
         server = self._server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
-        kv_pb2_grpc.add_KVServicer_to_server(_KV(self), server)
+        server.add_generic_rpc_handlers(_reads(self))
         pipeline_pb2_grpc.add_PipelineServicer_to_server(_Pipeline(self), server)
         session_pb2_grpc.add_SessionServicer_to_server(_Session(self), server)
         cluster_pb2_grpc.add_ClusterServicer_to_server(_Cluster(self), server)
@@ -195,11 +196,88 @@ class FakeNode:
         if server is not None:
             await server.stop(None)
 
+    def freeze(self) -> None:
+        """Apply nothing more, until `thaw`."""
+        self.frozen = copy.deepcopy(self.cluster.rig.tables)
+        self._thawed.clear()
+
+    def thaw(self) -> None:
+        self.frozen = None
+        self._thawed.set()
+
+    # ---- as much of a `NodeService` as reads need
+
+    @property
+    def cluster_id(self) -> int:
+        return self.cluster.cluster_id
+
+    @property
+    def node_id(self) -> int:
+        return self.number + 1
+
+    @property
+    def term(self) -> int:
+        return self.cluster.term
+
+    def reader(
+        self,
+        consistency: ReadConsistency,
+        *,
+        max_staleness_ms: int,
+        timeout_s: float,
+        min_applied_index: int = 0,
+    ) -> AbstractAsyncContextManager[NodeReader]:
+        return self._open_reader(consistency, min_applied_index)
+
+    @asynccontextmanager
+    async def _open_reader(
+        self, consistency: ReadConsistency, min_applied_index: int
+    ) -> AsyncIterator[NodeReader]:
+        if self.on_read is not None:
+            self.on_read(consistency, min_applied_index)
+        frozen = self.frozen
+        if frozen is not None and (
+            consistency is not ReadConsistency.LOCAL or Reader(frozen).applied_index < min_applied_index
+        ):
+            self.behind.set()
+            await self._thawed.wait()
+        yield FakeReader(Reader(self.frozen or self.cluster.rig.tables), None, self.cluster.clock_ms)
+
 
 class _Service:
     def __init__(self, node: FakeNode) -> None:
         self.node = node
         self.cluster = node.cluster
+
+
+def _reads(node: FakeNode) -> list[grpc.GenericRpcHandler]:
+    services: dict[str, dict[str, Any]] = {}
+    for path in READS:
+        service, name = path.split("/")
+        method = cast(UnaryMethod, methods_of(cast(NodeService, node))[path])
+        services.setdefault(f"raftstate.v1.{service}", {})[name] = grpc.unary_unary_rpc_method_handler(
+            _read(node, method), response_serializer=lambda reply: reply.SerializeToString()
+        )
+    return [grpc.method_handlers_generic_handler(name, table) for name, table in services.items()]
+
+
+def _read(node: FakeNode, method: UnaryMethod) -> Callable[[bytes, Any], Awaitable[Any]]:
+    async def serve(raw: bytes, context: Any) -> Any:
+        node.cluster.reads.append(node.number)
+        if node.cluster.read_faults:
+            status, error = node.cluster.read_faults.popleft()
+            await context.abort(status, "refused on demand", _trailers(error))
+        try:
+            return await call(method, raw, 5.0)
+        except RefusedError as refused:
+            refusal = refused.refusal
+            await context.abort(refusal.status, refusal.error.message, _trailers(refusal.error))
+
+    return serve
+
+
+def _trailers(error: common_pb2.Error | None) -> tuple[tuple[str, bytes], ...]:
+    return () if error is None else ((TRAILER, error.SerializeToString()),)
 
 
 class _Pipeline(_Service, pipeline_pb2_grpc.PipelineServicer):
@@ -218,11 +296,14 @@ class _Pipeline(_Service, pipeline_pb2_grpc.PipelineServicer):
 class _Session(_Service, session_pb2_grpc.SessionServicer):
     async def Register(self, request: Any, context: Any) -> session_pb2.RegisterResponse:  # noqa: N802
         session = self.cluster.register(request.nonce)
-        header = self.cluster.header(self.node.number)
-        return session_pb2.RegisterResponse(header=header, session=session, ttl_ms=600_000)
+        return session_pb2.RegisterResponse(
+            header=self.cluster.header(self.node.number),
+            session=common_pb2.SessionId(index=session.index, nonce=session.nonce),
+            ttl_ms=600_000,
+        )
 
     async def Close(self, request: Any, context: Any) -> session_pb2.CloseResponse:  # noqa: N802
-        self.cluster.sessions.pop((request.session.index, request.session.nonce), None)
+        self.cluster.close_session(SessionId(request.session.index, request.session.nonce))
         return session_pb2.CloseResponse(header=self.cluster.header(self.node.number))
 
 
@@ -248,31 +329,6 @@ class _Cluster(_Service, cluster_pb2_grpc.ClusterServicer):
         return cluster_pb2.TransferLeaderResponse(
             header=self.cluster.header(self.node.number), leader_id=request.target_id
         )
-
-
-class _KV(_Service, kv_pb2_grpc.KVServicer):
-    async def Get(self, request: Any, context: Any) -> kv_pb2.GetResponse:  # noqa: N802
-        await self._fault(context)
-        header = self.cluster.header(self.node.number)
-        return kv_pb2.GetResponse(header=header, kv=self.cluster.data.get(request.key))
-
-    async def Range(self, request: Any, context: Any) -> kv_pb2.RangeResponse:  # noqa: N802
-        await self._fault(context)
-        kvs = list(self.cluster.within(request.key, request.range_end))
-        shown = [] if request.count_only else kvs[: request.limit or None]
-        return kv_pb2.RangeResponse(
-            header=self.cluster.header(self.node.number),
-            kvs=shown,
-            count=len(kvs),
-            more=len(shown) < len(kvs),
-        )
-
-    async def _fault(self, context: Any) -> None:
-        self.cluster.reads.append(self.node.number)
-        if self.cluster.read_faults:
-            status, error = self.cluster.read_faults.popleft()
-            trailers = () if error is None else (("raftstate-error-bin", error.SerializeToString()),)
-            await context.abort(status, "refused on demand", trailers)
 
 
 async def _serve(node: FakeNode, batch: pipeline_pb2.CommandBatch) -> Reply:

@@ -134,7 +134,7 @@ async def test_a_session_that_expired_before_the_only_copy_is_replaced(
     cluster: FakeCluster, store: raftstate.AsyncClient
 ) -> None:
     await store.put("k", b"1")
-    cluster.sessions.clear()
+    cluster.end_sessions()
     await store.put("k", b"2")
     assert cluster.executed == [(b"k", b"1"), (b"k", b"2")]
     assert cluster.serials() == [[1], [2], [3]]
@@ -147,7 +147,7 @@ async def test_a_session_that_expired_between_two_copies_makes_the_outcome_unkno
 ) -> None:
     async def apply_and_break_and_expire(node: object, batch: object) -> None:
         await apply_and_break(node, batch)  # type: ignore[arg-type]
-        cluster.sessions.clear()
+        cluster.end_sessions()
 
     cluster.faults.append(apply_and_break_and_expire)
     with pytest.raises(IndefiniteError):
@@ -259,4 +259,4 @@ async def test_close_ends_the_session(cluster: FakeCluster) -> None:
     async with raftstate.connect_async(cluster.url) as store:
         await store.put("k", b"1")
         assert len(cluster.sessions) == 1
-    assert cluster.sessions == {}
+    assert cluster.sessions == []

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from raftstate.client.ledger import Advice, Ledger, Write
+from raftstate.client.operations import Delete, Put
 from raftstate.client.types import DeleteResult, PutResult
 from raftstate.errors import ClosedError, DeadlineError, IndefiniteError, NoLeaderError, SessionExpiredError
 from raftstate.pb.v1 import common_pb2, pipeline_pb2, txn_pb2
@@ -16,13 +17,13 @@ NOW = 100.0
 DEADLINE = 105.0
 
 
-def write(value: bytes = b"v", *, is_delete: bool = False, deadline: float = DEADLINE) -> Write:
-    future: asyncio.Future[PutResult] = asyncio.get_running_loop().create_future()
-    return Write(future, b"k", value, is_delete, False, deadline, 5.0)
+def write(operation: Put | Delete | None = None, *, deadline: float = DEADLINE) -> Write:
+    future = asyncio.get_running_loop().create_future()
+    return Write(future, operation or Put("k", b"v"), deadline, 5.0)
 
 
 def add(ledger: Ledger, count: int, value: bytes = b"v") -> list[Write]:
-    writes = [write(value) for _ in range(count)]
+    writes = [write(Put("k", value)) for _ in range(count)]
     for each in writes:
         ledger.add(each)
     return writes
@@ -57,10 +58,8 @@ def no_leader(timeout_s: float) -> NoLeaderError:
 
 async def test_a_batch_is_what_the_wire_says_it_is() -> None:
     ledger = Ledger()
-    ledger.add(write(b"1"))
-    delete = write(b"z", is_delete=True, deadline=NOW + 1)
-    delete.prev_kv = True
-    ledger.add(delete)
+    ledger.add(write(Put("k", b"1")))
+    ledger.add(write(Delete("k", range_end="z", prev_kv=True), deadline=NOW + 1))
     assert send(ledger) == pipeline_pb2.CommandBatch(
         cluster_id=5,
         session=SESSION,
@@ -184,7 +183,7 @@ async def test_an_answer_after_the_caller_has_gone_and_a_second_answer_change_no
 
 async def test_a_delete_that_has_nothing_to_say_deleted_nothing() -> None:
     ledger = Ledger()
-    delete = write(b"", is_delete=True)
+    delete = write(Delete("k"))
     ledger.add(delete)
     send(ledger)
     ledger.accept(done(1))

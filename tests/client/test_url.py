@@ -32,7 +32,6 @@ def test_a_url_names_its_endpoints_in_order_each_once(url: str, endpoints: tuple
         ("n1:1,n2:0", "'n2:0' is not host:port with a port from 1 to 65535 (IPv6 as [address]:port)"),
         ("n1/a:1", "'n1/a:1' is not host:port"),
         ("http://n1:1", "has an unknown scheme"),
-        ("embedded:./data", "embedded nodes are not available in this version"),
     ],
 )
 def test_a_bad_url_is_refused_with_what_is_wrong_and_what_is_right(url: str, says: str) -> None:

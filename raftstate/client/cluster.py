@@ -1,0 +1,95 @@
+"""What is asked of nodes as such: their status, and who of them should lead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from raftstate.client import limits
+from raftstate.client.faults import RpcFailure
+from raftstate.client.leader import LeaderTracker
+from raftstate.client.links import Links
+from raftstate.client.methods import TRANSFER_LEADER
+from raftstate.client.results import node_status
+from raftstate.client.types import NodeStatus
+from raftstate.errors import InvalidArgumentError, NoLeaderError
+from raftstate.pb.v1 import cluster_pb2
+
+STATUS_S_MAX = 2.0
+"""Whoever waits for the list can't tell a node that takes longer from a dead one anyway."""
+
+
+async def statuses(
+    tracker: LeaderTracker, endpoints: tuple[str, ...], timeout_s: float, *, with_others: bool
+) -> list[NodeStatus]:
+    """Return the status of nodes; `with_others`: and of those that they name.
+
+    Raises `WrongClusterError`, and `NoLeaderError` when none answers.
+    """
+    found = await _ask_all(tracker, endpoints, timeout_s)
+    if with_others:
+        answered = {node.node_id for node in found}
+        others = {
+            member.client_address
+            for node in found
+            for member in node.members
+            if member.client_address and member.id not in answered
+        }
+        found += await _ask_all(tracker, sorted(others.difference(endpoints)), timeout_s)
+    if all(node.error for node in found):
+        raise _nobody_answered(found, min(timeout_s, STATUS_S_MAX))
+    return found
+
+
+async def transfer_leader(links: Links, target: int | str | None, timeout_s: float) -> int:
+    """Have the leader hand over to a member given by id or name; return the id of the node that leads then.
+
+    Raises as `AsyncClient.transfer_leader` says.
+    """
+    tracker = links.tracker
+    deadline = links.loop.time() + timeout_s
+    address = await tracker.find(deadline, timeout_s)
+    request = cluster_pb2.TransferLeaderRequest()
+    try:
+        if target is not None:
+            request.target_id = await _member_id(tracker, address, target, deadline - links.loop.time())
+        reply = await links.transport.unary(address, TRANSFER_LEADER, request, deadline - links.loop.time())
+    except RpcFailure as failure:
+        tracker.forget(address)
+        raise failure.as_error(write=True) from failure
+    tracker.observe(reply.header)
+    return reply.leader_id
+
+
+async def _ask_all(tracker: LeaderTracker, endpoints: Iterable[str], timeout_s: float) -> list[NodeStatus]:
+    """Ask nodes for their status, all at once. Raises `WrongClusterError`."""
+
+    async def ask(endpoint: str) -> NodeStatus:
+        try:
+            return node_status(endpoint, await tracker.ask(endpoint, min(timeout_s, STATUS_S_MAX)))
+        except RpcFailure as failure:
+            return NodeStatus(endpoint=endpoint, error=failure.text)
+
+    return list(await asyncio.gather(*map(ask, endpoints)))
+
+
+def _nobody_answered(nodes: list[NodeStatus], waited_s: float) -> NoLeaderError:
+    who = "the node" if len(nodes) == 1 else "no node"
+    did = "did not answer" if len(nodes) == 1 else "answered"
+    tried = ", ".join(f"{node.endpoint} ({node.error})" for node in nodes)
+    return NoLeaderError(
+        f"{who} {did} within {waited_s:g} s; tried {tried}. Check what runs there, and that these are client"
+        " ports"
+    )
+
+
+async def _member_id(tracker: LeaderTracker, address: str, target: int | str, timeout_s: float) -> int:
+    """Return the id of a member given by id or name. Raises `InvalidArgumentError`, `RpcFailure`."""
+    if isinstance(target, int):
+        return limits.check_count(target, "target", 1, limits.COUNT_MAX)
+    status = await tracker.ask(address, timeout_s)
+    for member in status.members:
+        if member.name == target:
+            return int(member.id)
+    names = ", ".join(member.name for member in status.members)
+    raise InvalidArgumentError(f"no member is named {target!r}; members are {names}", field="target")

@@ -1,0 +1,122 @@
+"""Watches for threads."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+import raftstate
+from raftstate.client import watch_inbox
+from raftstate.errors import ClosedError, DeadlineError, InvalidArgumentError
+from tests.client.watched_cluster import WatchedCluster
+
+
+@pytest.fixture
+async def cluster(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[WatchedCluster]:
+    async with WatchedCluster(monkeypatch) as cluster:
+        yield cluster
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - of a fake, which has no events for it
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("name", ["watch", "lock", "election"])
+def test_the_faces_take_the_same_arguments(name: str) -> None:
+    here, there = (
+        inspect.signature(getattr(kind, name)) for kind in (raftstate.Client, raftstate.AsyncClient)
+    )
+    assert here.parameters == there.parameters
+
+
+async def test_a_thread_iterates_over_events(cluster: WatchedCluster) -> None:
+    def use() -> None:
+        with raftstate.connect(cluster.url) as store:
+            with store.watch(prefix="k") as watch:
+                store.put("k1", b"1")
+                store.put("k2", b"2")
+                store.delete("k1")
+                got = [next(watch) for _ in range(3)]
+                assert [(event.kind, event.key) for event in got] == [
+                    ("put", b"k1"),
+                    ("put", b"k2"),
+                    ("delete", b"k1"),
+                ]
+                assert watch.revision == got[-1].revision - 1
+                with pytest.raises(DeadlineError):
+                    watch.next(timeout=0.05)
+            assert list(watch) == []
+            with pytest.raises(ClosedError):
+                watch.next()
+            for event in store.watch("k2", start_revision=1, kinds="put"):
+                assert event.value == b"2"
+                break
+            with pytest.raises(InvalidArgumentError):
+                store.watch("")
+
+    await asyncio.to_thread(use)
+
+
+async def test_closing_from_another_thread_ends_a_blocked_iteration(cluster: WatchedCluster) -> None:
+    store = raftstate.connect(cluster.url)
+    watch = store.watch("k")
+    reading = asyncio.create_task(asyncio.to_thread(list, watch))
+    await until(lambda: cluster.watches and cluster.watched_keys(0))
+    await asyncio.to_thread(watch.close)
+    assert await reading == []
+    other = asyncio.create_task(asyncio.to_thread(list, store.watch("k")))
+    await until(lambda: cluster.watched_keys(0))
+    await asyncio.to_thread(store.close)
+    with pytest.raises(ClosedError):
+        await other
+
+
+async def test_threads_share_a_watch_that_is_parked_now_and_then(
+    cluster: WatchedCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_inbox, "BYTES_MAX", 8 * watch_inbox.EVENT_BYTES)
+    got: list[int] = []
+    done = threading.Event()
+
+    def read(watch: raftstate.Watch) -> None:
+        for event in watch:
+            got.append(event.revision)
+            if len(got) == 600:
+                done.set()
+
+    def write(store: raftstate.Client) -> None:
+        store.put("k", b"")
+        got.append(watch.next().revision)
+        store.put_many([(f"k{number}", b"") for number in range(599)])
+
+    with raftstate.connect(cluster.url) as store:
+        watch = store.watch(prefix="k", start_revision=1)
+        await asyncio.to_thread(write, store)
+        await until(lambda: watch._inner._inbox.parked)
+        readers = [asyncio.create_task(asyncio.to_thread(read, watch)) for _ in range(3)]
+        await asyncio.to_thread(done.wait, 20)
+        assert sorted(got) == list(range(2, 602))
+        assert watch.revision >= 600
+        await asyncio.to_thread(watch.close)
+        await asyncio.gather(*readers)
+        assert len(cluster.watches[0].nodes[0].streams[0].creates()) > 1
+
+
+async def test_a_watch_that_nobody_holds_any_more_ends_at_its_node(cluster: WatchedCluster) -> None:
+    def use(store: raftstate.Client) -> None:
+        store.put("k", b"")
+        for _ in store.watch("k", start_revision=1):
+            break
+
+    with raftstate.connect(cluster.url) as store:
+        await asyncio.to_thread(use, store)
+        gc.collect()
+        await until(lambda: cluster.watches[0].nodes[0].streams[0].cancels() == [1])
+        await asyncio.to_thread(store.close)
