@@ -14,14 +14,13 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import secrets
 import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -33,19 +32,21 @@ from raftstate.config import (
     VOTERS_MAX,
     ClusterConfig,
     MemberConfig,
-    dump_toml,
     load_settings,
 )
 from raftstate.errors import ConfigError, FailedPreconditionError, NoLeaderError
+from raftstate.folder import (
+    CLIENT_PORT_DEFAULT,
+    HOST,
+    PEER_PORT_OFFSET,
+    check_unused,
+    new_cluster_id,
+    write_node_file,
+)
 from raftstate.lifeline import Lifeline
 
-HOST = "127.0.0.1"
 NODES_DEFAULT = 3
 """The fewest that go on without one of them."""
-CLIENT_PORT_DEFAULT = 7001
-"""Where a client without a URL looks (`client.url`)."""
-PEER_PORT_OFFSET = 100
-"""The peer port of a node lies so far above its client port, where the ports are not free ones."""
 SERVE_COMMAND = (sys.executable, "-m", "raftstate.cli", "serve")
 START_TIMEOUT_S = 30.0
 """A start replays the log since the last checkpoint, in seconds at most; the rest is for a busy machine."""
@@ -57,7 +58,6 @@ _FREE_PORTS = range(10_000, 32_000)
 while its node is down, even by a peer's attempt to reach that node (a TCP self-connect)."""
 _PORT_WAIT_S = 5.0
 """The nodes of a parent that was killed end within their lifeline's grace (`lifeline.GRACE_S`)."""
-_SHOWN_STRANGERS = 3
 _LOG_TAIL_LINES = 15
 """What a start logs before it fails, with room for a traceback's end."""
 
@@ -431,55 +431,6 @@ class LocalCluster:
         raise FailedPreconditionError(
             f"node {name} {what}. It logged ({self.node(name).log}):\n{self.log_tail(name)}"
         )
-
-
-def new_cluster_id() -> int:
-    """Return random bits that no other cluster has; never 0."""
-    return secrets.randbits(62) + 1
-
-
-def check_unused(folder: Path, own: Collection[str]) -> None:
-    """Check that nobody else's files stand in a folder that is to be filled.
-
-    Args:
-        folder: it need not exist.
-        own: names that raftstate may have left there.
-
-    Raises:
-        FailedPreconditionError: it holds something else.
-    """
-    if not folder.exists():
-        return
-    # The root of a file system of its own has a lost+found.
-    strangers = sorted({entry.name for entry in folder.iterdir()} - {*own, "lost+found"})
-    if strangers:
-        shown = ", ".join(strangers[:_SHOWN_STRANGERS]) + (
-            ", ..." if len(strangers) > _SHOWN_STRANGERS else ""
-        )
-        raise FailedPreconditionError(
-            f"{folder} holds what is not part of a new cluster ({shown}); give an empty directory, or one"
-            " that does not exist yet"
-        )
-
-
-def write_node_file(folder: Path, name: str, config: ClusterConfig) -> Path:
-    """Write FOLDER/node.toml for a node whose data stand in FOLDER/data; return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "node.toml"
-    fresh = folder / "node.toml.new"
-    content = dump_toml({"name": name, "data_dir": "data", "cluster": config.model_dump()})
-    # Durably: it holds the cluster's id, without which the data beside it can't be opened again.
-    with fresh.open("w", encoding="utf-8") as out:
-        out.write(content)
-        out.flush()
-        os.fsync(out.fileno())
-    fresh.replace(file)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return file
 
 
 def _free_ports(count: int) -> list[int]:

@@ -18,22 +18,28 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "raftstate"
 
 # layer -> what it imports of raftstate: all of that, and nothing else. The client loads `state` in one method
-# only, which opens a workflow: the models stand above it.
+# only, which opens a workflow, and `embedded` where a URL asks for it: both stand above it.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "lifeline": set(),
+    "logs": set(),
     "address": {"errors"},
     "config": {"address", "errors"},
+    "folder": {"config", "errors"},
     "core": {"core", "errors"},
     "machine": {"machine", "core", "pb", "errors"},
     "store": {"store", "core", "machine.tables", "errors"},
-    "node": {"node", "store", "machine", "core", "address", "errors"},
-    "rpc": {"rpc", "node", "machine", "pb", "address", "errors"},
-    "supervisor": {"config", "lifeline", "client", "address", "errors"},
-    "server": {"rpc", "node", "store", "machine", "core", "config", "address", "errors"},
-    "client": {"client", "pb", "address", "errors", "state"},
+    "node": {"node", "store", "machine", "core", "address", "errors", "logs"},
+    "rpc": {"rpc", "node", "machine", "pb", "address", "errors", "logs"},
+    "supervisor": {"config", "folder", "lifeline", "client", "address", "errors"},
+    "server": {"rpc", "node", "store", "machine", "core", "config", "folder", "address", "errors", "logs"},
+    "client": {"client", "pb", "address", "errors", "state", "embedded"},
+    "embedded": {"server", "rpc", "client", "config", "folder", "errors", "logs"},
+    "testing": {"client", "supervisor"},
     "state": {"state", "errors"},
-    "cli": {"cli", "server", "supervisor", "client", "state", "config", "lifeline", "errors"},
+    "cli": {
+        *("cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "errors", "logs")
+    },
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
 

@@ -16,13 +16,8 @@ from rich.table import Table
 
 from raftstate.cli.common import JsonOption, console, interrupted_once, print_json
 from raftstate.client.limits import TIMEOUT_S_MAX
-from raftstate.supervisor import (
-    CLIENT_PORT_DEFAULT,
-    NODES_DEFAULT,
-    START_TIMEOUT_S,
-    Death,
-    LocalCluster,
-)
+from raftstate.folder import CLIENT_PORT_DEFAULT
+from raftstate.supervisor import NODES_DEFAULT, START_TIMEOUT_S, Death, LocalCluster
 
 _POLL_S = 0.1
 

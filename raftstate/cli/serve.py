@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import structlog
 import typer
 import uvloop
 
 from raftstate.cli.common import JsonOption, print_json
-from raftstate.config import ClusterConfig, MemberConfig, NodeSettings, load_settings
+from raftstate.config import NodeSettings, load_settings
 from raftstate.errors import ConfigError
+from raftstate.folder import settings_alone
 from raftstate.lifeline import watch
-from raftstate.supervisor import (
-    CLIENT_PORT_DEFAULT,
-    HOST,
-    PEER_PORT_OFFSET,
-    check_unused,
-    new_cluster_id,
-    write_node_file,
-)
+from raftstate.logs import to_stderr
 
 
 def serve(
@@ -62,22 +54,8 @@ def serve(
         "insecure": insecure or None,
     }
     settings = settings_for(config, data, arguments)
-    _set_up_logging(settings.log_level)
+    to_stderr(settings.log_level)
     uvloop.run(serve_node(settings, ready=lambda: _say_ready(settings, ready_fd, json)))
-
-
-def _set_up_logging(level: str) -> None:
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        # stdout is for what was asked for.
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            # Plain: a traceback with local variables would print keys and values of users.
-            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
-        ],
-    )
 
 
 def _say_ready(settings: NodeSettings, ready_fd: int | None, json: bool) -> None:
@@ -104,24 +82,4 @@ def settings_for(config: Path | None, data: Path | None, arguments: dict[str, ob
         return load_settings(config, {**arguments, "data_dir": data and data.absolute()})
     if data is None:
         raise ConfigError("serve needs --config FILE or --data DIR", field="config")
-    file = data / "node.toml"
-    if not file.exists():
-        if (data / "data").exists():
-            raise ConfigError(
-                f"{data} holds a node's data but no node.toml; restore it, or give --config", field="data"
-            )
-        check_unused(data, ("node.toml.new",))
-        write_node_file(data, "n1", _alone())
-        arguments = {**arguments, "bootstrap": True}
-    return load_settings(file, arguments)
-
-
-def _alone() -> ClusterConfig:
-    """Return a cluster of one node on the default ports."""
-    member = MemberConfig(
-        id=1,
-        name="n1",
-        client_address=f"{HOST}:{CLIENT_PORT_DEFAULT}",
-        peer_address=f"{HOST}:{CLIENT_PORT_DEFAULT + PEER_PORT_OFFSET}",
-    )
-    return ClusterConfig(cluster_id=new_cluster_id(), members=(member,))
+    return settings_alone(data, arguments)

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 import raftstate
-from raftstate.supervisor import LocalCluster, write_node_file
+from raftstate.folder import write_node_file
+from raftstate.supervisor import LocalCluster
 
 pytestmark = pytest.mark.processes
 
