@@ -37,9 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "embedded": {"server", "rpc", "client", "config", "folder", "errors", "logs"},
     "testing": {"client", "supervisor"},
     "state": {"state", "errors"},
-    "cli": {
-        *("cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "errors", "logs")
-    },
+    "cli": {"cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "logs", "errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
 

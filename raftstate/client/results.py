@@ -72,6 +72,9 @@ def node_status(endpoint: str, reply: cluster_pb2.StatusResponse) -> NodeStatus:
         log_bytes=reply.log_bytes,
         state_bytes=reply.state_bytes,
         sessions=reply.sessions,
+        compacted_revision=reply.compacted_revision,
+        leases=reply.leases,
+        watches=reply.watches,
         members=tuple(
             MemberStatus(
                 each.id, each.name, each.peer_address, each.client_address, each.incarnation, each.learner

@@ -152,7 +152,8 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What one node says of itself; with `error` set it did not answer, and only `endpoint` means anything.
 
     `durable_applied_index` can't be taken back by a power cut. `digest` is equal on all nodes at equal
-    `applied_index`. `progress` is the leader's only.
+    `applied_index`. Reads of the past, and watches, reach back to `compacted_revision`. `watches` are those
+    that this node serves. `progress` is the leader's only.
     """
 
     endpoint: str
@@ -177,6 +178,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     log_bytes: int = 0
     state_bytes: int = 0
     sessions: int = 0
+    compacted_revision: int = 0
+    leases: int = 0
+    watches: int = 0
     members: tuple[MemberStatus, ...] = ()
     progress: tuple[PeerProgress, ...] = ()
     alarms: tuple[str, ...] = ()

@@ -112,7 +112,8 @@ class Keyspace:
         self.changes[row_key] = row
         self.live[key] = (revision, sub, create, version, lease, own)
         self.checksums.append(own)
-        self.sums[checksum(key) & BUCKET_MASK] += own - previous_checksum
+        bucket = checksum(key) & BUCKET_MASK
+        self.sums[bucket] = (self.sums[bucket] + own - previous_checksum) & SUM_MASK
         if not version % MILESTONE_VERSIONS:
             self._add_milestone(key, revision, sub, ChangeKind.PUT, version)
         if lease != old_lease:
@@ -128,7 +129,8 @@ class Keyspace:
         self.changes[row_key] = row
         self.live[key] = None
         self.checksums.append(own)
-        self.sums[checksum(key) & BUCKET_MASK] -= live[5]
+        bucket = checksum(key) & BUCKET_MASK
+        self.sums[bucket] = (self.sums[bucket] - live[5]) & SUM_MASK
         # Nothing in the index leads to a deletion, so that a read of the past can only find it here.
         self._add_milestone(key, self.revision, sub, ChangeKind.DELETE, 0)
         if live[4]:
@@ -156,11 +158,6 @@ class Keyspace:
         self.live.clear()
         self.changes.clear()
         self.milestones.clear()
-
-    def mask_sums(self) -> None:
-        """Bring the bucket sums back into 64 bits, to be written."""
-        for bucket, total in enumerate(self.sums):
-            self.sums[bucket] = total & SUM_MASK
 
     # -- looking
 

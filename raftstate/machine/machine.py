@@ -213,7 +213,6 @@ class Machine:
         ]
         if results:
             keyspace.flush()
-            keyspace.mask_sums()
             self._leases.flush(tables)
             self._sessions.flush(tables)
             tables.put(Table.HOT, SUMS_KEY, sums_row(self._sums))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from raftstate.errors import DataLossError
-from raftstate.machine.digest import BUCKET_MASK
+from raftstate.machine.digest import BUCKET_MASK, SUM_MASK
 from raftstate.machine.keyspace import NEVER, Keyspace
 from raftstate.machine.layout import IndexRow, checksum, read_index
 from raftstate.machine.leases import Lease
@@ -49,7 +49,8 @@ class Step:
         keyspace = self._keyspace
         for key, before, was_gathered in reversed(self._written):
             now = keyspace.live[key] or NEVER
-            keyspace.sums[checksum(key) & BUCKET_MASK] -= now[5] - before[5]
+            bucket = checksum(key) & BUCKET_MASK
+            keyspace.sums[bucket] = (keyspace.sums[bucket] - now[5] + before[5]) & SUM_MASK
             if now[4] != before[4]:
                 keyspace.leases.move(key, now[4], before[4])
             if was_gathered:

@@ -16,7 +16,8 @@ class Table(IntEnum):
     """The tables. Numbers are on disk: never reuse one."""
 
     CHANGES = 1
-    """(revision, sub) -> the change, value included. Only ever appended to."""
+    """(revision, sub) -> the change, value included. Appended to; compaction deletes what nothing can read any
+    more."""
     INDEX = 2
     """key -> its latest change. Dense: one row for each live key."""
     MILESTONES = 3

@@ -93,6 +93,7 @@ class StateStore:
         self._environment: lmdb.Environment | None = environment
         self._handles = handles
         self._generation = generation
+        self._path = generation.path  # each transaction asks for it, and makes no new one
         self._data_fd = os.open(generation.data_file, os.O_RDONLY | os.O_CLOEXEC)
         self._page_bytes = record.meta.page_bytes
         self._durable_applied_index = record.applied_index
@@ -174,7 +175,7 @@ class StateStore:
     @property
     def path(self) -> Path:
         """The directory of the generation that is open."""
-        return self._generation.path
+        return self._path
 
     @property
     def durable_applied_index(self) -> int:

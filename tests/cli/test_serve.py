@@ -6,6 +6,7 @@ import pytest
 
 from raftstate.cli.serve import settings_for
 from raftstate.errors import ConfigError, FailedPreconditionError
+from raftstate.folder import data_made
 
 
 def test_an_empty_directory_becomes_that_of_a_cluster_of_one_node(tmp_path: Path) -> None:
@@ -13,7 +14,9 @@ def test_an_empty_directory_becomes_that_of_a_cluster_of_one_node(tmp_path: Path
     assert (made.name, made.data_path, made.bootstrap) == ("n1", tmp_path / "d" / "data", True)
     assert made.client_listener == "127.0.0.1:7001"
     again = settings_for(None, tmp_path / "d", {})
-    assert (again.cluster, again.bootstrap) == (made.cluster, False)
+    assert (again.cluster, again.bootstrap) == (made.cluster, True)  # its data were not made yet
+    data_made(again)
+    assert not settings_for(None, tmp_path / "d", {}).bootstrap
 
 
 def test_data_without_settings_are_never_given_a_new_identity(tmp_path: Path) -> None:

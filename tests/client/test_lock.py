@@ -360,6 +360,7 @@ async def test_closing_the_client_ends_waiting_and_holding(cluster: WatchedClust
     holder = store.lock("l")
     await holder.acquire()
     waiting = await in_line(cluster, store.lock("l"), 1)
+    await until(lambda: len(cluster.watched_keys(0)) == 2)
     await store.close()
     with pytest.raises((ClosedError, LockLostError)):
         await waiting

@@ -16,6 +16,7 @@ from raftstate.client.watch_inbox import WatchEvent
 from raftstate.errors import (
     ClosedError,
     DeadlineError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NoLeaderError,
     OutOfRangeError,
@@ -446,6 +447,14 @@ async def test_closing_the_client_ends_the_iteration_with_its_error(nodes: FakeW
     with pytest.raises(ClosedError):
         await nodes.watch("k").next()
     assert nodes.nodes[0].streams[0].cancelled
+
+
+async def test_a_watch_that_was_begun_before_a_fork_is_refused(nodes: FakeWatches) -> None:
+    async with nodes.watch("k") as watch:
+        before, nodes.watcher = nodes.watcher, None  # as a client begins anew in a child
+        with pytest.raises(FailedPreconditionError, match="before a fork; begin another here"):
+            await watch.next()
+        nodes.watcher = before
 
 
 async def test_several_tasks_share_the_events_of_a_watch(nodes: FakeWatches) -> None:
