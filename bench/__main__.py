@@ -2,6 +2,9 @@
 
     python -m bench write --concurrency 1,64,256,1024 --seconds 5
     python -m bench compare --workload put --concurrency 256 --peers a,b --seconds 5 --json -
+    python -m bench watch --watches 1000 --prefixes 100 --writes-per-s 1000 --seconds 30
+    python -m bench history --versions 100000
+    python -m bench compaction --changes 1000000 --keys 100000
 
 `write` is `compare --workload put` without peers. Each figure is of one run: repeat a command to see how far
 they scatter, before anything is read into a difference. Exit 0: measured; 1: a named peer is not to be had
@@ -24,11 +27,14 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from bench import compaction, history, watch
 from bench.load import Keys, Measurement, UsageError, prefill, run_puts
 from bench.systems import starters
 
 OURS = "raftstate"
 SEED = 20_250_101
+ALONE = {"watch": watch, "history": history, "compaction": compaction}
+"""The measurements that know no other system."""
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
@@ -46,6 +52,9 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         command.add_argument("--concurrency", default="256", help="one number, or a comma-separated list")
         command.add_argument("--seconds", type=float, default=5.0)
         command.add_argument("--keys", default="uniform:10000", help="uniform:N (prefilled) or sequential")
+    for name, module in ALONE.items():
+        module.add_arguments(commands.add_parser(name, help=module.HELP))
+    for command in commands.choices.values():
         command.add_argument("--json", metavar="FILE|-", help="write the figures there")
     return parser.parse_args(arguments)
 
@@ -132,10 +141,34 @@ def print_table(
     console.print(table)
 
 
+def write_json(target: str, figures: object) -> None:
+    """Write figures to a file, or "-"."""
+    text = json.dumps(figures, indent=2)
+    if target == "-":
+        print(text)
+    else:
+        Path(target).write_text(text + "\n")
+
+
+def measure_alone(console: Console, args: argparse.Namespace) -> None:
+    """Run a measurement that knows no other system."""
+    module = ALONE[args.command]
+    with console.status(f"measuring {args.command}"):
+        figures = module.run(args)
+    module.print_figures(console, args, figures)
+    if args.json:
+        sizes = {name: value for name, value in vars(args).items() if name not in ("command", "json")}
+        about = {"workload": args.command, **sizes, "machine": describe_machine(), "commit": commit()}
+        write_json(args.json, {**about, **figures})
+
+
 def main() -> int:
     """Run the command line; returns the exit code."""
     args = parse_arguments(sys.argv[1:])
     console = Console(stderr=args.json == "-")
+    if args.command in ALONE:
+        measure_alone(console, args)
+        return 0
     try:
         keys = Keys(args.keys)
         concurrencies = [int(item) for item in args.concurrency.split(",")]
@@ -159,11 +192,7 @@ def main() -> int:
     print_table(console, args, measured)
     if args.json:
         rows = report(args, settings, measured)
-        text = json.dumps(rows if len(rows) > 1 else rows[0], indent=2)
-        if args.json == "-":
-            print(text)
-        else:
-            Path(args.json).write_text(text + "\n")
+        write_json(args.json, rows if len(rows) > 1 else rows[0])
     return 0
 
 

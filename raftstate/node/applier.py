@@ -263,6 +263,8 @@ class StateApplier:
                 self._fail(error)
                 return
             self._set_pace(swept, self._clock.monotonic_ns() - began_ns)
+            if not self._machine.sweep_pending:
+                log.info("history deleted", compacted_revision=self._machine.compacted_revision)
             self._checkpoint_if_due()
         self._sweep_later()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -203,6 +204,17 @@ async def test_a_sweep_that_a_stop_cut_short_goes_on_after_the_next_start_and_is
             await asyncio.sleep(0.01)
     assert await second.close()
     assert second.halts == []
+
+
+async def test_the_end_of_a_sweep_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "raftstate.node.applier")
+    await rig.overwrite(4)
+    compacted = rig.machine.revision
+    await rig.apply(rig.entry_of(CompactTo(compacted)))
+    await rig.until_swept()
+    await rig.apply(rig.entry(rig.puts(["new"], b"v")))
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [f"history deleted compacted_revision={compacted}"]
 
 
 async def test_slices_grow_while_they_are_quick_and_shrink_when_they_are_not(rig: Rig) -> None:

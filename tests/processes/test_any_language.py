@@ -13,7 +13,7 @@ from tests.wire.test_plain_stubs import PROGRAM, generate, run
 pytestmark = pytest.mark.processes
 
 
-async def test_a_plain_grpc_program_can_put_get_and_pipeline_against_any_node(
+async def test_a_plain_grpc_program_can_use_every_service_of_any_node(
     cluster: LocalCluster, tmp_path: Path
 ) -> None:
     stubs = tmp_path / "stubs"
@@ -28,4 +28,20 @@ async def test_a_plain_grpc_program_can_put_get_and_pipeline_against_any_node(
             "distinct_answers": 4,
             "all_done": True,
             "versions": [1, 1, 1, 1],
+        }
+        assert result["claim"] == {
+            "succeeded": [True, False],
+            "holder": "first",
+            "keys_of_the_lease": True,
+            "deleted_with_the_lease": 1,
+            "is_there_now": False,
+            "was_there_then": "first",
+        }
+        assert result["watch"] == {
+            "created": 1,
+            "kinds": ["KIND_PUT", "KIND_PUT", "KIND_DELETE"],
+            "values": ["1", "2", ""],
+            "previous": ["", "1", "2"],
+            "canceled": [1],
+            "and_nothing_else": True,
         }
