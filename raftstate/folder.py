@@ -55,12 +55,19 @@ def settings_alone(folder: Path, arguments: Mapping[str, object]) -> NodeSetting
 
 
 def data_made(settings: NodeSettings) -> None:
-    """Note that the node's data are there: from now on it never starts without them."""
-    if settings.config_file is not None:
-        marker = settings.config_file.parent / "new"
+    """Note that the node's data are there: from now on it never starts without them.
+
+    Raises `StorageError` when the disk failed.
+    """
+    if settings.config_file is None:
+        return
+    marker = settings.config_file.parent / "new"
+    try:
         if marker.exists():
             marker.unlink()
             _fsync(marker.parent)
+    except OSError as error:
+        raise StorageError(f"can't remove the marker {marker}: {error.strerror}") from error
 
 
 def new_cluster_id() -> int:

@@ -155,7 +155,9 @@ def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
     """Open the data directory, or create it if this is the very first start and the settings say so."""
     path = settings.data_path
     if (path / "identity").exists():
-        return DataDirectory.open(path, identity)
+        directory = DataDirectory.open(path, identity)
+        data_made(settings)  # again, if a crash came between the two
+        return directory
     if not settings.bootstrap:
         raise FailedPreconditionError(
             f"{path} holds no data of node {identity.name!r}. If this is the very first start of a new "

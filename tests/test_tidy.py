@@ -34,10 +34,11 @@ ALLOWED: dict[str, set[str]] = {
     "supervisor": {"config", "folder", "lifeline", "client", "address", "errors"},
     "server": {"rpc", "node", "store", "machine", "core", "config", "folder", "address", "errors", "logs"},
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
-    "embedded": {"server", "rpc", "client", "config", "folder", "errors", "logs"},
+    "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
     "testing": {"client", "supervisor"},
     "state": {"state", "errors"},
-    "cli": {"cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "logs", "errors"},
+    "cli": {"cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "logs"}
+    | {"errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
 

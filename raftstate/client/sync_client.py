@@ -6,7 +6,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
@@ -34,7 +34,7 @@ from raftstate.client.types import (
 )
 from raftstate.client.url import EMBEDDED, endpoints_of
 from raftstate.client.watch_inbox import EventKind
-from raftstate.errors import ClosedError, FailedPreconditionError
+from raftstate.errors import ClosedError, FailedPreconditionError, IndefiniteError
 
 T = TypeVar("T")
 
@@ -301,6 +301,10 @@ class Client:
             raise
         try:
             return future.result()
+        except CancelledError as error:
+            raise IndefiniteError(
+                "the call was cut off when the loop that it ran on ended; whether it was done is unknown"
+            ) from error
         except BaseException:
             future.cancel()
             raise
@@ -322,7 +326,7 @@ class Client:
                 raise FailedPreconditionError(
                     "a Client can't be used on its own event loop; use connect_async there"
                 )
-            return asyncio.run_coroutine_threadsafe(call, thread.loop)
+            return thread.submit(call)
 
     def _start_thread(self) -> LoopThread:
         thread = self._thread = _thread_for(self.endpoints)
@@ -339,23 +343,41 @@ class Client:
         self._finalizer = self._thread = None
 
 
+async def close_after_interrupted(client: AsyncClient) -> None:
+    """Close a client once its interrupted calls have ended: what they take back, as a place in the line for a
+    lock, they take back with it. Waits for them no longer than `WIND_UP_S`.
+    """
+    interrupted = [task for task in asyncio.all_tasks() if task.cancelling()]
+    if interrupted:
+        await asyncio.wait(interrupted, timeout=WIND_UP_S)
+    await client.close()
+
+
+def on_event_loop() -> bool:
+    """Return whether this thread runs an event loop: it must not wait for one that may wait for it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 class LoopThread(Protocol):
     """A thread with an event loop for a client."""
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """Where the client's calls run."""
-        ...
 
     @property
     def ident(self) -> int | None:
         """The thread's identity."""
         ...
 
+    def submit(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a call of the client on the thread's loop. Raises `ClosedError` when that has ended."""
+        ...
+
     def stop(self, client: AsyncClient) -> None:
         """Close the client, and end the thread unless others need it.
 
-        Called on the thread itself (by the garbage collector), it does not wait.
+        Called on the thread of an event loop (by the garbage collector), it does not wait.
         """
         ...
 
@@ -382,17 +404,18 @@ class _OwnThread:
         return self._thread.ident
 
     def stop(self, client: AsyncClient) -> None:
-        """Close the client and end the thread.
-
-        Called on the thread itself (by the garbage collector), it does not wait.
-        """
+        """Close the client and end the thread. On the thread of an event loop it does not wait."""
         asyncio.run_coroutine_threadsafe(self._wind_up(client), self.loop)
-        if threading.get_ident() != self.ident:
+        if not on_event_loop():
             self._thread.join()
+
+    def submit(self, call: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a call on the loop."""
+        return asyncio.run_coroutine_threadsafe(call, self.loop)
 
     async def _wind_up(self, client: AsyncClient) -> None:
         try:
-            await client.close()
+            await close_after_interrupted(client)
             calls = asyncio.all_tasks() - {asyncio.current_task()}
             if calls:
                 # Each learns from its closed channel that it is over, at the latest after its pause between

@@ -23,8 +23,8 @@ Commit = Callable[["TxnCommand", float | None], Coroutine[Any, Any, TxnResult]]
 
 _TXN_BYTES = 64
 _ITEM_BYTES = 64
-"""More than the wire adds to a transaction, and to each of its compares and operations; so much that a full batch
-stays below the 16,384 of them that a node takes in one."""
+"""More than the wire adds to a transaction, and to each of its compares and operations: so much that a full
+batch stays below the 16,384 of them that a node takes in one."""
 
 
 class TxnCommand:

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class DataDirectory:
         self.path = path
         self.identity = identity
         self._lock = lock
+        _locked.add(self)
 
     @classmethod
     def create(
@@ -133,8 +135,27 @@ class DataDirectory:
     def close(self) -> None:
         """Unlock the directory; closing twice does nothing."""
         if self._lock >= 0:
+            # A forked child may still have the descriptor, and with it the lock.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = -1
+
+    def _leave_to_parent(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+_locked: weakref.WeakSet[DataDirectory] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    """A lock is its process's own: a child must not keep it when its parent has died."""
+    for directory in list(_locked):
+        directory._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def mark_eio(path: Path, reason: str) -> None:
