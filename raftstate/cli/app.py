@@ -13,7 +13,8 @@ import raftstate
 
 class _Place(NamedTuple):
     module: str
-    function: str
+    attribute: str
+    """A function, or an app with commands of its own."""
 
 
 _COMMANDS = {
@@ -21,6 +22,12 @@ _COMMANDS = {
     "get": _Place("kv", "get"),
     "delete": _Place("kv", "delete"),
     "range": _Place("kv", "range_"),
+    "scan": _Place("txn", "scan"),
+    "txn": _Place("txn", "txn"),
+    "watch": _Place("watch", "watch"),
+    "lease": _Place("lease", "app"),
+    "lock": _Place("lock", "lock"),
+    "compact": _Place("txn", "compact"),
     "status": _Place("cluster", "status"),
     "transfer-leader": _Place("cluster", "transfer_leader"),
     "dev": _Place("dev", "dev"),
@@ -41,10 +48,17 @@ class _Commands(TyperGroup):
         place = _COMMANDS.get(cmd_name)
         if place is None:
             return None
+        found = getattr(importlib.import_module(f"raftstate.cli.{place.module}"), place.attribute)
+        if isinstance(found, typer.Typer):
+            return typer.main.get_command(found)
         alone = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        module = importlib.import_module(f"raftstate.cli.{place.module}")
-        alone.command(cmd_name)(getattr(module, place.function))
+        alone.command(cmd_name, help=_unwrapped(found.__doc__))(found)
         return typer.main.get_command(alone)
+
+
+def _unwrapped(docstring: str) -> str:
+    """Return a docstring with a line for each paragraph: where lines end is for the terminal to say."""
+    return "\n\n".join(" ".join(part.split()) for part in docstring.split("\n\n"))
 
 
 def _show_version(wanted: bool) -> None:

@@ -9,23 +9,38 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from raftstate.cli.common import JsonOption, TimeoutOption, UrlOption, console, open_client, print_json
+from raftstate.cli.common import (
+    JsonOption,
+    TimeoutOption,
+    UrlOption,
+    console,
+    open_client,
+    print_json,
+    print_table,
+)
 from raftstate.client import NodeStatus
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
+
+_COUNTERS = ("term", "commit", "applied", "checkpoint")
+_CONTENTS = ("revision", "compacted", "keys", "leases", "watches")
 
 
 def status(
     url: UrlOption = None, timeout: TimeoutOption = TIMEOUT_S_DEFAULT, json: JsonOption = False
 ) -> None:
-    """Show every node: its role, how far it is, how much it stores. Exit code 4 when none answers."""
+    """Show every node: its role, how far it is, how much it stores. Exit code 4 when none answers.
+
+    "compacted" is the revision that reads of the past and watches reach back to; "watches" are those that
+    the node itself serves.
+    """
     with open_client(url, timeout) as client:
         nodes = client.status()
     commit = max(node.commit_index for node in nodes)
     if json:
         print_json({"nodes": [_node_fields(node, commit) for node in nodes]})
         return
+    print_table(_table(nodes, commit))
     output = console()
-    output.print(_table(nodes, commit))
     for node in nodes:
         for alarm in node.alarms:
             output.print(f"{node.name}: {alarm}", style="bold red", markup=False)
@@ -66,21 +81,21 @@ def _table(nodes: list[NodeStatus], commit: int) -> Table:
     table = Table(box=None, header_style="bold")
     for heading in ("node", "endpoint", "role"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("term", "commit", "applied", "checkpoint", "lag", "revision", "keys", "log", "state"):
+    for heading in (*_COUNTERS, "lag", *_CONTENTS, "log", "state"):
         table.add_column(heading, justify="right", no_wrap=True)
     for node in nodes:
         if node.error:
             table.add_row("?", node.endpoint, f"[red]unreachable[/]: {escape(node.error)}")
             continue
-        numbers = (node.term, node.commit_index, node.applied_index, node.durable_applied_index)
+        counters = (node.term, node.commit_index, node.applied_index, node.durable_applied_index)
+        contents = (node.revision, node.compacted_revision, node.keys, node.leases, node.watches)
         table.add_row(
             node.name,
             node.endpoint,
             f"[bold green]{node.role}" if node.role == "leader" else node.role,
-            *map(str, numbers),
+            *map(str, counters),
             str(max(0, commit - node.applied_index)),
-            str(node.revision),
-            str(node.keys),
+            *map(str, contents),
             megabytes(node.log_bytes),
             megabytes(node.state_bytes),
         )

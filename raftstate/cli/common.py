@@ -21,19 +21,27 @@ from raftstate.client.limits import TIMEOUT_S_MAX
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 UrlOption = Annotated[
     str | None,
     typer.Option(
         envvar="RAFTSTATE_URL",
-        help="The cluster: \\[raftstate://]host:port,host:port,...",
+        help="The cluster: \\[raftstate://]host:port,host:port,... Or embedded:DIR, a store in a directory,"
+        " whose one node runs in this process.",
         show_default="the three nodes of `raftstate dev`",
     ),
 ]
 TimeoutOption = Annotated[
     float, typer.Option(min=0.001, max=TIMEOUT_S_MAX, help="Seconds until a request is given up.")
 ]
+RevisionOption = Annotated[
+    int | None, typer.Option(min=1, help="Read as of this revision.", show_default="the latest")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+
+
+_TABLE_WIDTH_MAX = 1_000
 
 
 def open_client(url: str | None, timeout: float = TIMEOUT_S_DEFAULT) -> Client:
@@ -52,6 +60,17 @@ def console(*, err: bool = False) -> Console:
     )
 
 
+def print_table(table: Table) -> None:
+    """Print a table for people; one that is wider than the terminal is left to the terminal to wrap, since
+    columns cut short tell nobody anything.
+    """
+    output = console()
+    shown = output.width
+    output.width = _TABLE_WIDTH_MAX
+    output.width = max(shown, output.measure(table).maximum)
+    output.print(table)
+
+
 def write_out(raw: bytes) -> None:
     """Write all of `raw` to stdout, at once.
 
@@ -66,6 +85,13 @@ def write_out(raw: bytes) -> None:
             rest = rest[os.write(descriptor, rest) :]
         except BlockingIOError:
             select.select([], [descriptor], [])
+
+
+def reader_has_gone() -> bool:
+    """Return whether nobody can read what is written to stdout any more: it is a pipe without a reader."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def print_text(line: str) -> None:
@@ -92,14 +118,14 @@ def bytes_field(name: str, raw: bytes) -> dict[str, str]:
 
 
 def pair_fields(pair: KeyValue, *, with_value: bool = True) -> dict[str, object]:
-    """Return a pair as a JSON object."""
+    """Return a pair as a JSON object; the lease as text, since not every reader's numbers hold 64 bits."""
     return {
         **bytes_field("key", pair.key),
         **(bytes_field("value", pair.value) if with_value else {}),
         "create_revision": pair.create_revision,
         "mod_revision": pair.mod_revision,
         "version": pair.version,
-        "lease": pair.lease,
+        "lease": str(pair.lease),
     }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from raftstate.cli.common import (
     JsonOption,
+    RevisionOption,
     TimeoutOption,
     UrlOption,
     open_client,
@@ -20,13 +21,15 @@ from raftstate.cli.common import (
     raw_argument,
     write_out,
 )
-from raftstate.client import Client, Consistency, RangeResult
+from raftstate.client import Client, RangeResult, SortBy
 from raftstate.client.async_client import MAX_LAG_MS_DEFAULT, TIMEOUT_S_DEFAULT
 from raftstate.client.limits import VALUE_BYTES_MAX
 from raftstate.errors import InvalidArgumentError
 
 ConsistencyOption = Annotated[
-    Consistency, typer.Option(help="How fresh the answer must be; bounded: no older than --max-lag-ms.")
+    # "session" is for those who make several calls: here each is a process of its own.
+    Literal["linearizable", "bounded", "local"],
+    typer.Option(help="How fresh the answer must be; bounded: no older than --max-lag-ms."),
 ]
 LagOption = Annotated[
     int, typer.Option("--max-lag-ms", min=1, help="Milliseconds, for --consistency bounded.")
@@ -36,14 +39,18 @@ LagOption = Annotated[
 def put(
     key: Annotated[str, typer.Argument(help="1 to 480 bytes.")],
     value: Annotated[str, typer.Argument(help="The value; - reads it from stdin. At most 8 MiB.")],
+    lease: Annotated[
+        int,
+        typer.Option(min=0, help="Id of the lease that KEY is deleted with.", show_default="none"),
+    ] = 0,
     url: UrlOption = None,
     timeout: TimeoutOption = TIMEOUT_S_DEFAULT,
     json: JsonOption = False,
 ) -> None:
-    """Store VALUE under KEY."""
+    """Store VALUE under KEY. Without --lease, KEY is detached from the lease that it had."""
     raw = _read_value() if value == "-" else raw_argument(value)
     with open_client(url, timeout) as client:
-        result = client.put(raw_argument(key), raw)
+        result = client.put(raw_argument(key), raw, lease=lease)
     if json:
         print_json({"revision": result.revision})
     else:
@@ -52,6 +59,7 @@ def put(
 
 def get(
     key: Annotated[str, typer.Argument(help="1 to 480 bytes.")],
+    revision: RevisionOption = None,
     consistency: ConsistencyOption = "linearizable",
     max_lag_ms: LagOption = MAX_LAG_MS_DEFAULT,
     url: UrlOption = None,
@@ -60,7 +68,9 @@ def get(
 ) -> None:
     """Print the value under KEY, byte for byte. Exit code 1 when there is none."""
     with open_client(url, timeout) as client:
-        pair = client.get(raw_argument(key), consistency=consistency, max_lag_ms=max_lag_ms)
+        pair = client.get(
+            raw_argument(key), revision=revision, consistency=consistency, max_lag_ms=max_lag_ms
+        )
     if json:
         print_json(None if pair is None else pair_fields(pair))
     elif pair is not None:
@@ -108,6 +118,14 @@ def range_(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Pairs to print, at most.", show_default="all")
     ] = None,
+    revision: RevisionOption = None,
+    sort: Annotated[
+        SortBy | None,
+        typer.Option(
+            help="create and mod are the revisions of the first and the last put.", show_default="key"
+        ),
+    ] = None,
+    descending: Annotated[bool, typer.Option("--descending", help="The largest first.")] = False,
     keys_only: Annotated[bool, typer.Option("--keys-only", help="Leave the values out.")] = False,
     count_only: Annotated[bool, typer.Option("--count-only", help="Print how many keys there are.")] = False,
     consistency: ConsistencyOption = "linearizable",
@@ -116,12 +134,13 @@ def range_(
     timeout: TimeoutOption = TIMEOUT_S_DEFAULT,
     json: JsonOption = False,
 ) -> None:
-    """Print the pairs of [START, END) in the order of their keys: a line each, key and value separated by a
-    tab.
+    """Print the pairs of [START, END): a line each, key and value separated by a tab.
 
     What is not printable is escaped as in Python; --json has the exact bytes. What does not fit one answer
     of the cluster is read page after page: each page is as --consistency says, and writes between two of
-    them show in the later one only. The count and the revision in --json are those of the first page.
+    them show in the later one only (scan reads all pages as of one revision). The count and the revision in
+    --json are those of the first page. --sort and --descending are for what fits one answer: 10,000 pairs
+    or 3 MiB.
     """
     if prefix is not None and (start is not None or end is not None):
         raise InvalidArgumentError("give START and END, or --prefix, not both", field="prefix")
@@ -132,6 +151,9 @@ def range_(
             None if end is None else raw_argument(end),
             prefix=None if prefix is None else raw_argument(prefix),
             limit=wanted,
+            revision=revision,
+            sort=sort,
+            descending=descending,
             keys_only=keys_only,
             count_only=count_only,
             consistency=consistency,
@@ -152,15 +174,25 @@ def _pages(
     first: bytes | None,
     limit: int | None,
 ) -> Iterator[RangeResult]:
-    """Yield one answer after the other until the range ends or `limit` pairs were read."""
+    """Yield one answer after the other until the range ends or `limit` pairs were read.
+
+    Raises `InvalidArgumentError` for a sorted range that does not fit one answer.
+    """
     left = limit
     while True:
         page = read(client, first, left)
-        yield page
         left = None if left is None else left - len(page)
-        first = page.next_start
-        if first is None or left == 0:
+        is_last = left == 0 or not page.more or not page.kvs
+        if not is_last and not page.by_key:
+            raise InvalidArgumentError(
+                f"--sort and --descending are for what fits one answer; {len(page)} of {page.count} pairs do."
+                " Give a --limit of no more, or sort what `raftstate scan` prints",
+                field="sort",
+            )
+        yield page
+        if is_last:
             return
+        first = page.next_start
 
 
 def _print_range_json(pages: list[RangeResult], *, keys_only: bool) -> None:

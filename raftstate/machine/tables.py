@@ -16,8 +16,7 @@ class Table(IntEnum):
     """The tables. Numbers are on disk: never reuse one."""
 
     CHANGES = 1
-    """(revision, sub) -> the change, value included. Appended to; compaction deletes what nothing can read any
-    more."""
+    """(revision, sub) -> the change, value included. Appended to; a compaction's sweep deletes from it."""
     INDEX = 2
     """key -> its latest change. Dense: one row for each live key."""
     MILESTONES = 3

@@ -2,9 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any, Self
 
-from raftstate.client import DeleteResult, KeyValue, NodeStatus, PutResult, RangeResult
+from raftstate.client import (
+    DeleteResult,
+    KeyValue,
+    LeaseStatus,
+    NodeStatus,
+    PutResult,
+    RangeResult,
+    TxnResult,
+    WatchEvent,
+)
+from raftstate.errors import LeaseNotFoundError, LockLostError
+
+
+class FakeTxn:
+    """Notes what it is built of; gives the client's `txn_result`."""
+
+    def __init__(self, client: FakeClient) -> None:
+        self._client = client
+
+    def when(self, *compares: object) -> Self:
+        self._client.calls.append(("when", *compares))
+        return self
+
+    def then(self, *operations: object) -> Self:
+        self._client.calls.append(("then", *operations))
+        return self
+
+    def otherwise(self, *operations: object) -> Self:
+        self._client.calls.append(("otherwise", *operations))
+        return self
+
+    def commit(self) -> TxnResult:
+        self._client._fail()
+        return self._client.txn_result
+
+
+class FakeLease:
+    """A lease of the client's `leases_held`."""
+
+    def __init__(self, client: FakeClient, ttl: float | None, lease_id: int | None) -> None:
+        self._client = client
+        self.ttl_s = ttl
+        self.id = 2**63 - 1 if lease_id is None else lease_id
+        self.checks_left = 2
+
+    def grant(self) -> Self:
+        self._client._fail()
+        assert self.ttl_s is not None
+        self._client.leases_held[self.id] = self.ttl_s
+        return self
+
+    def renew(self) -> None:
+        self._client._fail()
+        self.ttl_s = self._known()
+
+    def revoke(self) -> int:
+        self._client._fail()
+        self._known()
+        del self._client.leases_held[self.id]
+        return 3
+
+    def time_to_live(self, *, keys: bool) -> LeaseStatus:
+        self._client._fail()
+        status = self._client.lease_status(self.id, self._known())
+        return LeaseStatus(*status, (b"a", b"\xff") if keys else ())
+
+    def keep_alive(self) -> None:
+        self._client.calls.append(("keep_alive", self.id))
+
+    def check(self) -> None:
+        """Find it alive, and the next time the client's `ending`."""
+        self.checks_left -= 1
+        if self.checks_left == 0:
+            raise self._client.ending
+
+    def _known(self) -> float:
+        if self.id not in self._client.leases_held:
+            raise LeaseNotFoundError(f"there is no lease {self.id}")
+        return self._client.leases_held[self.id]
+
+
+class FakeLock:
+    """A check raises the client's `ending` as soon as its `is_over` says so."""
+
+    token = 7
+    key = b"l/0000000000000001"
+
+    def __init__(self, client: FakeClient) -> None:
+        self._client = client
+
+    def acquire(self) -> None:
+        self._client._fail()
+        self._client.calls.append("acquire")
+
+    def check(self) -> None:
+        if self._client.is_over():
+            raise self._client.ending
+
+    def release(self) -> None:
+        self._client.calls.append("release")
+        if isinstance(self._client.ending, LockLostError):
+            raise self._client.ending
 
 
 class FakeClient:
@@ -16,12 +120,22 @@ class FakeClient:
         self.opened: list[tuple[str | None, float]] = []
         self.calls: list[Any] = []
         self.page = 10_000
+        self.txn_result = TxnResult(revision=1, succeeded=True, responses=())
+        self.events: list[WatchEvent] = []
+        self.ending: BaseException = KeyboardInterrupt()
+        self.is_over: Callable[[], bool] = lambda: True
+        self.leases_held: dict[int, float] = {}
 
-    def put(self, key: bytes, value: bytes) -> PutResult:
+    def put(self, key: bytes, value: bytes, *, lease: int = 0) -> PutResult:
         self._fail()
         self.revision += 1
         self.rows[key] = KeyValue(
-            key=key, value=value, create_revision=self.revision, mod_revision=self.revision, version=1
+            key=key,
+            value=value,
+            create_revision=self.revision,
+            mod_revision=self.revision,
+            version=1,
+            lease=lease,
         )
         return PutResult(revision=self.revision)
 
@@ -45,7 +159,53 @@ class FakeClient:
         self.calls.append((start, end, limit, options))
         found = tuple(self.rows[key] for key in sorted(self.rows) if start is None or key >= start)
         shown = () if options["count_only"] else found[: min(limit or self.page, self.page)]
-        return RangeResult(kvs=shown, more=len(shown) < len(found), count=len(found), revision=self.revision)
+        return RangeResult(
+            kvs=shown,
+            more=len(shown) < len(found),
+            count=len(found),
+            revision=self.revision,
+            by_key=options["sort"] in (None, "key") and not options["descending"],
+        )
+
+    def scan(self, start: bytes | None, end: bytes | None, **options: Any) -> Iterator[KeyValue]:
+        self._fail()
+        self.calls.append((start, end, options))
+        return iter([self.rows[key] for key in sorted(self.rows)])
+
+    def txn(self) -> FakeTxn:
+        return FakeTxn(self)
+
+    def compact(self, revision: int) -> None:
+        self._fail()
+        self.calls.append(revision)
+
+    def watch(self, key: bytes | None, **options: Any) -> Any:
+        self._fail()
+        self.calls.append((key, options))
+        events = iter(self.events)
+
+        def following(timeout: float) -> WatchEvent:
+            event = next(events, None)
+            if event is None:
+                raise self.ending
+            return event
+
+        return nullcontext(SimpleNamespace(next=following))
+
+    def lease(self, ttl: float | None = None, *, id: int | None = None) -> FakeLease:
+        return FakeLease(self, ttl, id)
+
+    def leases(self) -> list[LeaseStatus]:
+        self._fail()
+        return [LeaseStatus(*self.lease_status(each, ttl)) for each, ttl in self.leases_held.items()]
+
+    @staticmethod
+    def lease_status(lease_id: int, ttl: float) -> tuple[int, float, float, int]:
+        return lease_id, ttl, ttl / 2, 2
+
+    def lock(self, name: str | bytes, **options: Any) -> FakeLock:
+        self.calls.append((name, options))
+        return FakeLock(self)
 
     def status(self) -> list[NodeStatus]:
         self._fail()

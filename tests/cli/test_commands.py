@@ -49,7 +49,7 @@ def test_an_absent_key_is_said_and_fails(run: Run, client: FakeClient) -> None:
 
 def test_json_carries_text_as_text_and_other_bytes_in_base64(run: Run, client: FakeClient) -> None:
     assert run("put", "k", "é", "--json") == (0, b'{"revision": 2}\n', "")
-    numbers = {"create_revision": 2, "mod_revision": 2, "version": 1, "lease": 0}
+    numbers = {"create_revision": 2, "mod_revision": 2, "version": 1, "lease": "0"}
     assert json.loads(run("get", "k", "--json").out) == {"key": "k", "value": "é", **numbers}
     client.put(b"\xff", BINARY)
     found = json.loads(run("range", "--json").out)
@@ -78,13 +78,39 @@ def test_ranges_and_reads_say_what_was_asked_for(run: Run, client: FakeClient) -
     run("get", "k", "--consistency", "local")
     run("delete", "k", "m")
     run("delete", "k", "--prefix")
+    run("get", "k", "--revision", "9")
+    run("range", "--revision", "9", "--sort", "mod", "--descending")
     flags = {"prefix": None, "keys_only": False, "count_only": False}
+    latest = {"revision": None, "sort": None, "descending": False}
+    freshest = {"consistency": "linearizable", "max_lag_ms": 50}
     assert client.calls == [
-        (b"a", b"b", 5, {**flags, "consistency": "bounded", "max_lag_ms": 7}),
-        {"consistency": "local", "max_lag_ms": 50},
+        (b"a", b"b", 5, {**flags, **latest, "consistency": "bounded", "max_lag_ms": 7}),
+        {"revision": None, "consistency": "local", "max_lag_ms": 50},
         (b"k", b"m", False),
         (b"k", None, True),
+        {"revision": 9, **freshest},
+        (None, None, None, {**flags, "revision": 9, "sort": "mod", "descending": True, **freshest}),
     ]
+
+
+def test_a_key_is_put_under_a_lease(run: Run, client: FakeClient) -> None:
+    assert run("put", "k", "v", "--lease", "9223372036854775807").code == 0
+    # Text, since a JSON number of that size loses its last digits in many a reader.
+    assert json.loads(run("get", "k", "--json").out)["lease"] == "9223372036854775807"
+
+
+def test_a_sorted_range_that_does_not_fit_one_answer_is_refused_before_anything_is_printed(
+    run: Run, client: FakeClient
+) -> None:
+    for number in range(5):
+        client.put(b"k%d" % number, b"v")
+    client.page = 3
+    code, out, err = run("range", "--descending")
+    assert (code, out) == (2, b"")
+    assert "3 of 5 pairs do" in err
+    assert run("range", "--sort", "value", "--keys-only", "--limit", "3").out == b"k0\nk1\nk2\n"
+    assert run("range", "--sort", "value", "--keys-only", "--limit", "4").code == 2
+    assert run("range", "--sort", "key", "--keys-only").out == b"k0\nk1\nk2\nk3\nk4\n"
 
 
 def test_a_delete_says_how_many_keys_it_deleted(run: Run, client: FakeClient) -> None:
@@ -118,7 +144,25 @@ def test_the_cluster_and_the_time_come_from_options(
 )
 @pytest.mark.parametrize(
     "command",
-    [("put", "k", "v"), ("get", "k"), ("delete", "k"), ("range",), ("status",), ("transfer-leader",)],
+    [
+        ("put", "k", "v"),
+        ("get", "k"),
+        ("delete", "k"),
+        ("range",),
+        ("scan",),
+        ("txn", "--then", "get k"),
+        ("compact", "5"),
+        ("watch", "k"),
+        ("lease", "grant", "10"),
+        ("lease", "renew", "1"),
+        ("lease", "revoke", "1"),
+        ("lease", "ttl", "1"),
+        ("lease", "list"),
+        ("lease", "keep-alive", "1"),
+        ("lock", "l"),
+        ("status",),
+        ("transfer-leader",),
+    ],
 )
 def test_an_error_is_a_message_and_an_exit_code_without_a_traceback(
     run: Run,
@@ -138,7 +182,18 @@ def test_an_error_is_a_message_and_an_exit_code_without_a_traceback(
         ("get",),
         ("get", "k", "--timeout", "0"),
         ("get", "k", "--consistency", "strong"),
+        ("get", "k", "--consistency", "session"),
+        ("get", "k", "--revision", "0"),
+        ("put", "k", "v", "--lease", "-1"),
         ("range", "--limit", "0"),
+        ("range", "--sort", "size"),
+        ("lease", "ttl", "0"),
+        ("lease", "frobnicate"),
+        ("watch",),
+        ("watch", "k", "--count", "0"),
+        ("lock",),
+        ("lock", "l", "--wait", "0"),
+        ("compact", "soon"),
         ("frobnicate",),
         ("get", "k", "--frob"),
         ("get", "k", "--timeout", "86401"),
@@ -156,6 +211,9 @@ def test_wrong_usage_is_exit_code_2(run: Run, client: FakeClient, command: tuple
         (("delete", "", "--prefix"), "give --all, too"),
         (("delete", "a", "b", "--prefix"), "give END or --prefix, not both"),
         (("range", "a", "--prefix", "a"), "give START and END, or --prefix, not both"),
+        (("scan", "a", "--prefix", "a"), "give START and END, or --prefix, not both"),
+        (("txn",), "give --then or --else"),
+        (("lock", "l", "--json", "--", "true"), "leave --json out"),
     ],
 )
 def test_what_can_not_be_meant_is_refused_in_the_words_of_the_command_line(
@@ -234,6 +292,9 @@ LEADER = NodeStatus(
     commit_index=90,
     applied_index=90,
     durable_applied_index=80,
+    compacted_revision=12,
+    leases=3,
+    watches=4,
     log_bytes=1_500_000,
     state_bytes=2_000_000,
     digest=1,
@@ -251,9 +312,10 @@ def test_status_shows_each_node_those_that_do_not_answer_too(run: Run, client: F
     code, out, _ = run("status")
     assert code == 0
     assert [" ".join(line.split()) for line in out.decode().splitlines()] == [
-        "node endpoint role term commit applied checkpoint lag revision keys log state",
-        "n1 127.0.0.1:7001 leader 3 90 90 80 0 40 5 1.5 MB 2.0 MB",
-        "n2 127.0.0.1:7002 follower 3 0 70 0 20 0 0 0.0 MB 0.0 MB",
+        "node endpoint role term commit applied checkpoint lag"
+        " revision compacted keys leases watches log state",
+        "n1 127.0.0.1:7001 leader 3 90 90 80 0 40 12 5 3 4 1.5 MB 2.0 MB",
+        "n2 127.0.0.1:7002 follower 3 0 70 0 20 0 0 0 0 0 0.0 MB 0.0 MB",
         "? 127.0.0.1:7003 unreachable: connection [to] n3 refused",
         "n1: disk is [almost] full",
     ]
@@ -265,6 +327,7 @@ def test_status_as_json_has_every_field_and_the_lag(run: Run, client: FakeClient
     assert [node.get("lag") for node in nodes] == [0, 20, None]
     assert (nodes[0]["cluster_id"], nodes[0]["digest"]) == ("00000000000000ff", "0000000000000001")
     assert nodes[0]["members"][0]["name"] == "n2"
+    assert [nodes[0][name] for name in ("compacted_revision", "leases", "watches")] == [12, 3, 4]
     assert nodes[2] == {"endpoint": "127.0.0.1:7003", "error": "connection [to] n3 refused"}
 
 
