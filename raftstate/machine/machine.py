@@ -28,6 +28,7 @@ from raftstate.machine.batch import (
 )
 from raftstate.machine.budget import Budget
 from raftstate.machine.command import check_batch, check_ttl, parse_batch
+from raftstate.machine.compaction import Sweeper
 from raftstate.machine.digest import BUCKETS, next_digest
 from raftstate.machine.keyspace import Keyspace
 from raftstate.machine.layout import (
@@ -90,6 +91,8 @@ class Machine:
     """
 
     def __init__(self, tables: ReadTables) -> None:
+        self._sweeper = Sweeper()
+        self._swept_last = False
         self.load(tables)
 
     @staticmethod
@@ -141,6 +144,8 @@ class Machine:
         self.compacted_revision = meta.compacted_revision
         self.sweep_pending = compaction.pending(tables, self.compacted_revision)
         """Whether `sweep` has anything left to do."""
+        if self._swept_last:
+            self._sweeper = Sweeper()  # its transaction did not commit
         self._conf_state = meta.conf_state
         self._sums = read_sums(tables)
         self._sessions = Sessions(tables)
@@ -198,6 +203,7 @@ class Machine:
                 entry moves the cluster to a machine version that this code does not know.
         """
         self._begin()
+        self._swept_last = False
         keyspace = Keyspace(
             tables,
             self._sums,
@@ -225,17 +231,18 @@ class Machine:
 
         Args:
             tables: the caller's transaction. If it does not commit, call `load` before the next call.
-            changes_max: how many changes to walk at most; at least 1.
+            changes_max: how many changes to walk or delete at most; at least 1.
 
-        Returns how many were walked; `sweep_pending` then says whether any are left.
+        Returns how many that were; `sweep_pending` then says whether any are left.
 
         Raises `DataLossError` when a change on the way is damaged or missing.
         """
         self._begin()
-        walked = compaction.sweep(tables, self.compacted_revision, changes_max)
+        self._swept_last = True
+        done = self._sweeper.sweep(tables, self.compacted_revision, changes_max)
         self.sweep_pending = compaction.pending(tables, self.compacted_revision)
         self._as_committed = True
-        return walked
+        return done
 
     def _begin(self) -> None:
         if not self._as_committed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raftstate.machine.compaction import sweep
+from raftstate.machine.compaction import Sweeper
 from raftstate.machine.layout import ChangeKind, change_key, milestone_key
 from raftstate.machine.types import CompactTo, Done, KeyValue
 from tests.machine.rig import Rig, delete, put
@@ -38,6 +38,7 @@ class Chronicle:
         self.done: list[Happened] = []
         self.revision = 1
         self.compacted = 0
+        self.sweeper = Sweeper()
         self.live: Pairs = {}
 
     def put(self, key: bytes, value: bytes, times: int = 1) -> None:
@@ -74,7 +75,11 @@ class Chronicle:
     def sweep(self, changes_max: int) -> int:
         """One slice."""
         with self.rig.tables.write() as tables:
-            return sweep(tables, self.compacted, changes_max)
+            return self.sweeper.sweep(tables, self.compacted, changes_max)
+
+    def restart(self) -> None:
+        """Forget what a sweep holds in memory, as a crash between two slices does."""
+        self.sweeper = Sweeper()
 
     def sweep_all(self, changes_max: int = 100) -> None:
         while self.sweep(changes_max):

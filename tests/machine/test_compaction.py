@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raftstate.errors import DataLossError
 from raftstate.machine import compaction
-from raftstate.machine.compaction import pending, sweep
+from raftstate.machine.compaction import Sweeper, pending
 from raftstate.machine.history import changes_from, find_at, key_value, previous_pair, scan_at
 from raftstate.machine.layout import SWEEP_KEY, change_key, milestone_key, read_change_key
 from raftstate.machine.tables import ReadTables, Table
@@ -112,8 +112,43 @@ def test_a_slice_walks_as_many_changes_as_it_may_and_says_so() -> None:
     chronicle = Chronicle()
     chronicle.put(b"k", b"v", 10)  # 2 to 11
     chronicle.compact(9)
-    assert [chronicle.sweep(3) for _ in range(5)] == [3, 3, 2, 0, 0]
+    # 8 changes to walk, from 2 to 9, and 7 to delete, from 2 to 8.
+    assert [chronicle.sweep(3) for _ in range(7)] == [3, 3, 3, 3, 3, 0, 0]
     assert change_revisions(chronicle.rig.tables) == [9, 10, 11]
+
+
+def test_rows_go_in_their_order_once_a_window_is_walked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compaction, "SWEEP_WINDOW_CHANGES", 6)
+    chronicle = Chronicle()
+    for turn in range(4):
+        for key in (b"c", b"a", b"b"):
+            chronicle.put(key, b"%d" % turn)  # 2 to 13
+    chronicle.compact(13)
+    left = [change_revisions(chronicle.rig.tables)]
+    while chronicle.sweep(2):
+        if change_revisions(chronicle.rig.tables) != left[-1]:
+            left.append(change_revisions(chronicle.rig.tables))
+    every = list(range(2, 14))
+    assert left == [every, every[2:], every[3:], every[5:], every[7:], every[9:]]
+
+
+@pytest.mark.parametrize("window", [1, 3, 7, 100])
+def test_a_crash_between_any_two_slices_costs_nothing_but_the_walk(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "SWEEP_WINDOW_CHANGES", window)
+    for slices in range(40):
+        chronicle = Chronicle()
+        for turn in range(3):
+            chronicle.put(b"k", b"v", 5)
+            chronicle.put(b"l%d" % turn, b"v")
+            chronicle.delete(b"k")
+        chronicle.compact(chronicle.revision - 4)
+        for _ in range(slices):
+            chronicle.sweep(2)
+        chronicle.restart()
+        chronicle.sweep_all(2)
+        assert chronicle.rows() == chronicle.rows_left()
 
 
 def test_a_slice_ends_early_after_large_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +206,14 @@ def test_a_slice_that_does_not_commit_is_done_again() -> None:
     chronicle.delete(b"k")
     chronicle.compact(chronicle.revision)
     tables = chronicle.rig.tables
-    while pending(tables, chronicle.compacted):
+    for _ in range(5):
+        chronicle.sweep(7)
         before = tables.dump()
         with pytest.raises(ZeroDivisionError), tables.write():
-            sweep(tables, chronicle.compacted, 7) / 0
+            chronicle.sweeper.sweep(tables, chronicle.compacted, 7) / 0
         assert tables.dump() == before
-        chronicle.sweep(7)
+        chronicle.restart()
+        chronicle.sweep_all(7)
     assert chronicle.rows() == chronicle.rows_left()
 
 
@@ -223,7 +260,8 @@ def test_a_damaged_progress_row_is_not_taken_for_the_beginning() -> None:
     chronicle = Chronicle()
     chronicle.put(b"k", b"v", 5)
     chronicle.compact(6)
-    chronicle.sweep(2)
+    chronicle.sweep(6)  # all five are walked, and one deleted
+    chronicle.restart()
     row = chronicle.rig.tables.get(Table.HOT, SWEEP_KEY)
     assert row is not None
     chronicle.rig.tables.put(Table.HOT, SWEEP_KEY, row[:-1] + b"!")
@@ -246,10 +284,18 @@ steps = st.one_of(
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(steps, max_size=25))
+@given(st.lists(steps, max_size=25), st.integers(0, 10), st.sampled_from([1, 4, 1_000]))
 def test_random_histories_look_the_same_before_during_and_after_a_sweep(
     program: list[tuple],  # type: ignore[type-arg]
+    restarts: int,
+    window: int,
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compaction, "SWEEP_WINDOW_CHANGES", window)
+        check_random_history(program, restarts)
+
+
+def check_random_history(program: list[tuple], restarts: int) -> None:  # type: ignore[type-arg]
     chronicle = Chronicle()
     tables = chronicle.rig.tables
     for kind, *values in program:
@@ -270,6 +316,9 @@ def test_random_histories_look_the_same_before_during_and_after_a_sweep(
         assert seen == before
         assert [[(pair.key, pair) for _, pair in at] for at in seen[0]] == expected  # type: ignore[index]
         assert all(have >= want for have, want in zip(chronicle.rows(), left, strict=True))
+        if restarts:
+            chronicle.restart()
+            restarts -= 1
         if not chronicle.sweep(5):
             break
     assert chronicle.rows() == left
@@ -298,10 +347,11 @@ def test_over_lmdb_every_slice_leaves_what_it_does_in_memory(tmp_path: Path) -> 
     chronicle.put(b"z", b"v")
     chronicle.compact(chronicle.revision - 20)
     store = copied(chronicle.rig.tables, tmp_path)
+    sweeper = Sweeper()
     walked = -1
     while walked:
         with store.write() as tables:
-            walked = sweep(tables, chronicle.compacted, 50)
+            walked = sweeper.sweep(tables, chronicle.compacted, 50)
         assert chronicle.sweep(50) == walked
         with store.read() as rows:
             assert {table.name: dict(rows.scan(table)) for table in Table} == chronicle.rig.tables.dump()
@@ -322,10 +372,11 @@ def test_a_read_that_began_before_a_slice_sees_all_of_the_past(tmp_path: Path) -
     store = copied(chronicle.rig.tables, tmp_path)
     with store.read() as rows:
         found: list[KeyValue | None] = []
+        sweeper = Sweeper()
         for revision in range(2, 102):
             if revision % 10 == 0:
                 with store.write() as tables:
-                    sweep(tables, 101, 15)
+                    sweeper.sweep(tables, 101, 15)
             at = find_at(rows, b"k", revision)
             found.append(at and key_value(at[1], at[0]))
         assert found == [chronicle.as_of(revision)[b"k"] for revision in range(2, 102)]
