@@ -7,7 +7,7 @@ are `RpcFailure`s, whoever carries the messages.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -68,6 +68,3 @@ class Transport(Protocol):
     async def close(self) -> None:
         """End everything, for good; calls under way fail."""
         ...
-
-
-AnyMethod = Method[Any, Any]

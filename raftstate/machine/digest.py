@@ -42,7 +42,7 @@ def next_digest(
         machine_version: by whose rules it was applied.
         clocks_ms: lease clock and wall clock as of it.
         changes: checksums of the changes that it made, in order.
-        facts: what it did to sessions and membership.
+        facts: what it did to sessions, leases, membership, the history and the machine version.
         results: its results, encoded.
     """
     header = _HEADER.pack(previous, index, term, machine_version, *clocks_ms, len(changes), len(facts))

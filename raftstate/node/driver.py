@@ -73,8 +73,9 @@ so."""
 EARLY_CAMPAIGN_STEP_S = 0.05
 """Between the survivors, by rank of their ids: time to win before the next one stands, so that votes do not
 split."""
-_NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER})
-"""Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's."""
+_NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER, MessageType.SNAP})
+"""Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's, and
+no node can install a snapshot yet."""
 
 
 @dataclass(frozen=True, slots=True)

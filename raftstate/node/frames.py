@@ -31,7 +31,7 @@ from raftstate.node.environment import Forward, ForwardReply, LeaseStamp, PeerBo
 PROTOCOL_VERSION = 1
 MAGIC = b"RS"
 FRAME_BYTES_MAX = 32 << 20
-"""Above the largest message that a client may send (20 MiB) and the largest answer that the machine gives (22
+"""Above the largest message that a client may send (20 MiB) and the largest answer that the machine gives (21
 MiB), so that whatever was accepted can be passed on."""
 HELLO_BYTES_MAX = 4096
 """Before a peer has said who it is, it is not trusted with more memory."""

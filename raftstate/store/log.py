@@ -217,7 +217,7 @@ class LogStore:
 
     def snapshot(self) -> Snapshot:
         """See `Storage.snapshot`."""
-        raise SnapshotTemporarilyUnavailable("the log has no snapshot; the state's is made apart from it")
+        raise SnapshotTemporarilyUnavailable("the log has no snapshot, and none is made of the state yet")
 
     def size_bytes(self) -> int:
         """The bytes of the pages that the log's rows take up. Any thread."""
