@@ -9,6 +9,7 @@ from raftstate.client import url as client_url
 from raftstate.folder import CLIENT_PORT_DEFAULT, HOST
 from raftstate.machine import types
 from raftstate.node import service
+from raftstate.pb.v1 import common_pb2, pipeline_pb2
 from raftstate.rpc import kv, server, status
 from raftstate.state import workflow
 from raftstate.supervisor import NODES_DEFAULT
@@ -35,8 +36,19 @@ def test_a_client_sends_nothing_that_is_too_large_for_a_server() -> None:
     assert limits.MESSAGE_BYTES_MAX == server.RECEIVE_BYTES_MAX
 
 
-def test_a_command_leaves_room_in_its_message_for_what_its_batch_may_say() -> None:
-    assert limits.COMMAND_BYTES_MAX + types.BATCH_HEAD_BYTES_MAX <= server.RECEIVE_BYTES_MAX
+def test_a_command_leaves_room_in_its_batch_for_all_that_one_may_say_of_its_session() -> None:
+    most = (1 << 64) - 1
+    head = pipeline_pb2.CommandBatch(
+        cluster_id=most,
+        session=common_pb2.SessionId(index=most, nonce=most),
+        floor=most,
+        given_up=range(most - types.SESSION_WINDOW, most),
+        timeout_ms=(1 << 32) - 1,
+    )
+    command_head_bytes = 1 + 5  # tag and length
+    batch_bytes = head.ByteSize() + command_head_bytes + limits.COMMAND_BYTES_MAX
+    assert batch_bytes <= types.VALUE_BYTES_MAX + types.BATCH_HEAD_BYTES_MAX
+    assert types.VALUE_BYTES_MAX + types.BATCH_HEAD_BYTES_MAX <= server.RECEIVE_BYTES_MAX
 
 
 def test_a_page_of_a_scan_is_what_a_node_puts_in_a_reply() -> None:

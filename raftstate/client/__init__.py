@@ -13,7 +13,14 @@ from __future__ import annotations
 from raftstate.client import fork as fork  # first: it has a word with gRPC before that is imported
 from raftstate.client.async_client import AsyncClient, connect_async
 from raftstate.client.compare import Compare, where
-from raftstate.client.election import AsyncElection, AsyncLeadership, Election, Leadership
+from raftstate.client.election import (
+    AsyncElection,
+    AsyncLeadership,
+    AsyncObserver,
+    Election,
+    Leadership,
+    Observer,
+)
 from raftstate.client.lease import AsyncLease, Lease
 from raftstate.client.lock import AsyncLock, Lock
 from raftstate.client.operations import Delete, Get, Put, Range
@@ -43,6 +50,7 @@ __all__ = [
     "AsyncLeadership",
     "AsyncLease",
     "AsyncLock",
+    "AsyncObserver",
     "AsyncScan",
     "AsyncTxn",
     "AsyncWatch",
@@ -61,6 +69,7 @@ __all__ = [
     "Lock",
     "MemberStatus",
     "NodeStatus",
+    "Observer",
     "PeerProgress",
     "Put",
     "PutResult",

@@ -11,6 +11,7 @@ from raftstate.client import cluster, fork, limits, requests
 from raftstate.client.claim import TTL_S_DEFAULT
 from raftstate.client.election import AsyncElection
 from raftstate.client.lease import AsyncLease, check_lease
+from raftstate.client.ledger import Write
 from raftstate.client.limits import BytesLike, HasId, Key
 from raftstate.client.links import Links
 from raftstate.client.lock import AsyncLock
@@ -42,6 +43,8 @@ SessionRequest = TypeVar("SessionRequest", kv_pb2.GetRequest, kv_pb2.RangeReques
 
 TIMEOUT_S_DEFAULT = 5.0
 """Several elections: a change of leader in the middle of a call should not fail it."""
+PORTION = 2_000
+"""Writes handed over before others get their turn on the loop, some 20 ms: a lease is renewed there, too."""
 MAX_LAG_MS_DEFAULT = 50
 """A few heartbeats: a healthy follower is never further behind."""
 
@@ -87,6 +90,9 @@ class AsyncClient:
         self.timeout_s = limits.check_timeout(timeout)
         self._links: Links | None = None
         self._closed = False
+        self._left: Links | None = None
+        """What `close` closes, by a task of its own: `_closing`."""
+        self._closing: asyncio.Task[None] | None = None
         fork.begin_anew_in_child(self)
 
     async def __aenter__(self) -> Self:
@@ -98,14 +104,22 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """End the session and the connections.
+        """End the session and the connections. Cancelled, it goes on by itself; another call waits for it.
 
         Calls that still wait raise `ClosedError`, or `IndefiniteError` for writes that were sent.
         """
         self._closed = True
-        links, self._links = self._links, None
-        if links is not None:
-            await links.close()
+        if self._links is not None:
+            self._left, self._links = self._links, None
+        if self._left is None:
+            return
+        closing = self._closing
+        if closing is None or closing.cancelled():  # by what cancels all tasks, perhaps before it began
+            closing = self._closing = asyncio.create_task(self._left.close(), name="raftstate-close")
+        if not closing.done():
+            await asyncio.wait([closing])
+        if not closing.cancelled():
+            closing.result()
 
     # ---- writes
 
@@ -161,11 +175,19 @@ class AsyncClient:
             RaftstateError: as `put`: the first error of all writes, an `IndefiniteError` before others. The
                 other writes may have been applied.
         """
-        puts = [Put(key, value) for key, value in limits.encode_items(items)]
         timeout_s = self._timeout_s(timeout)
+        puts: list[Put] = []
+        for key, value in limits.encode_items(items):
+            puts.append(Put(key, value))
+            if not len(puts) % PORTION:
+                await asyncio.sleep(0)
         pipeline = self._connected().pipeline
-        writes = [pipeline.submit(put, timeout_s) for put in puts]
+        writes: list[Write] = []
         try:
+            for put in puts:
+                writes.append(pipeline.submit(put, timeout_s))
+                if not len(writes) % PORTION:
+                    await asyncio.sleep(0)
             outcomes = await asyncio.gather(*(write.future for write in writes), return_exceptions=True)
         except asyncio.CancelledError:
             for write in writes:
@@ -191,7 +213,7 @@ class AsyncClient:
             key: the key, the first one of an interval, or the prefix ("": every key).
             range_end: delete all keys of [key, range_end).
             prefix: delete all keys that begin with `key`.
-            prev_kv: return the pairs as they were, too; at most 16 MiB of them.
+            prev_kv: return the pairs as they were, too; at most 9 MiB of them.
             timeout: in seconds; None: the client's.
 
         Returns:
@@ -199,7 +221,7 @@ class AsyncClient:
 
         Raises:
             InvalidArgumentError: a key is not within its limits, or range_end and prefix were both given.
-            ResourceExhaustedError: more than 100,000 keys or 16 MiB of pairs; nothing was deleted.
+            ResourceExhaustedError: more than 100,000 keys or 9 MiB of pairs; nothing was deleted.
             RaftstateError: else as `put`.
         """
         operation = Delete(key, range_end=range_end, prefix=prefix, prev_kv=prev_kv)
@@ -537,11 +559,11 @@ class AsyncClient:
 
     # ---- inside
 
-    async def _execute(self, operation: Operation[T], timeout: float | None) -> T:
-        """Have a write done, and return its result."""
+    async def _execute(self, operation: Operation[T], timeout: float | None, *, first: bool = False) -> T:
+        """Have a write done, `first`: before those that wait already, and return its result."""
         timeout_s = self._timeout_s(timeout)
         pipeline = self._connected().pipeline
-        write = pipeline.submit(operation, timeout_s)
+        write = pipeline.submit(operation, timeout_s, first=first)
         try:
             result: T = await write.future
         except asyncio.CancelledError:
@@ -566,10 +588,12 @@ class AsyncClient:
             request.min_applied_index = self._connected().tracker.applied_index
         return request
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run something in the background, at most until the client is closed."""
+    def _spawn(
+        self, work: Coroutine[Any, Any, None], name: str, *, finishes: bool = False
+    ) -> asyncio.Task[None]:
+        """Run something in the background, at most until the client is closed; see `Links.spawn`."""
         try:
-            return self._connected().spawn(work, name)
+            return self._connected().spawn(work, name, finishes=finishes)
         except BaseException:
             work.close()
             raise
@@ -597,5 +621,5 @@ class AsyncClient:
         return self._links
 
     def _forget_parent(self) -> None:
-        fork.kept.append(self._links)
-        self._links = None
+        fork.kept += [self._links, self._left, self._closing]
+        self._links = self._left = self._closing = None

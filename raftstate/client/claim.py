@@ -11,8 +11,9 @@ more that it has not: its time to live after the last renewal was sent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,6 +25,7 @@ from raftstate.client.types import KeyValue
 from raftstate.errors import (
     DeadlineError,
     FailedPreconditionError,
+    IndefiniteError,
     InvalidArgumentError,
     LeaseNotFoundError,
     LockLostError,
@@ -121,6 +123,7 @@ class Claim:
         self._pair = pair
         self._lost = ""
         self._guard: asyncio.Task[None] | None = None
+        self._returning: asyncio.Task[None] | None = None
         self._ahead: KeyValue | None = None
 
     @property
@@ -166,16 +169,48 @@ class Claim:
         await _withdraw(self._client, self._lease)
 
     async def give_back(self, timeout: float | None) -> None:
-        """End the turn. Raises `LockLostError` when it had been lost."""
-        self._stop_guard()
+        """End the turn. Cancelled, that goes on by itself; called again, it is waited for, or tried again if
+        it failed.
+
+        Raises `LockLostError` when the turn had been lost before.
+        """
+        if self._returning is None:
+            self._stop_guard()
+            try:
+                self.check()
+            except LockLostError:
+                await _withdraw(self._client, self._lease)
+                raise
+            await self._return(self._revoke(timeout))
+        elif not self._returning.done() or self.is_returned:
+            await _outcome(self._returning)
+        else:
+            await self._return(self._revoke_again(timeout))
+
+    async def _return(self, revoke: Coroutine[Any, Any, None]) -> None:
+        task = self._client._spawn(revoke, f"raftstate-return-{self._lease.id}", finishes=True)
+        task.add_done_callback(_retrieve)
+        self._returning = task
+        await _outcome(task)
+
+    async def _revoke(self, timeout: float | None) -> None:
         try:
-            self.check()
             await self._lease.revoke(timeout=timeout)
         except LeaseNotFoundError as error:
+            self._lost = error.message
             raise self._error(error.message) from error
-        except LockLostError:
-            await _withdraw(self._client, self._lease)
-            raise
+
+    async def _revoke_again(self, timeout: float | None) -> None:
+        with contextlib.suppress(LeaseNotFoundError):  # it ended by the first revoke, or since
+            await self._lease.revoke(timeout=timeout)
+
+    @property
+    def is_returned(self) -> bool:
+        """Whether it was given back, or found lost when it was."""
+        task = self._returning
+        if task is None or not task.done() or task.cancelled():
+            return False
+        return task.exception() is None or isinstance(task.exception(), LockLostError)
 
     # ---- waiting for the turn
 
@@ -269,6 +304,22 @@ def _why(deleted: asyncio.Future[None]) -> str:
     return "its key was deleted" if error is None else f"its key can't be watched any more: {error}"
 
 
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Whoever waited for a task may have been cancelled: nobody is to be told then."""
+    if not task.cancelled():
+        task.exception()
+
+
+async def _outcome(task: asyncio.Task[None]) -> None:
+    """Wait for a task that goes on when its waiter is cancelled; raise what it raised."""
+    await asyncio.wait([task])
+    if task.cancelled():
+        raise IndefiniteError(
+            "the client was closed while the key was deleted; if it was not, it ends with its lease"
+        )
+    task.result()
+
+
 async def _end_all(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
@@ -285,7 +336,7 @@ async def _withdraw(client: AsyncClient, lease: AsyncLease) -> None:
             return  # it is not renewed any more, and ends by itself
 
     try:
-        task = client._spawn(revoke(), f"raftstate-withdraw-{id(lease)}")
+        task = client._spawn(revoke(), f"raftstate-withdraw-{id(lease)}", finishes=True)
     except RaftstateError:
         return
     await asyncio.wait([task], timeout=WITHDRAW_S)
@@ -360,9 +411,12 @@ class Holder:
         self._held().check()
 
     def _held(self) -> Claim:
-        if self._claim is None:
-            raise FailedPreconditionError(f"{self._line.what} is not held")
+        if self._claim is None or self._claim.is_returned:
+            raise self._not_held()
         return self._claim
+
+    def _not_held(self) -> FailedPreconditionError:
+        return FailedPreconditionError(f"{self._line.what} is not held")
 
     async def _win(self, value: bytes, timeout: float | None) -> None:
         """Get in line and wait for the turn."""
@@ -394,17 +448,30 @@ class Holder:
             self._claiming = False
 
     async def _give_back(self, timeout: float | None) -> None:
-        claim = self._held()
-        self._claim = None
-        await claim.give_back(timeout)
+        claim = self._claim
+        if claim is None:
+            raise self._not_held()
+        try:
+            await claim.give_back(timeout)
+        except LockLostError:
+            self._forget(claim)
+            raise
+        self._forget(claim)
+
+    def _forget(self, claim: Claim) -> None:
+        if self._claim is claim:  # nobody has won another meanwhile
+            self._claim = None
 
     # ---- as a context
 
-    def _enter(self) -> None:
+    async def _enter(self) -> None:
+        """Begin the body. Raises `LockLostError` if it was lost since it was won."""
+        if self._held().is_lost:
+            # No cancellation: that of the task that runs now would reach beyond the body before Python 3.13.
+            await self._give_back(None)
+            raise self._not_held()
         self._body = asyncio.current_task()
         self._cancelling = self._body.cancelling() if self._body is not None else 0
-        if self._interrupted and self._body is not None:
-            self._body.cancel()  # lost since it was won
 
     def _lost(self) -> None:
         self._interrupted = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,7 +13,9 @@ from raftstate.client.compare import Compare
 from raftstate.client.limits import BytesLike, Key
 from raftstate.client.operations import Put
 from raftstate.client.types import KeyValue
-from raftstate.errors import LockLostError, OutOfRangeError
+from raftstate.client.watch import AsyncWatch
+from raftstate.client.watch_inbox import WatchEvent
+from raftstate.errors import ClosedError, LockLostError, OutOfRangeError, RaftstateError
 
 if TYPE_CHECKING:
     from raftstate.client.async_client import AsyncClient
@@ -35,9 +38,9 @@ class AsyncLeadership(Holder):
         return self._campaign().__await__()
 
     async def __aenter__(self) -> Self:
-        if self._claim is None:
+        if self._claim is None or self._claim.is_returned:
             await self._campaign()
-        self._enter()
+        await self._enter()
         return self
 
     async def _campaign(self) -> Self:
@@ -65,7 +68,8 @@ class AsyncLeadership(Holder):
             raise LockLostError(f"{self._line.what} is lost: its key was deleted")
 
     async def resign(self, timeout: float | None = None) -> None:
-        """Give the leadership to the next in line.
+        """Give the leadership to the next in line. Cancelled, that goes on by itself; another call waits for
+        it.
 
         Args:
             timeout: in seconds; None: the client's.
@@ -73,7 +77,7 @@ class AsyncLeadership(Holder):
         Raises:
             LockLostError: it had been lost before.
             FailedPreconditionError: this object does not lead.
-            RaftstateError: else as `AsyncClient.put`; the leadership ends by itself within its ttl.
+            RaftstateError: else as `AsyncClient.put`; resign again, or it ends by itself within its ttl.
         """
         await self._give_back(timeout)
 
@@ -118,35 +122,91 @@ class AsyncElection:
         pairs, _ = await self._line.read(self._client, keys_only=False)
         return pairs[0] if pairs else None
 
-    async def observe(self) -> AsyncIterator[KeyValue]:
-        """Yield the pair of the leader, if there is one, and then each new one: another leader's, or another
-        value of the same one. Goes on for ever, whatever becomes of the nodes.
+    def observe(self) -> AsyncObserver:
+        """Return an iterator of leaders: the pair of the present one, if there is one, and then each new one:
+        another leader's, or another value of the same one. Goes on until it is closed, whatever becomes of
+        the nodes.
 
-        Raises:
-            RaftstateError: as `AsyncClient.get` and the iteration of `AsyncWatch`.
+            async for leader in election.observe():
+                ...
         """
-        shown: KeyValue | None = None
-        while True:
-            pairs, revision = await self._line.read(self._client, keys_only=False)
-            running = {pair.key: pair for pair in pairs}
-            watch = self._client.watch(
-                self._line.first, range_end=self._line.end, start_revision=revision + 1
-            )
-            try:
-                while True:
-                    leader = min(running.values(), key=position, default=None)
-                    if leader is not None and leader != shown:
-                        shown = leader
-                        yield leader
-                    event = await watch.next()
-                    if event.kind == "delete":
-                        running.pop(event.key, None)
-                    elif event.key in self._line:
-                        running[event.key] = event.kv
-            except OutOfRangeError:
-                continue  # compacted while nobody asked for the next one: look who leads now
-            finally:
-                await watch.close()
+        return AsyncObserver(self._client, self._line)
+
+
+class AsyncObserver:
+    """The leaders of an election as they come; made by `AsyncElection.observe`.
+
+    A step that was cancelled, or raised, can be taken again: no leader is missed by that. It ends with
+    `close`, with `async with`, or when nobody holds it any more.
+
+    Raises:
+        RaftstateError: a step does as `AsyncClient.get` and the iteration of `AsyncWatch`.
+    """
+
+    def __init__(self, client: AsyncClient, line: Line) -> None:
+        self._client = client
+        self._line = line
+        self._turn = asyncio.Lock()
+        self._watch: AsyncWatch | None = None
+        self._running: dict[bytes, KeyValue] = {}
+        self._shown: KeyValue | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> KeyValue:
+        async with self._turn:
+            while not self._closed:
+                watch = self._watch or await self._begin()
+                leader = min(self._running.values(), key=position, default=None)
+                if leader is not None and leader != self._shown:
+                    self._shown = leader
+                    return leader
+                try:
+                    self._take(await watch.next())
+                except OutOfRangeError:
+                    await self._end()  # compacted while nobody asked for the next one: look who leads now
+                except RaftstateError:
+                    if not self._closed:
+                        await self._end()
+                        raise
+            raise StopAsyncIteration
+
+    async def close(self) -> None:
+        """End the iteration, of all who wait for a step of it."""
+        self._closed = True
+        await self._end()
+
+    async def _begin(self) -> AsyncWatch:
+        """See who leads now, and watch from there."""
+        pairs, revision = await self._line.read(self._client, keys_only=False)
+        self._running = {pair.key: pair for pair in pairs}
+        watch = self._client.watch(self._line.first, range_end=self._line.end, start_revision=revision + 1)
+        if self._closed:
+            await watch.close()
+        else:
+            self._watch = watch
+        return watch
+
+    async def _end(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            await watch.close()
+
+    def _take(self, event: WatchEvent) -> None:
+        if event.kind == "delete":
+            self._running.pop(event.key, None)
+        elif event.key in self._line:
+            self._running[event.key] = event.kv
 
 
 class Leadership:
@@ -218,6 +278,40 @@ class Election:
         """Return the pair of the leader, or None; see `AsyncElection.leader`."""
         return self._run(self._inner.leader())
 
-    def observe(self) -> Iterator[KeyValue]:
-        """Yield the pair of each leader; see `AsyncElection.observe`."""
-        return self._iterate(self._inner.observe())
+    def observe(self) -> Observer:
+        """Return an iterator of leaders; see `AsyncElection.observe`."""
+        observer = self._inner.observe()
+        return Observer(observer, self._run, self._iterate(observer))
+
+
+class Observer:
+    """The sync face of `AsyncObserver`; made by `Election.observe`.
+
+    `close`, from any thread, ends the iteration of all.
+    """
+
+    def __init__(self, inner: AsyncObserver, run: Run, steps: Iterator[KeyValue]) -> None:
+        self._inner = inner
+        self._run = run
+        self._steps = steps
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> KeyValue:
+        return next(self._steps)
+
+    def close(self) -> None:
+        """End the iteration; see `AsyncObserver.close`."""
+        try:
+            self._run(self._inner.close())
+        except ClosedError:
+            return  # it ended with its client

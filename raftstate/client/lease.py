@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from raftstate.client.sync_client import Run
 
 _RENEWALS = 3
-"""So many renewals can fail, each with its part of the time to live to go by, before the lease may end."""
+"""A lease is renewed when this part of its time to live has passed; what is left is for that to be done."""
 
 _DRIFT = 0.001
 """The part of a time to live by which this machine's clock may fall behind the cluster's: twice what time
@@ -78,6 +78,7 @@ class AsyncLease:
         self._lives_until_s: float | None = None
         self._ended = ""
         self._revoked = False
+        self._revoke_sent_s = float("-inf")
         self._over = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -132,7 +133,7 @@ class AsyncLease:
         if self._id or self._ttl_ms is None:
             raise FailedPreconditionError(f"the lease exists, with id {self._id}; grant another")
         sent_s = self._now_s()
-        granted = await self._client._execute(GrantLease(self._wanted_id, self._ttl_ms), timeout)
+        granted = await self._client._execute(GrantLease(self._wanted_id, self._ttl_ms), timeout, first=True)
         self._id = granted.id
         self._note_renewed(granted, sent_s)
         return self
@@ -151,14 +152,15 @@ class AsyncLease:
             raise self._error()
         sent_s = self._now_s()
         try:
-            renewed = await self._client._execute(RenewLease(self.id), timeout)
+            renewed = await self._client._execute(RenewLease(self.id), timeout, first=True)
         except LeaseNotFoundError as error:
             self._end(error.message)
             raise
         self._note_renewed(renewed, sent_s)
 
     async def revoke(self, *, timeout: float | None = None) -> int:
-        """End it, and delete its keys. It is not kept alive from the moment of this call.
+        """End it, and delete its keys. From the moment of this call it is not kept alive, and taken for ended
+        by `check`; if the call fails, until a `renew` succeeds.
 
         Args:
             timeout: in seconds; None: the client's.
@@ -170,9 +172,11 @@ class AsyncLease:
             LeaseNotFoundError: it had ended already.
             RaftstateError: else as `AsyncClient.put`; if it was not revoked, it ends by itself.
         """
+        revoke = RevokeLease(self.id)
         self._stop()
+        self._revoke_sent_s = self._lives_until_s = self._now_s()
         try:
-            deleted = await self._client._execute(RevokeLease(self.id), timeout)
+            deleted = await self._client._execute(revoke, timeout, first=True)
         except LeaseNotFoundError as error:
             self._end(error.message)
             raise
@@ -260,7 +264,7 @@ class AsyncLease:
                 self._end(self._late())
             elif due_s > 0:
                 await asyncio.sleep(min(due_s, left_s))
-            elif await self._renew_within(min(left_s, self._third_s())):
+            elif await self._renew_within(left_s):
                 failures = 0
             else:
                 failures += 1
@@ -302,6 +306,8 @@ class AsyncLease:
 
     def _note_renewed(self, granted: Granted, sent_s: float) -> None:
         self._ttl_ms = granted.ttl_ms
+        if sent_s <= self._revoke_sent_s:
+            return  # it was renewed before, or is it ended after?
         self._renewed_s = max(self._renewed_s, sent_s)
         self._lives_until_s = self._renewed_s + granted.ttl_ms / 1_000 * (1 - _DRIFT)
 
@@ -314,6 +320,8 @@ class AsyncLease:
         return LeaseNotFoundError(self._ended, field="lease")
 
     def _late(self) -> str:
+        if self._lives_until_s == self._revoke_sent_s:
+            return f"lease {self._id} may have ended: it was asked to, and no renewal has succeeded since"
         return f"lease {self._id} may have ended: it was not renewed for its time to live of {self.ttl_s:g} s"
 
 

@@ -139,6 +139,18 @@ class Ledger:
         """Queue a write."""
         self.queue.append(write)
 
+    def add_first(self, write: Write) -> None:
+        """Queue a write that can't wait behind others, as the renewal of a lease.
+
+        It stands behind those that have a serial, though: when the window is full, they open it again.
+        """
+        sent = 0
+        for other in self.queue:
+            if not other.serial:
+                break
+            sent += 1
+        self.queue.insert(sent, write)
+
     @property
     def floor(self) -> int:
         """The lowest serial that is still waited for, or the next one.

@@ -6,7 +6,7 @@ it, and can't hold up a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from raftstate.errors import InvalidArgumentError
@@ -19,9 +19,9 @@ BATCH_BYTES_MAX = 1 << 20
 SESSION_WINDOW = 4_096
 """How far a serial may lie above its session's floor."""
 MESSAGE_BYTES_MAX = 20 << 20
-COMMAND_BYTES_MAX = MESSAGE_BYTES_MAX - (128 << 10)
-"""What one command may take: a message holds, beside it, up to 64 KiB of what its batch says of its session.
-"""
+COMMAND_BYTES_MAX = VALUE_BYTES_MAX + (16 << 10)
+"""What one command may take: the longest value and some keys. A batch has 64 KiB more than such a value, and
+says up to 41 KiB of its session."""
 TXN_OPERATIONS_MAX = 1_024
 """Compares and operations of both branches, together."""
 LEASE_TTL_MS_MIN = 1_000
@@ -113,17 +113,15 @@ def check_items(items: Iterable[tuple[Key, BytesLike]]) -> Iterable[tuple[Key, B
     )
 
 
-def encode_items(items: Iterable[tuple[Key, BytesLike]]) -> list[tuple[bytes, bytes]]:
-    """Return many pairs as bytes. Raises `InvalidArgumentError` for the first that is wrong."""
-    encoded: list[tuple[bytes, bytes]] = []
-    for item in check_items(items):
+def encode_items(items: Iterable[tuple[Key, BytesLike]]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield many pairs as bytes. Raises `InvalidArgumentError` at the first that is wrong."""
+    for number, item in enumerate(check_items(items)):
         if not isinstance(item, tuple | list) or len(item) != 2:
             raise InvalidArgumentError(
-                f"item {len(encoded)} must be a (key, value) pair, got {item!r:.80}; of a dict give items()",
+                f"item {number} must be a (key, value) pair, got {item!r:.80}; of a dict give items()",
                 field="items",
             )
-        encoded.append((encode_key(item[0]), encode_value(item[1])))
-    return encoded
+        yield encode_key(item[0]), encode_value(item[1])
 
 
 def encode_bound(bound: Key, field: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any
 
@@ -12,6 +13,9 @@ from raftstate.client.pipeline import Pipeline
 from raftstate.client.transport import Transport
 from raftstate.client.url import EMBEDDED
 from raftstate.client.watch_stream import Watcher
+
+FINISH_S = 1.0
+"""How long a client that closes waits for what lets others have their turn before a lease's end."""
 
 
 class Links:
@@ -26,25 +30,37 @@ class Links:
         self.pipeline = Pipeline(self.transport, self.tracker)
         self.watcher = Watcher(self.transport, self.tracker)
         self._background: set[asyncio.Task[None]] = set()
+        self._finishing: set[asyncio.Task[None]] = set()
 
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run something in the background, until it is done or the client is closed: then it is cancelled."""
+    def spawn(
+        self, work: Coroutine[Any, Any, None], name: str, *, finishes: bool = False
+    ) -> asyncio.Task[None]:
+        """Run something in the background, until it is done or the client is closed: then it is cancelled;
+        what `finishes`, a moment later (`FINISH_S`).
+        """
         task = self.loop.create_task(work, name=name)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        tasks = self._finishing if finishes else self._background
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         return task
 
     async def close(self) -> None:
-        """Give everything up, in the order that lets a session be closed."""
-        background = list(self._background)
+        """Give everything up, in the order that lets a session be closed. Whatever one part raises, or a
+        cancellation, keeps no other from being closed.
+        """
+        async with contextlib.AsyncExitStack() as parts:
+            for part in (self.tracker, self.transport, self.pipeline, self.watcher):
+                parts.push_async_callback(part.close)
+            await self._end_background()
+
+    async def _end_background(self) -> None:
+        if self._finishing:
+            await asyncio.wait(list(self._finishing), timeout=FINISH_S)
+        background = [*self._background, *self._finishing]
         for task in background:
             task.cancel()
         if background:
             await asyncio.wait(background)
-        await self.watcher.close()
-        await self.pipeline.close()
-        await self.transport.close()
-        await self.tracker.close()
 
 
 def _transport_to(endpoints: tuple[str, ...]) -> Transport:

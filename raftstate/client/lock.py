@@ -54,7 +54,7 @@ class AsyncLock(Holder):
         return self
 
     async def release(self, timeout: float | None = None) -> None:
-        """Give the lock to the next in line.
+        """Give the lock to the next in line. Cancelled, that goes on by itself; another call waits for it.
 
         Args:
             timeout: in seconds; None: the client's.
@@ -62,13 +62,13 @@ class AsyncLock(Holder):
         Raises:
             LockLostError: it had been lost before.
             FailedPreconditionError: it is not held.
-            RaftstateError: else as `AsyncClient.put`; the lock ends by itself within its ttl.
+            RaftstateError: else as `AsyncClient.put`; release it again, or it ends by itself within its ttl.
         """
         await self._give_back(timeout)
 
     async def __aenter__(self) -> Self:
         await self.acquire()
-        self._enter()
+        await self._enter()
         return self
 
 

@@ -53,13 +53,19 @@ class Pipeline:
         self._sweep_at = float("inf")
         self._closed = False
 
-    def submit(self, operation: Operation[Any], timeout_s: float) -> Write:
-        """Take a write; its future gets the outcome. Raises `ClosedError`."""
+    def submit(self, operation: Operation[Any], timeout_s: float, *, first: bool = False) -> Write:
+        """Take a write; its future gets the outcome. `first`: it is sent before those that wait already.
+
+        Raises `ClosedError`.
+        """
         if self._closed:
             raise ClosedError("the client is closed")
         loop = self._loop
         write = Write(loop.create_future(), operation, loop.time() + timeout_s, timeout_s)
-        self._ledger.add(write)
+        if first:
+            self._ledger.add_first(write)
+        else:
+            self._ledger.add(write)
         if write.deadline < self._sweep_at:
             self._sweep_before(write.deadline)
         if not self._work.is_set():
@@ -109,15 +115,21 @@ class Pipeline:
             await asyncio.sleep(backoff_s(attempt))
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Tell the callers of a bug here, rather than let them wait for their deadlines."""
+        """Tell the callers here, rather than let them wait for their deadlines: of a bug, or that somebody
+        has cancelled all tasks of the loop.
+        """
         self._task = None
+        if self._closed:
+            return
+        end: RaftstateError = ClosedError("the client's task was cancelled from outside")
         error = None if task.cancelled() else task.exception()
         if error is not None:
             self._loop.call_exception_handler(
                 {"message": "raftstate: the pipeline failed; this is a bug", "exception": error, "task": task}
             )
-            self._ledger.end_all(InvariantError(f"the client's pipeline failed; this is a bug: {error!r}"))
-            self._work.clear()
+            end = InvariantError(f"the client's pipeline failed; this is a bug: {error!r}")
+        self._ledger.end_all(end)
+        self._work.clear()
 
     async def _write_on_one_stream(self) -> None:
         """Find the leader and write to it until its stream ends. Raises `RpcFailure`, `WrongClusterError`."""
@@ -226,9 +238,8 @@ class Pipeline:
         request = session_pb2.CloseRequest(session=session, cluster_id=self._tracker.cluster_id)
         try:
             await self._transport.unary(address, CLOSE, request, CLOSE_SESSION_S)
-        except RpcFailure as failure:
-            # It ends by itself when nothing is heard from it; there is nobody left to tell.
-            self._tracker.note_failure(address, failure.text)
+        except (RpcFailure, RaftstateError):
+            return  # it ends by itself when nothing is heard from it; there is nobody left to tell
 
     # ---- deadlines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -57,13 +58,16 @@ class Watch:
 
     def next(self, timeout: float | None = None) -> WatchEvent:
         """Return the next event; see `AsyncWatch.next`."""
+        begun_s: float | None = None
         while True:
             # Taken on this thread: an interrupted call (Ctrl-C) loses none, and few need the loop's help.
             with self._taking:
                 event = self._inner.take()
             if event is not None:
                 return event
-            self._run(self._inner.arrival(timeout))
+            now_s = monotonic()
+            begun_s = now_s if begun_s is None else begun_s
+            self._run(self._inner.arrival(timeout, now_s - begun_s))
 
     def close(self) -> None:
         """End the watch; see `AsyncWatch.close`."""

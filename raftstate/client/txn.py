@@ -153,7 +153,7 @@ class AsyncTxn(_Builder):
             Whether the compares held, and what each operation of the branch that ran gave.
 
         Raises:
-            InvalidArgumentError: more than 1,024 compares and operations or 19 MiB in all, or two writes of a
+            InvalidArgumentError: more than 1,024 compares and operations or 8 MiB in all, or two writes of a
                 branch overlap; nothing was done.
             LeaseNotFoundError: a put names a lease that does not exist; nothing was done.
             OutOfRangeError: a read's revision is compacted or in the future; nothing was done.

@@ -177,7 +177,7 @@ class AsyncWatch:
         self._closed = True
         if self._watcher is not None:
             self._watcher.remove(self._inbox)
-        self._inbox.events.clear()
+        self._inbox.drop()
         self._inbox.end(ClosedError("the watch was closed"))
 
     def __del__(self) -> None:
@@ -199,16 +199,20 @@ class AsyncWatch:
         self._refill()
         return event
 
-    async def arrival(self, timeout: float | None) -> None:
-        """Wait until there is an event, or the watch has ended. Arguments and errors as `next`."""
+    async def arrival(self, timeout: float | None, waited_s: float = 0.0) -> None:
+        """Wait until there is an event, or the watch has ended. Arguments and errors as `next`.
+
+        `waited_s`: how much of the timeout has passed, if others have taken what came in it.
+        """
         timeout_s = None if timeout is None else limits.check_timeout(timeout)
         inbox = self._inbox
         if inbox.events or inbox.error is not None:
             return
         watcher = self._begun()
         self._refill()  # by now the consumer may have taken all, while it was being parked
+        left_s = None if timeout_s is None else max(0.0, timeout_s - waited_s)
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(left_s):
                 while not inbox.events and inbox.error is None:
                     await self._news()
         except TimeoutError:

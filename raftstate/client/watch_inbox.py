@@ -117,6 +117,7 @@ class Inbox:
     __slots__ = (
         "_bytes_in",
         "_bytes_out",
+        "_handed_out",
         "_skip",
         "attempts",
         "created",
@@ -142,6 +143,7 @@ class Inbox:
         self.error: RaftstateError | None = None
         self.attempts = 0
         self._skip = 0
+        self._handed_out: int | None = None
         # Two counters, each written by one thread only.
         self._bytes_in = 0
         self._bytes_out = 0
@@ -223,6 +225,8 @@ class Inbox:
     @property
     def handed_out(self) -> int:
         """The last revision of which, as of all before it, every event was taken."""
+        if self._handed_out is not None:
+            return self._handed_out
         # Read before the events: what it promises stood there by then.
         received = self.revision
         try:
@@ -238,3 +242,9 @@ class Inbox:
             return None
         self._bytes_out += _bytes_of(event)
         return event
+
+    def drop(self) -> None:
+        """Forget the events that were not taken; nothing more comes. They were not handed out."""
+        # First, so that what another thread takes meanwhile is at worst handed out twice.
+        self._handed_out = self.handed_out
+        self.events.clear()

@@ -123,6 +123,8 @@ class Watcher:
 
     async def close(self) -> None:
         """End all watches with `ClosedError`, and the stream."""
+        if self._closed:
+            return
         self._closed = True
         self._end_all(ClosedError("the client was closed"))
         if self._task is not None:
@@ -157,8 +159,16 @@ class Watcher:
         self._task = None
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        """Tell those who wait of a bug, rather than let them wait for ever."""
-        error = None if task.cancelled() else task.exception()
+        """Tell those who wait, rather than let them wait for ever: of a bug, or that somebody has cancelled
+        all tasks of the loop.
+        """
+        if self._closed:
+            return
+        if task.cancelled():
+            self._task = None
+            self._end_all(ClosedError("the client's task was cancelled from outside"))
+            return
+        error = task.exception()
         if error is not None:
             self._task = None
             self._loop.call_exception_handler(

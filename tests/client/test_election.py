@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
+import grpc
 import pytest
 
 import raftstate
 from raftstate.errors import (
     ClosedError,
+    DataLossError,
     DeadlineError,
     FailedPreconditionError,
     InvalidArgumentError,
@@ -118,6 +120,23 @@ async def test_a_leadership_that_was_lost_before_it_is_entered_ends_at_once(
         await task
 
 
+async def test_a_leadership_that_was_lost_before_it_is_entered_cancels_nobody(
+    cluster: WatchedCluster, store: raftstate.AsyncClient
+) -> None:
+    leadership = await store.election("boss").campaign(b"one")
+    await store.delete(leadership.key)
+    await until(lambda: leadership._interrupted)
+    with pytest.raises(LockLostError, match="its key was deleted"):
+        async with leadership:
+            raise AssertionError("entered")
+    task = asyncio.current_task()
+    assert task is not None
+    assert task.cancelling() == 0
+    await asyncio.sleep(0)
+    async with leadership:
+        assert cluster.keys() == [leadership.key]
+
+
 async def test_observers_see_each_leader_and_each_value_wherever_streams_break(
     cluster: WatchedCluster, store: raftstate.AsyncClient
 ) -> None:
@@ -178,6 +197,52 @@ async def test_an_observer_that_was_compacted_away_looks_who_leads_now(
     watcher.cancel()
 
 
+async def test_a_step_of_an_observer_that_was_cancelled_or_failed_can_be_taken_again(
+    cluster: WatchedCluster, store: raftstate.AsyncClient
+) -> None:
+    election = store.election("boss")
+    leaders = election.observe()
+    for turns in range(60):
+        step = asyncio.ensure_future(anext(leaders))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        step.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await step
+    async with election.campaign(b"1") as leadership:
+        assert (await anext(leaders)).value == b"1"
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await anext(leaders)
+        await leadership.proclaim(b"2")
+        assert (await anext(leaders)).value == b"2"
+    await leaders.close()
+
+
+async def test_an_observer_goes_on_after_an_error(
+    cluster: WatchedCluster, store: raftstate.AsyncClient
+) -> None:
+    election = store.election("boss")
+    async with election.campaign(b"1"):
+        leaders = election.observe()
+        for _ in range(2):
+            cluster.read_faults.append((grpc.StatusCode.DATA_LOSS, None))
+            with pytest.raises(DataLossError):
+                await anext(leaders)
+        assert (await anext(leaders)).value == b"1"
+
+
+async def test_a_closed_observer_ends_for_all_who_wait(
+    cluster: WatchedCluster, store: raftstate.AsyncClient
+) -> None:
+    async with store.election("boss").observe() as leaders:
+        waiting = [asyncio.ensure_future(anext(leaders, None)) for _ in range(3)]
+        await until(lambda: cluster.watches and cluster.watched_keys(0))
+    assert await asyncio.gather(*waiting) == [None] * 3
+    assert [leader async for leader in leaders] == []
+    await until(lambda: cluster.watched_keys(0) == [])
+
+
 @pytest.mark.parametrize(("name", "ttl"), [("", 10), (b"x" * 464, 10), ("e", 0), ("e", float("nan"))])
 async def test_bad_arguments_are_refused(store: raftstate.AsyncClient, name: str, ttl: float) -> None:
     with pytest.raises(InvalidArgumentError):
@@ -218,3 +283,16 @@ async def test_the_faces_for_threads_do_the_same(cluster: WatchedCluster) -> Non
         await asyncio.to_thread(store.close)
         with pytest.raises(ClosedError):
             await watching
+
+
+async def test_an_observer_of_a_thread_is_closed_from_another(cluster: WatchedCluster) -> None:
+    with raftstate.connect(cluster.url) as store:
+        leaders = store.election("boss").observe()
+        watching = asyncio.create_task(asyncio.to_thread(list, leaders))
+        await until(lambda: cluster.watches and cluster.watched_keys(0))
+        await asyncio.to_thread(leaders.close)
+        assert await watching == []
+        with leaders:
+            assert list(leaders) == []
+        await asyncio.to_thread(store.close)
+        leaders.close()

@@ -151,6 +151,51 @@ async def test_renewals_go_on_through_refusals_and_lost_answers(
         lease.check()
 
 
+async def test_a_renewal_goes_before_the_writes_that_wait(
+    cluster: FakeCluster, store: raftstate.AsyncClient
+) -> None:
+    lease = await store.lease(10).grant()
+    releases = [asyncio.Event(), asyncio.Event()]
+    arrivals = [asyncio.Event(), asyncio.Event()]
+    cluster.faults.extend(map(hold, arrivals, releases))
+    writes = asyncio.create_task(store.put_many((f"k{number}", b"") for number in range(6_000)))
+    await arrivals[0].wait()
+    renewal = asyncio.create_task(lease.renew())
+    await asyncio.sleep(0)
+    for release in releases:
+        release.set()
+    await asyncio.gather(renewal, writes)
+    kinds = [[command.WhichOneof("op") for command in batch.commands] for batch in cluster.batches]
+    [place] = [number for number, batch in enumerate(kinds) if "lease_renew" in batch]
+    assert kinds[place][0] == "lease_renew"
+    assert place < len(kinds) - 1
+
+
+async def test_a_renewal_has_as_long_as_the_lease_lives(
+    cluster: FakeCluster, store: raftstate.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    lease = AsyncLease(store, 9_000, 0, clock)
+    await lease.grant()
+    given: list[float | None] = []
+    execute = store._execute
+
+    async def noted(operation: object, timeout: float | None, **options: bool) -> object:
+        given.append(timeout)
+        clock.now_s += 1
+        return await execute(operation, timeout, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store, "_execute", noted)
+    clock.now_s += 3
+    lease.keep_alive()
+    arrived, release = asyncio.Event(), asyncio.Event()
+    release.set()
+    cluster.faults.append(hold(arrived, release))
+    await arrived.wait()
+    await lease.revoke()
+    assert given[0] == pytest.approx(6, abs=0.1)
+
+
 async def test_a_lease_that_was_not_renewed_in_time_may_have_ended(
     cluster: FakeCluster, store: raftstate.AsyncClient
 ) -> None:
@@ -276,6 +321,46 @@ async def test_a_lease_that_its_body_revoked_is_left_quietly(
         with pytest.raises(LeaseNotFoundError, match="was revoked"):
             lease.check()
     assert len(cluster.commands("lease_revoke")) == 1
+
+
+async def test_a_lease_whose_revoke_was_cancelled_is_not_relied_on_until_it_is_renewed(
+    cluster: FakeCluster, store: raftstate.AsyncClient
+) -> None:
+    lease = await store.lease(10).grant()
+    arrived, release = asyncio.Event(), asyncio.Event()
+    cluster.faults.append(hold(arrived, release, NO_LEADER))
+    revoking = asyncio.create_task(lease.revoke())
+    await arrived.wait()
+    with pytest.raises(LeaseNotFoundError, match="may have ended: it was asked to"):
+        lease.check()
+    revoking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await revoking
+    with pytest.raises(LeaseNotFoundError, match="may have ended: it was asked to"):
+        lease.check()
+    release.set()
+    await lease.renew()
+    lease.check()
+    await lease.close()
+    assert leases_of(cluster) == 0
+
+
+async def test_a_renewal_from_before_a_revoke_says_nothing_of_what_is_after_it(
+    cluster: FakeCluster, store: raftstate.AsyncClient
+) -> None:
+    lease = await store.lease(10).grant()
+    arrived, release = asyncio.Event(), asyncio.Event()
+    cluster.faults.append(hold(arrived, release))
+    renewal = asyncio.create_task(lease.renew())
+    await arrived.wait()
+    cluster.faults.append(NO_LEADER)
+    revoking = asyncio.create_task(lease.revoke())
+    await asyncio.sleep(0)
+    revoking.cancel()
+    release.set()
+    await renewal
+    with pytest.raises(LeaseNotFoundError, match="may have ended"):
+        lease.check()
 
 
 async def test_a_cancelled_body_still_revokes_its_lease(
@@ -416,3 +501,29 @@ async def test_threads_have_leases_too(cluster: FakeCluster) -> None:
 
     await asyncio.to_thread(use)
     assert leases_of(cluster) == 0
+
+
+async def test_others_get_their_turn_while_very_many_writes_are_handed_over(
+    cluster: FakeCluster, store: raftstate.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    pipeline = store._connected().pipeline
+    submit = pipeline.submit
+    submitted_at: list[int] = []
+
+    def noted(*arguments: object, **options: object) -> object:
+        submitted_at.append(turns)
+        return submit(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "submit", noted)
+    counting = asyncio.create_task(count_turns())
+    await store.put_many((f"k/{number}", b"v") for number in range(10_000))
+    counting.cancel()
+    assert submitted_at[-1] - submitted_at[0] >= 4

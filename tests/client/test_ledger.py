@@ -153,6 +153,31 @@ async def test_what_is_sent_again_goes_first_even_when_the_window_is_full() -> N
     assert sent_serials(ledger) == [1]
 
 
+async def test_what_can_not_wait_goes_before_what_waits_and_behind_what_is_sent_again() -> None:
+    ledger = Ledger()
+    add(ledger, 5_000)
+    first = sent_serials(ledger) or []
+    ledger.accept(done(*first[1:]))
+    while serials := sent_serials(ledger):
+        ledger.accept(done(*serials))
+    # The window is full, and only the first write opens it again.
+    urgent = write(Put("urgent", b""))
+    ledger.accept(refused(common_pb2.ERROR_CODE_WINDOW, 1))
+    assert ledger.next_deadline() == DEADLINE
+    ledger.batches_in_flight = 8
+    assert sent_serials(ledger) is None
+    ledger.batches_in_flight = 0
+    ledger.add_first(urgent)
+    assert sent_serials(ledger) == [1]
+    assert sent_serials(ledger) is None
+    ledger.accept(done(1))
+    batch = send(ledger)
+    assert batch is not None
+    assert batch.commands[0].put.key == b"urgent"
+    assert [command.serial for command in batch.commands] == list(range(4_097, 4_609))
+    assert batch.commands[1].put.key == b"k"
+
+
 async def test_a_write_given_up_is_named_until_the_floor_has_passed_it() -> None:
     ledger = Ledger()
     writes = add(ledger, 3)

@@ -23,6 +23,7 @@ from raftstate.errors import (
     NoLeaderError,
 )
 from raftstate.pb.v1 import common_pb2
+from tests.client.fake_cluster import hold, lose_leader, refuse
 from tests.client.fake_watch import refused
 from tests.client.watched_cluster import WatchedCluster
 
@@ -310,7 +311,7 @@ async def test_a_cancellation_from_outside_beside_the_loss_stays_one(store: raft
 async def test_an_error_of_the_body_matters_more_than_the_loss(store: raftstate.AsyncClient) -> None:
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - its end raises
         async with store.lock("l") as lock:
-            await store.delete(lock.key)
+            lock._held()._lost = "of this test"  # and the body is not cancelled yet
             raise ZeroDivisionError
 
 
@@ -419,6 +420,119 @@ async def test_where_no_watch_is_to_be_had_the_line_is_asked_again_and_again(
     await first.release()
     await waiting
     await second.release()
+
+
+# ---- a release that does not come to its end
+
+
+def hold_next(cluster: WatchedCluster) -> tuple[asyncio.Event, asyncio.Event]:
+    """Have the next write wait at the node, and be refused for now; return what tells that it is there, and
+    what lets it go on.
+    """
+    arrived, release = asyncio.Event(), asyncio.Event()
+    cluster.faults.append(hold(arrived, release, refuse(common_pb2.ERROR_CODE_NO_LEADER)))
+    return arrived, release
+
+
+async def cancelled_release(cluster: WatchedCluster, lock: AsyncLock) -> asyncio.Event:
+    """Cancel a release that the node has received; return what lets that go on."""
+    arrived, release = hold_next(cluster)
+    releasing = asyncio.create_task(lock.release())
+    await arrived.wait()
+    releasing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await releasing
+    return release
+
+
+async def test_a_release_that_was_cancelled_goes_on_and_the_next_one_waits_for_it(
+    cluster: WatchedCluster, store: raftstate.AsyncClient
+) -> None:
+    lock = store.lock("l", ttl=60)
+    await lock.acquire()
+    release = await cancelled_release(cluster, lock)
+    with pytest.raises(LockLostError):
+        lock.check()
+    again = [asyncio.create_task(lock.release()) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert not any(task.done() for task in again)
+    release.set()
+    await asyncio.gather(*again)
+    assert cluster.keys() == []
+    assert len({command.serial for command in cluster.commands("lease_revoke")}) == 1
+    with pytest.raises(FailedPreconditionError, match="not held"):
+        await lock.release()
+
+
+async def test_a_release_that_was_cancelled_before_it_was_sent_is_done_and_the_lock_can_be_had_again(
+    cluster: WatchedCluster, store: raftstate.AsyncClient
+) -> None:
+    lock = store.lock("l", ttl=60)
+    await lock.acquire()
+    releasing = asyncio.create_task(lock.release())
+    await asyncio.sleep(0)
+    releasing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await releasing
+    await until(lambda: cluster.keys() == [])
+    await until(lambda: lock._claim is not None and lock._claim.is_returned)
+    with pytest.raises(FailedPreconditionError, match="not held"):
+        lock.check()
+    async with lock:
+        assert cluster.keys() == [lock.key]
+    assert cluster.keys() == []
+
+
+async def test_an_end_of_with_that_is_cancelled_gives_the_lock_back(
+    cluster: WatchedCluster, store: raftstate.AsyncClient
+) -> None:
+    leave = asyncio.Event()
+
+    async def work() -> None:
+        async with store.lock("l", ttl=60):
+            await leave.wait()
+
+    task = asyncio.create_task(work())
+    await until(cluster.keys)
+    arrived, release = hold_next(cluster)
+    leave.set()
+    await arrived.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    release.set()
+    await until(lambda: cluster.keys() == [])
+
+
+async def test_a_release_that_was_cancelled_is_not_cut_off_by_the_end_of_the_client(
+    cluster: WatchedCluster,
+) -> None:
+    store = cluster.connect()
+    lock = store.lock("l", ttl=60)
+    await lock.acquire()
+    release = await cancelled_release(cluster, lock)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    release.set()
+    await closing
+    assert cluster.keys() == []
+
+
+async def test_a_release_that_failed_can_be_tried_again(
+    cluster: WatchedCluster, store: raftstate.AsyncClient
+) -> None:
+    lock = store.lock("l", ttl=60)
+    await lock.acquire()
+    leader = cluster.leader
+    cluster.faults.append(lose_leader)
+    with pytest.raises(NoLeaderError):
+        await lock.release(timeout=0.2)
+    assert cluster.keys() != []
+    cluster.move_leader(leader)
+    await lock.release()
+    assert cluster.keys() == []
+    with pytest.raises(FailedPreconditionError, match="not held"):
+        await lock.release()
 
 
 # ---- threads

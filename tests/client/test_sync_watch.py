@@ -7,11 +7,14 @@ import gc
 import inspect
 import threading
 from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 import pytest
 
 import raftstate
 from raftstate.client import watch_inbox
+from raftstate.client.sync_watch import Watch
+from raftstate.client.watch import AsyncWatch
 from raftstate.errors import ClosedError, DeadlineError, InvalidArgumentError
 from tests.client.watched_cluster import WatchedCluster
 
@@ -62,6 +65,56 @@ async def test_a_thread_iterates_over_events(cluster: WatchedCluster) -> None:
                 store.watch("")
 
     await asyncio.to_thread(use)
+
+
+async def test_a_closed_watch_tells_what_was_handed_out(cluster: WatchedCluster) -> None:
+    def use() -> None:
+        with raftstate.connect(cluster.url) as store:
+            with store.watch(prefix="k") as watch:
+                results = store.put_many((f"k{number}", b"") for number in range(5))
+                assert watch.next().revision == results[0].revision
+                arrived.wait(5)
+            assert watch.revision == results[0].revision
+
+    arrived = threading.Event()
+    using = asyncio.create_task(asyncio.to_thread(use))
+    await until(lambda: len(cluster.history) == 5)
+    arrived.set()
+    await using
+
+
+class Contended:
+    """A watch of which another thread takes each event just before. Each took 4 s to arrive."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self.clock = clock
+        self.waited_s: list[float] = []
+
+    def take(self) -> None:
+        return None
+
+    async def arrival(self, timeout: float, waited_s: float) -> None:
+        self.waited_s.append(waited_s)
+        if waited_s + 4 > timeout:
+            raise DeadlineError("no event came")
+        self.clock[0] += 4
+
+
+def test_a_thread_whose_events_others_take_waits_no_longer_than_it_wants_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [1_000.0]
+    monkeypatch.setattr("raftstate.client.sync_watch.monotonic", lambda: clock[0])
+    inner = Contended(clock)
+    with pytest.raises(DeadlineError):
+        Watch(cast(AsyncWatch, inner), asyncio.run).next(timeout=10)
+    assert inner.waited_s == [0, 4, 8]
+
+
+async def test_a_watch_waits_for_what_is_left_of_its_time(cluster: WatchedCluster) -> None:
+    async with cluster.connect() as store, store.watch("k") as watch:
+        with pytest.raises(DeadlineError, match="no event came within 1000 s"):
+            await watch.arrival(1_000, 1_000)
 
 
 async def test_closing_from_another_thread_ends_a_blocked_iteration(cluster: WatchedCluster) -> None:

@@ -20,6 +20,7 @@ from raftstate.errors import (
     OutOfRangeError,
     ResourceExhaustedError,
 )
+from raftstate.machine.command import parse_batch
 from raftstate.pb.v1 import common_pb2, pipeline_pb2, txn_pb2
 from tests.client.fake_cluster import FakeCluster, apply_and_break, break_stream, hold
 
@@ -218,12 +219,20 @@ async def test_a_transaction_that_is_too_large_is_not_sent(
     many = [Put(f"k{number}", b"") for number in range(1_024)]
     with pytest.raises(InvalidArgumentError, match="at most 1,024 compares and operations in all"):
         await store.txn().when(where("k0").missing()).then(*many).commit()
-    large = [Put(f"k{number}", bytes(8 << 20)) for number in range(3)]
-    with pytest.raises(InvalidArgumentError, match=r"at most 20,840,448 bytes, got 25,"):
+    large = [Put(f"k{number}", bytes(5 << 20)) for number in range(2)]
+    with pytest.raises(InvalidArgumentError, match=r"at most 8,404,992 bytes, got 10,48"):
         await store.txn().otherwise(*large).commit()
     with pytest.raises(InvalidArgumentError, match="timeout"):
         await store.txn().then(Put("k", b"")).commit(timeout=0)
     assert cluster.batches == []
+
+
+def test_a_node_takes_a_transaction_with_the_longest_key_and_value_and_a_condition() -> None:
+    key = "k" * 480
+    txn = TxnCommand((where(key).version == 0,), (Put(key, bytes(8 << 20)),), (Get(key),))
+    batch = pipeline_pb2.CommandBatch()
+    txn.fill(batch.commands.add(serial=1))
+    assert parse_batch(batch.SerializeToString()) == batch
 
 
 def test_operations_say_what_they_are_and_are_equal_by_it() -> None:

@@ -45,7 +45,29 @@ async def take(watch: AsyncWatch, count: int) -> list[tuple[int, str]]:
     return [(event.revision, event.key.decode()) for event in [await watch.next(5) for _ in range(count)]]
 
 
+async def test_a_watch_ends_when_its_task_is_cancelled_by_somebody_else(nodes: FakeWatches) -> None:
+    watch = nodes.watch("k")
+    await watch.begin(5)
+    assert nodes.watcher._task is not None
+    nodes.watcher._task.cancel()
+    with pytest.raises(ClosedError, match="cancelled from outside"):
+        await watch.next(5)
+    async with asyncio.timeout(5), nodes.watch("k"):
+        pass
+
+
 # ---- what comes
+
+
+async def test_a_closed_watch_tells_from_where_another_goes_on_without_a_gap(nodes: FakeWatches) -> None:
+    async with nodes.watch(prefix="k") as watch:
+        for number in range(6):
+            nodes.write((f"k{number}".encode(), b""))
+        await until(lambda: len(watch._inbox.events) == 6)
+        taken = await take(watch, 2)
+    assert watch.revision == taken[-1][0]
+    again = nodes.watch(prefix="k", start_revision=watch.revision + 1)
+    assert [key for _, key in taken + await take(again, 4)] == [f"k{number}" for number in range(6)]
 
 
 async def test_a_watch_from_now_on_gets_what_is_written_after_it_was_created(nodes: FakeWatches) -> None:

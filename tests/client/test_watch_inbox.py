@@ -94,6 +94,21 @@ def test_what_was_handed_out_is_told_by_revision() -> None:
     assert inbox().handed_out == 0
 
 
+def test_events_that_are_dropped_were_not_handed_out() -> None:
+    box = inbox(5)
+    box.receive(decode([put(b"k", 7), put(b"k", 7), put(b"k", 9)]))
+    box.take()
+    box.drop()
+    assert box.take() is None
+    assert box.handed_out == 6
+    box = inbox(5)
+    box.receive(decode([put(b"k", 7)]))
+    box.take()
+    box.advance(8)
+    box.drop()
+    assert box.handed_out == 8
+
+
 def test_an_inbox_is_full_by_its_bytes_and_wants_more_when_a_fourth_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
