@@ -189,7 +189,9 @@ LIMITS = {
     "value": f"{types.VALUE_BYTES_MAX >> 20} MiB",
     "batch": f"{types.BATCH_COMMANDS_MAX} commands, {types.BATCH_BYTES_MAX >> 20} MiB",
     "keys that the range deletes": f"{types.RANGE_DELETE_KEYS_MAX:,}",
-    "previous pairs": f"{types.ANSWERS_BYTES_MAX >> 20} MiB",
+    "previous pairs": f"{types.ANSWERS_BYTES_MAX >> 20} MiB, {types.COMMAND_PAIRS_MAX:,} pairs",
+    "pairs that one transaction": f"{types.ANSWERS_BYTES_MAX >> 20} MiB, {types.COMMAND_PAIRS_MAX:,} pairs;"
+    f" {types.BATCH_PAIRS_MAX:,} of one batch",
     "transaction": f"{types.TXN_OPERATIONS_MAX:,} compares and operations",
     "transactions of one batch": f"{types.BATCH_OPERATIONS_MAX:,} compares and operations;"
     f" their ranges look at {types.TXN_READ_KEYS_MAX:,} keys",

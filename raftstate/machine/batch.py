@@ -5,8 +5,8 @@ what lies beyond the window, or above the floor of a session whose answers are o
 not stored; all else runs, and its answer is stored, a refusal too. Without a session nothing is stored.
 
 In either case nothing more is run once the pairs that were read for a batch, or are repeated in its
-answers, are over their size. The first command is never held back by that, so that a client can go on
-with one command at a time; and what has an answer always gets it in full.
+answers, are over their size or number. The first command is never held back by that, so that a client can
+go on with one command at a time; and what has an answer always gets it in full.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from raftstate.errors import InvariantError
-from raftstate.machine.budget import answer_bytes
+from raftstate.machine.budget import answer_bytes, answer_pairs
 from raftstate.machine.keyspace import Keyspace
 from raftstate.machine.layout import StoredAnswers
 from raftstate.machine.sessions import Session
@@ -24,6 +24,7 @@ from raftstate.machine.step import Step
 from raftstate.machine.txn import run_txn
 from raftstate.machine.types import (
     BATCH_ANSWERS_BYTES_MAX,
+    BATCH_PAIRS_MAX,
     SESSION_BYTES_MAX,
     SESSION_WINDOW,
     Answer,
@@ -44,10 +45,10 @@ _SERIAL_END = 1 << 64
 class Place(msgspec.Struct, frozen=True):
     """Where a batch stands in the log, and when.
 
-    `digest`: the machine's after the entry before. `item`: the number of the batch in its entry.
+    `item`: the number of the batch in its entry.
     """
 
-    digest: int
+    cluster_id: int
     index: int
     item: int
     lease_clock_ms: int
@@ -83,19 +84,26 @@ def run_batch(
     revisions: list[int] = []
     answers: list[Answer] = []
     repeated = BatchResult([], [], [])
-    repeated_bytes = 0
+    repeated_bytes = repeated_pairs = 0
+    has_many_pairs = False
     budget = keyspace.budget
     budget.begin_batch()
 
     for position, command in enumerate(batch.commands):
         serial = command.serial
         if serial in results or serial < floor:
-            repeated_bytes += _repeat(repeated, serial, results.get(serial), keyspace.revision, floor)
+            own_bytes, own_pairs = _repeat(repeated, serial, results.get(serial), keyspace.revision, floor)
+            repeated_bytes += own_bytes
+            repeated_pairs += own_pairs
+            has_many_pairs = budget.has_many_pairs(repeated_pairs)
             continue
         run_bytes = budget.answer_bytes
-        is_full = repeated_bytes + run_bytes > BATCH_ANSWERS_BYTES_MAX
+        is_full = has_many_pairs or repeated_bytes + run_bytes > BATCH_ANSWERS_BYTES_MAX
         if is_full or serial >= ceiling or (run_bytes > room_bytes and serial > floor):
-            fault = _full_fault(session) if is_full or session is None else _window_fault(serial, session)
+            if is_full or session is None:
+                fault = _full_fault(session, has_many_pairs)
+            else:
+                fault = _window_fault(serial, session)
             repeated.answers.append(Answer(serial, keyspace.revision, fault))
             continue
         if position in faults:
@@ -114,6 +122,7 @@ def run_batch(
                 answer = Answer(serial, keyspace.revision, prev_kvs=[previous])
         else:
             answer = _run(keyspace, place, command)
+            has_many_pairs = budget.has_many_pairs(repeated_pairs)
         results[serial] = answer
         answers.append(answer)
 
@@ -150,9 +159,16 @@ def stale_fault(serial: int, floor: int) -> Fault:
     )
 
 
-def _full_fault(session: Session | None) -> Fault:
+def _full_fault(session: Session | None, has_many_pairs: bool) -> Fault:
+    code = Code.RESOURCE_EXHAUSTED if session is None else Code.WINDOW
+    if has_many_pairs:
+        return Fault(
+            code,
+            f"the pairs read or repeated for this batch are more than {BATCH_PAIRS_MAX // 2}; not run; send "
+            "it first in a batch",
+        )
     return Fault(
-        Code.RESOURCE_EXHAUSTED if session is None else Code.WINDOW,
+        code,
         f"the previous pairs read or repeated for this batch have more than {BATCH_ANSWERS_BYTES_MAX} bytes; "
         "not run; send it first in a batch",
         "prev_kv",
@@ -173,15 +189,15 @@ def _window_fault(serial: int, session: Session) -> Fault:
 
 def _repeat(
     repeated: BatchResult, serial: int, stored: int | Answer | None, revision: int, floor: int
-) -> int:
-    """Add what is known of a serial to the answers; return the size of its pairs."""
+) -> tuple[int, int]:
+    """Add what is known of a serial to the answers; return (size, number) of its pairs."""
     if isinstance(stored, int):
         repeated.serials.append(serial)
         repeated.revisions.append(stored)
-        return 0
+        return 0, 0
     answer = stored or Answer(serial, revision, stale_fault(serial, floor))
     repeated.answers.append(answer)
-    return answer_bytes(answer)
+    return answer_bytes(answer), len(answer_pairs(answer))
 
 
 def _run(keyspace: Keyspace, place: Place, command: Command) -> Answer:
@@ -236,7 +252,7 @@ def compact(keyspace: Keyspace, revision: int) -> Fault | None:
 
 
 def _grant(keyspace: Keyspace, place: Place, serial: int, command: LeaseGrantCommand) -> Answer | Fault:
-    id = command.id or keyspace.leases.choose_id(place.digest, place.index, place.item, serial)
+    id = command.id or keyspace.leases.choose_id(place.cluster_id, place.index, place.item, serial)
     lease = keyspace.leases.grant(id, place.lease_clock_ms, command.ttl_ms)
     if isinstance(lease, Fault):
         return lease

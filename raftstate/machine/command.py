@@ -97,12 +97,16 @@ def check(command: Command, machine_version: int) -> Fault | None:
     return _check_unknown(command) or _check_operation(command, machine_version)
 
 
-def check_batch(batch: CommandBatch, machine_version: int) -> BatchCheck:
+def check_batch(
+    batch: CommandBatch, machine_version: int, count_operations: Callable[[int], None] | None = None
+) -> BatchCheck:
     """Check a batch and each of its commands, as `check` does.
 
     Args:
         batch: as `parse_batch` returned it.
         machine_version: the rules to go by.
+        count_operations: told how many compares and operations there are in all transactions, if any, before
+            these are checked. What it raises ends the check.
     """
     fault = _check_given_up(batch) or _check_serials(batch)
     faults: dict[int, Fault] = {}
@@ -116,6 +120,7 @@ def check_batch(batch: CommandBatch, machine_version: int) -> BatchCheck:
         return BatchCheck(fault)
     has_leases = machine_version >= _PUT_LEASE_SINCE
     operations = 0
+    others: list[int] = []
     for position, command in enumerate(batch.commands):
         # Nearly all are puts in order, known since the first machine version: they need no call each.
         if command.HasField("put"):
@@ -129,15 +134,19 @@ def check_batch(batch: CommandBatch, machine_version: int) -> BatchCheck:
         elif command.HasField("txn"):
             txn = command.txn
             operations += len(txn.compares) + len(txn.success) + len(txn.failure)
-            if operations > BATCH_OPERATIONS_MAX:
-                return BatchCheck(
-                    _invalid(
-                        f"the transactions of a batch may hold {BATCH_OPERATIONS_MAX} compares and operations"
-                        " in all, these hold more; send more batches",
-                        "commands",
-                    )
-                )
-        wrong = _check_operation(command, machine_version)
+        others.append(position)
+    if operations > BATCH_OPERATIONS_MAX:
+        return BatchCheck(
+            _invalid(
+                f"the transactions of a batch may hold {BATCH_OPERATIONS_MAX} compares and operations"
+                " in all, these hold more; send more batches",
+                "commands",
+            )
+        )
+    if operations and count_operations is not None:
+        count_operations(operations)
+    for position in others:
+        wrong = _check_operation(batch.commands[position], machine_version)
         if wrong is not None:
             faults.setdefault(position, wrong)
     return BatchCheck(None, faults)

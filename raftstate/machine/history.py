@@ -63,8 +63,8 @@ def check_revision(revision: int, compacted_revision: int, current_revision: int
     why = "is compacted" if revision < compacted_revision else "lies in the future"
     return Fault(
         Code.OUT_OF_RANGE,
-        f"revision {revision} {why}; valid are {compacted_revision or 1} to {current_revision}, or 0 for the "
-        "latest",
+        f"revision {revision} {why}; valid are {compacted_revision or 1} to {current_revision}; leave it out for "
+        "the latest",
         "revision",
     )
 
@@ -102,11 +102,15 @@ def scan_at(
         yield live[0], change or read_live_change(tables, key, live)
 
 
-def rows_at(tables: ReadTables, start: bytes, end: bytes | None, revision: int) -> Iterator[FoundRow]:
+def rows_at(
+    tables: ReadTables, start: bytes, end: bytes | None, revision: int, compacted_revision: int = 0
+) -> Iterator[FoundRow]:
     """Yield the index as it was at `revision` (0: the latest) for start <= key < end (None: no end).
 
     In order of key. Values are read only of keys that were changed later. `start` may be longer than a key
-    can be. Raises `DataLossError` when a row is damaged or missing.
+    can be. With `compacted_revision`, a milestone is read of each key that has any after it, and which rows
+    those before it are, on their way out, does not decide what else is read: so a count of all else is the
+    same on all nodes. Raises `DataLossError` when a row is damaged or missing.
     """
     if len(start) > KEY_BYTES_MAX:
         # No key is that long, and LMDB can't seek to what is longer than its own limit.
@@ -116,7 +120,7 @@ def rows_at(tables: ReadTables, start: bytes, end: bytes | None, revision: int) 
         for key, row in rows:
             yield key, read_index(key, row), None
         return
-    later = _first_milestones(tables, start, end, revision)
+    later = _first_milestones(tables, start, end, revision, compacted_revision)
     ahead = next(later, None)
     for key, row in rows:
         while ahead is not None and ahead[0] < key:
@@ -267,12 +271,14 @@ def _first_milestone(tables: ReadTables, key: bytes, revision: int) -> tuple[int
 
 
 def _first_milestones(
-    tables: ReadTables, start: bytes, end: bytes | None, revision: int
+    tables: ReadTables, start: bytes, end: bytes | None, revision: int, compacted_revision: int
 ) -> Iterator[tuple[bytes, int, int]]:
     """Yield (key, revision, sub) of the first milestone after `revision` of each key that has one, in order.
 
-    Passes over others unverified, as they say nothing, and over those of one key with at most two seeks.
+    Passes over others unverified, as they say nothing, and over those of one key with at most three seeks:
+    one to what lies after `compacted_revision`, one to what lies after `revision`, one beyond.
     """
+    compacted = compacted_revision.to_bytes(MILESTONE_REVISION_BYTES, "big")
     after = revision.to_bytes(MILESTONE_REVISION_BYTES, "big")
     seek: bytes | None = milestones_start(start)
     end_key = None if end is None else milestone_key(end, 0)
@@ -291,6 +297,11 @@ def _first_milestones(
                 passed = 0
                 own = row_key[:-MILESTONE_REVISION_BYTES]
                 if own == mark:
-                    seek = milestones_after(row_key, None if own == found else revision)
+                    if own == found:
+                        seek = milestones_after(row_key, None)
+                    elif row_key[-MILESTONE_REVISION_BYTES:] > compacted:
+                        seek = milestones_after(row_key, revision)
+                    else:
+                        seek = milestones_after(row_key, compacted_revision)
                     break
                 mark = own

@@ -8,7 +8,7 @@ A put that is a command of its own is done here; all other commands are a `Step`
 
 from __future__ import annotations
 
-from raftstate.machine.budget import Budget, pair_bytes
+from raftstate.machine.budget import Budget
 from raftstate.machine.digest import BUCKET_MASK, SUM_MASK
 from raftstate.machine.history import key_value
 from raftstate.machine.layout import (
@@ -177,7 +177,7 @@ class Keyspace:
     def pair(self, key: bytes, live: IndexRow) -> KeyValue:
         """Return the previous pair of a key, as an answer gives it, counted."""
         pair = key_value(self.change(key, live), live[0])
-        self.budget.answer_bytes += pair_bytes(pair)
+        self.budget.add_previous(pair)
         return pair
 
     def _add_milestone(self, key: bytes, revision: int, sub: int, kind: ChangeKind, version: int) -> None:

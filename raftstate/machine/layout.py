@@ -21,6 +21,7 @@ which makes the order of bytes that of numbers; in bodies they are little-endian
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from struct import Struct
 from typing import NamedTuple
@@ -31,7 +32,15 @@ from xxhash import xxh3_64_intdigest
 from raftstate.core.types import ConfState
 from raftstate.errors import DataLossError
 from raftstate.machine.tables import ReadTables, Table
-from raftstate.machine.types import KEY_BYTES_MAX, Answer, Member, SessionId
+from raftstate.machine.types import (
+    KEY_BYTES_MAX,
+    Answer,
+    BatchResult,
+    Cancelled,
+    ItemResult,
+    Member,
+    SessionId,
+)
 
 checksum = xxh3_64_intdigest
 """(bytes, seed) -> xxh3-64 of them."""
@@ -421,11 +430,39 @@ def read_sweep(tables: ReadTables) -> SweepProgress | None:
     return None if row is None else SweepProgress(*_SWEEP_BODY.unpack(unseal(Table.HOT, SWEEP_KEY, row)))
 
 
-def answers_row(row_key: bytes, answers: StoredAnswers) -> bytes:
-    """Return the row of `answers`."""
-    return seal(row_key, _encoder.encode(answers))
+def answers_row(row_key: bytes, answers: StoredAnswers, machine_version: int) -> bytes:
+    """Return the row of `answers`, in the form that it has at a machine version."""
+    if machine_version >= LONG_ANSWERS_SINCE:
+        return seal(row_key, _encoder.encode(answers))
+    short = (answers.serials, answers.revisions, list(map(_short_answer, answers.answers)))
+    return seal(row_key, _encoder.encode(short))
 
 
 def read_answers(row_key: bytes, row: bytes) -> StoredAnswers:
     """Return the answers in a row. Raises `DataLossError`."""
     return _answers_decoder.decode(unseal(Table.HOT, row_key, row))
+
+
+# ---- answers as they were before there were transactions and leases
+
+LONG_ANSWERS_SINCE = 2
+"""The machine version that gave answers their last two fields. Until a cluster has moved to it, its nodes may
+run code that does not know them: rows and digests must not differ from theirs."""
+
+
+def short_results(results: Sequence[ItemResult]) -> list[object]:
+    """Return what encodes as `results` did at machine version 1."""
+    return list(map(_short_result, results))
+
+
+def _short_result(result: ItemResult) -> object:
+    match result:
+        case BatchResult(serials, revisions, answers):
+            return 1, serials, revisions, list(map(_short_answer, answers))
+        case Cancelled(Answer() as answer):
+            return 3, _short_answer(answer)
+    return result
+
+
+def _short_answer(answer: Answer) -> tuple[object, ...]:
+    return answer.serial, answer.revision, answer.fault, answer.deleted, answer.prev_kvs

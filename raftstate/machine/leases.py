@@ -30,6 +30,10 @@ from raftstate.machine.types import LEASE_KEYS_MAX, LEASES_MAX, Code, Fault
 DUE_AT_ONCE_MAX = 1_000
 """Leases that `Leases.due` names in one call: what a leader can propose to end before it asks again."""
 
+_LOOKED_AT_ONCE_MAX = 2_000
+"""Entries that `Leases.due` looks at in one call, some 3 ms: when many leases were renewed, those that are
+due may be named only after several calls."""
+
 _ID_MASK = (1 << 63) - 1
 """Chosen ids fit the signed 64 bits that other clients keep them in."""
 _SEED = Struct("<QQIQQ")
@@ -86,17 +90,21 @@ class Leases:
         """Return a lease, or the LEASE_NOT_FOUND fault."""
         return self._by_id.get(id) or Fault(
             Code.LEASE_NOT_FOUND,
-            f"there is no lease {id}: it was never granted, was revoked, or has expired; not run; grant one",
+            f"there is no lease {id}: it was never granted, was revoked, or has expired; not run",
             "lease",
         )
 
     def due(self, clock_ms: int) -> list[int]:
         """Return leases that may end at `clock_ms`, those that are due longest first, at most 1,000.
 
+        Looks at 2,000 at most, those too that were renewed since: when it returns few, others may still be
+        due, and the next call goes on.
         May be called while another thread applies, but by one thread only.
         """
         found: dict[int, int] = {}
-        while self._due and self._due[0][0] <= clock_ms and len(found) < DUE_AT_ONCE_MAX:
+        for _ in range(_LOOKED_AT_ONCE_MAX):
+            if not self._due or self._due[0][0] > clock_ms or len(found) == DUE_AT_ONCE_MAX:
+                break
             due_ms, id = heappop(self._due)
             lease = self._by_id.get(id)
             if lease is None:
@@ -113,18 +121,18 @@ class Leases:
 
     # -- leases
 
-    def choose_id(self, digest: int, index: int, item: int, serial: int) -> int:
+    def choose_id(self, cluster_id: int, index: int, item: int, serial: int) -> int:
         """Return an id that no lease has: 1 to 2^63 - 1, the same on all nodes.
 
         Args:
-            digest: the machine's, after the entry before.
+            cluster_id: the cluster's. Not its digest: nodes where that differs should not drift further.
             index: the entry's index.
             item: the number of the batch in it.
             serial: the command's.
         """
         attempt = 0
         while True:
-            id = checksum(_SEED.pack(digest, index, item, serial, attempt)) & _ID_MASK
+            id = checksum(_SEED.pack(cluster_id, index, item, serial, attempt)) & _ID_MASK
             if id and id not in self._by_id:
                 return id
             attempt += 1
@@ -134,7 +142,7 @@ class Leases:
         if id in self._by_id:
             return Fault(
                 Code.FAILED_PRECONDITION,
-                f"lease {id} is in use; not granted; choose another id, or 0 and the cluster chooses one",
+                f"lease {id} is in use; not granted; give another id, or none and the cluster chooses one",
                 "id",
             )
         if len(self._by_id) >= LEASES_MAX:

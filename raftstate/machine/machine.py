@@ -32,6 +32,7 @@ from raftstate.machine.compaction import Sweeper
 from raftstate.machine.digest import BUCKETS, next_digest
 from raftstate.machine.keyspace import Keyspace
 from raftstate.machine.layout import (
+    LONG_ANSWERS_SINCE,
     META_KEY,
     SUMS_KEY,
     Meta,
@@ -39,6 +40,7 @@ from raftstate.machine.layout import (
     meta_row,
     read_meta,
     read_sums,
+    short_results,
     sums_row,
 )
 from raftstate.machine.leases import Leases
@@ -210,7 +212,7 @@ class Machine:
             self._leases,
             revision=self.revision,
             compacted_revision=self.compacted_revision,
-            budget=Budget(keys_at_once_max),
+            budget=Budget(keys_at_once_max, self.machine_version),
         )
         results = [
             self._apply_entry(keyspace, entry, conf_states)
@@ -292,7 +294,9 @@ class Machine:
             clocks_ms=(self.lease_clock_ms, self.wall_clock_ms),
             changes=keyspace.take_checksums(),
             facts=facts,
-            results=_encoder.encode(items),
+            results=_encoder.encode(
+                items if self.machine_version >= LONG_ANSWERS_SINCE else short_results(items)
+            ),
         )
         return EntryResult(entry.index, entry.term, self.revision, items, self.digest)
 
@@ -343,7 +347,7 @@ class Machine:
             case CompactTo():
                 done = self._compact_to(keyspace, item)
             case MoveTo():
-                done = self._move_to(item)
+                done = self._move_to(keyspace, item)
         return Refused(done) if isinstance(done, Fault) else done
 
     # -- items: each returns its result, or the fault that refuses it as a whole
@@ -352,11 +356,11 @@ class Machine:
         batch = parse_batch(item.raw)
         if isinstance(batch, Fault):
             return batch
-        checked = check_batch(batch, self.machine_version)
+        checked = check_batch(batch, self.machine_version, keyspace.budget.spend_operations)
         fault = self._check_cluster(batch.cluster_id) or checked.fault
         if fault is not None:
             return fault
-        place = Place(self.digest, index, position, self.lease_clock_ms)
+        place = Place(self.cluster_id, index, position, self.lease_clock_ms)
         if not batch.HasField("session"):
             return run_batch(keyspace, place, batch, checked.faults, None)[0]
         session = self._find(SessionId(batch.session.index, batch.session.nonce))
@@ -370,7 +374,7 @@ class Machine:
         result, ran = run_batch(keyspace, place, batch, checked.faults, session)
         stored = StoredAnswers(ran.serials, ran.revisions, cancelled + ran.answers)
         if stored.serials or stored.answers:
-            self._sessions.store(session, index, position, stored)
+            self._sessions.store(session, index, position, stored, self.machine_version)
         return result
 
     def _register(self, index: int, item: Register) -> Registered | Fault:
@@ -407,7 +411,8 @@ class Machine:
             return fault
         cancelled = give_up(session, (item.serial,), keyspace.revision)
         if cancelled:
-            self._sessions.store(session, index, position, StoredAnswers([], [], cancelled))
+            stored = StoredAnswers([], [], cancelled)
+            self._sessions.store(session, index, position, stored, self.machine_version)
         answer = session.answer(item.serial)
         return Cancelled(None if answer is None or answer.fault == CANCELLED else answer)
 
@@ -450,13 +455,14 @@ class Machine:
             return Done()
         return compact(keyspace, item.revision) or Done()
 
-    def _move_to(self, item: MoveTo) -> Done:
+    def _move_to(self, keyspace: Keyspace, item: MoveTo) -> Done:
         if item.machine_version > MACHINE_VERSION:
             raise InvariantError(
                 f"the cluster moves to machine version {item.machine_version}, and this node knows none "
                 f"above {MACHINE_VERSION}; start it with newer software"
             )
         self.machine_version = max(self.machine_version, item.machine_version)
+        keyspace.budget.move_to(self.machine_version)
         return Done()
 
     def _find(self, id: SessionId) -> Session | Fault:

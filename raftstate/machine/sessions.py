@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from struct import pack
 
 from raftstate.errors import DataLossError
+from raftstate.machine.budget import answer_pairs
 from raftstate.machine.layout import (
     ANSWERS_END,
     ANSWERS_START,
@@ -30,6 +31,14 @@ from raftstate.machine.layout import (
 )
 from raftstate.machine.tables import ReadTables, Table, WriteTables
 from raftstate.machine.types import Answer, SessionId
+
+_RESPONSE_MEMORY_BYTES, _PAIR_MEMORY_BYTES = 128, 192
+"""What a response of a transaction, and each pair in it, take in memory beyond their bytes in a row."""
+
+
+def _memory_bytes(answer: Answer) -> int:
+    responses = 0 if answer.txn is None else len(answer.txn.responses)
+    return responses * _RESPONSE_MEMORY_BYTES + len(answer_pairs(answer)) * _PAIR_MEMORY_BYTES
 
 
 class Session:
@@ -50,9 +59,9 @@ class Session:
         self.results: dict[int, int | Answer] = {}
         """Answers to serials >= floor. A number: the revision that it made, and nothing else to say."""
         self.stored_bytes = 0
-        """The size of its rows of answers, those parts included that lie below the floor."""
+        """What its rows of answers take, those parts included that lie below the floor: see `adopt`."""
         self.rows: list[tuple[int, bytes, int]] = []
-        """A heap of its rows of answers: (highest serial, key of the row, bytes)."""
+        """A heap of its rows of answers: (highest serial, key of the row, bytes that it counts)."""
 
     @property
     def due_ms(self) -> int:
@@ -83,10 +92,16 @@ class Session:
         return ended
 
     def adopt(self, row_key: bytes, row: bytes, answers: StoredAnswers) -> None:
-        """Count a row of answers as this session's. Its results are the caller's to set."""
+        """Count a row of answers as this session's: its bytes, and what transactions take in memory beside.
+
+        Its results are the caller's to set.
+        """
         highest = max((*answers.serials, *(answer.serial for answer in answers.answers)))
-        heappush(self.rows, (highest, row_key, len(row)))
-        self.stored_bytes += len(row)
+        # No other answers: what counts of those was settled when there was machine version 1 alone.
+        done = [answer for answer in answers.answers if answer.txn is not None]
+        row_bytes = len(row) + sum(map(_memory_bytes, done))
+        heappush(self.rows, (highest, row_key, row_bytes))
+        self.stored_bytes += row_bytes
 
 
 class Sessions:
@@ -145,10 +160,12 @@ class Sessions:
         row_key = session_key(session.id)
         self._write(row_key, session_row(row_key, session.last_ms, session.ttl_ms, session.floor))
 
-    def store(self, session: Session, entry_index: int, item: int, answers: StoredAnswers) -> None:
+    def store(
+        self, session: Session, entry_index: int, item: int, answers: StoredAnswers, machine_version: int
+    ) -> None:
         """Write the answers that item number `item` of an entry added to the session's results."""
         row_key = answers_key(session.id, entry_index, item)
-        row = answers_row(row_key, answers)
+        row = answers_row(row_key, answers, machine_version)
         session.adopt(row_key, row, answers)
         self._write(row_key, row)
 

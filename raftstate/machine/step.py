@@ -14,7 +14,7 @@ from itertools import islice
 from raftstate.errors import DataLossError
 from raftstate.machine.digest import BUCKET_MASK, SUM_MASK
 from raftstate.machine.keyspace import NEVER, Keyspace
-from raftstate.machine.layout import IndexRow, checksum, read_index
+from raftstate.machine.layout import MILESTONE_REVISION_BYTES, IndexRow, checksum, read_index
 from raftstate.machine.leases import Lease
 from raftstate.machine.tables import ReadTables, Table
 from raftstate.machine.types import Fault, KeyValue, covers
@@ -64,31 +64,43 @@ class Step:
 
     # -- reading
 
+    def past(self) -> ReadTables:
+        """Return the tables for one read of the past; see `_Past`."""
+        return _Past(self._keyspace)
+
     def find(self, key: bytes) -> IndexRow | None:
         """Return the index row of a key, as the step sees it; None: it is not there."""
         return self._keyspace.find(key)
 
-    def find_range(self, key: bytes, range_end: bytes, count_max: int) -> list[tuple[bytes, IndexRow]]:
-        """Return keys and index rows of a range in order, as the step sees it, `count_max` at most."""
-        return list(islice(self._scan(*covers(key, range_end)), count_max))
+    def find_range(
+        self, key: bytes, range_end: bytes, count_max: int
+    ) -> tuple[list[tuple[bytes, IndexRow]], int]:
+        """Return keys and index rows of a range in order, as the step sees it, and how many keys it looked
+        at, which are `count_max` at most: those too that the step has deleted."""
+        found = []
+        count = 0
+        for each, row in islice(self._scan(*covers(key, range_end)), count_max):
+            count += 1
+            if row is not None:
+                found.append((each, row))
+        return found, count
 
-    def _scan(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, IndexRow]]:
+    def _scan(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, IndexRow | None]]:
+        """Yield the keys of the table and of the step; None: the step has deleted it."""
         keys, at = self._keys, bisect_left(self._keys, start)
         keys_end = len(keys) if end is None else bisect_left(keys, end)
         live = self._keyspace.live
         for key, row in self._keyspace.tables.scan(Table.INDEX, start, end):
             while at < keys_end and keys[at] < key:
-                own = live[keys[at]]
-                if own is not None:
-                    yield keys[at], own
+                yield keys[at], live[keys[at]]
                 at += 1
             if at < keys_end and keys[at] == key:
-                continue  # the step has written it: the next round, or the end, gives what it wrote
-            yield key, read_index(key, row)
-        for own_key in keys[at:keys_end]:
-            own = live[own_key]
-            if own is not None:
-                yield own_key, own
+                yield key, live[key]
+                at += 1
+            else:
+                yield key, read_index(key, row)
+        for own in range(at, keys_end):
+            yield keys[own], live[keys[own]]
 
     # -- writing
 
@@ -110,14 +122,14 @@ class Step:
 
         Returns:
             How many keys were deleted, and the pairs that they were if that is wanted. Or a
-            RESOURCE_EXHAUSTED fault, with nothing deleted, when the ranges of this batch hold more than
-            100,000 keys so far, or the wanted pairs are over 9 MiB.
+            RESOURCE_EXHAUSTED fault, with nothing deleted, when the ranges of this batch have met more than
+            100,000 keys so far, or the wanted pairs are over 9 MiB or, since machine version 2, over 10,000.
 
         Raises `LongApply`.
         """
         if range_end:
-            found = self.find_range(key, range_end, self._budget.deletes_end)
-            fault = self._budget.meet_deletes(len(found))
+            found, count = self.find_range(key, range_end, self._budget.deletes_end)
+            fault = self._budget.meet_deletes(count)
             if fault is not None:
                 return fault
         else:
@@ -156,15 +168,15 @@ class Step:
         for key, live in found:
             self._written.append((key, live, key in self._keyspace.live))
             self._keyspace.bury(key, live, len(self._written) - 1)
-        if len(found) == 1:
-            insort(self._keys, found[0][0])
-        elif found:
-            self._keys += [key for key, _ in found]
-            self._keys.sort()
+        if found:
+            # Only those between are sorted anew, which the range met as well.
+            start = bisect_left(self._keys, found[0][0])
+            end = bisect_left(self._keys, found[-1][0])
+            self._keys[start:end] = sorted(self._keys[start:end] + [key for key, _ in found])
 
 
 class _View:
-    """`ReadTables` as a step sees them, which count what is read of changes for the call of apply."""
+    """`ReadTables` as a step sees them, which count what is read for the call of apply."""
 
     def __init__(self, keyspace: Keyspace) -> None:
         self._tables = keyspace.tables
@@ -189,3 +201,42 @@ class _View:
     def count(self, table: Table) -> int:
         """See `ReadTables.count`."""
         return self._tables.count(table)
+
+
+class _Past(_View):
+    """A view that also counts all that a read of the past looks at, for the batch.
+
+    But not the milestones up to the last compaction: no two nodes need have the same of them, as each sweeps
+    when it finds the time. Nor more than one of a key: how many of them are looked at depends on the others.
+    Those are counted for the call alone.
+
+    `get` and the iterators of `scan` raise `ReadsSpentError`.
+    """
+
+    def __init__(self, keyspace: Keyspace) -> None:
+        super().__init__(keyspace)
+        self._compacted = keyspace.compacted_revision.to_bytes(MILESTONE_REVISION_BYTES, "big")
+        self._milestone_of = b""
+        """Whose milestone was counted last."""
+
+    def get(self, table: Table, key: bytes) -> bytes | None:
+        self._budget.meet_past(1)
+        return super().get(table, key)
+
+    def scan(
+        self, table: Table, start: bytes = b"", end: bytes | None = None
+    ) -> Iterator[tuple[bytes, bytes]]:
+        budget = self._budget
+        for key, row in super().scan(table, start, end):
+            if table is not Table.MILESTONES:
+                budget.meet_past(1)
+            elif key[-MILESTONE_REVISION_BYTES:] <= self._compacted or self._is_counted(key):
+                budget.spend(1)
+            else:
+                budget.meet_past(1)
+            yield key, row
+
+    def _is_counted(self, row_key: bytes) -> bool:
+        own = row_key[:-MILESTONE_REVISION_BYTES]
+        before, self._milestone_of = self._milestone_of, own
+        return own == before

@@ -8,11 +8,11 @@ keys, too many bytes, a lease that is full) undoes all of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import islice
 from operator import eq, gt, lt, ne
 from typing import Any
 
 from raftstate.errors import InvariantError, ResourceExhaustedError
+from raftstate.machine.budget import ReadsSpentError
 from raftstate.machine.history import FoundRow, check_revision, rows_at
 from raftstate.machine.keyspace import NEVER, Keyspace
 from raftstate.machine.layout import IndexRow
@@ -62,11 +62,6 @@ def run_txn(keyspace: Keyspace, txn: TxnCommand) -> TxnDone | Fault:
     return done
 
 
-_OPERATIONS_PER_KEY = 4
-"""So many compares and operations of single keys hold up a call of apply like one key of a range delete: that
-writes two rows."""
-
-
 class _Run:
     """One transaction under way."""
 
@@ -81,7 +76,6 @@ class _Run:
         if isinstance(succeeded, Fault):
             return succeeded
         operations = self._txn.success if succeeded else self._txn.failure
-        self._budget.spend((len(self._txn.compares) + len(operations)) // _OPERATIONS_PER_KEY)
         fault = self._check(operations)
         if fault is not None:
             return fault
@@ -100,8 +94,8 @@ class _Run:
         """Return whether all compares hold; those after the first that does not are not looked at."""
         for compare in self._txn.compares:
             if compare.range_end:
-                found = self.step.find_range(compare.key, compare.range_end, self._budget.reads_end)
-                fault = self._budget.meet_reads(len(found))
+                found, count = self.step.find_range(compare.key, compare.range_end, self._budget.reads_end)
+                fault = self._budget.meet_reads(count)
                 if fault is not None:
                     return fault
             else:
@@ -167,11 +161,12 @@ class _Run:
         rows = self._find(operation)
         if isinstance(rows, Fault):
             return rows
+        limit = min(operation.limit or self._budget.pairs_end, self._budget.pairs_end)
         try:
             page = page_of(
                 self.step.tables,
                 rows,
-                limit=operation.limit,
+                limit=limit,
                 keys_only=operation.keys_only,
                 count_only=operation.count_only,
                 bytes_max=ANSWERS_BYTES_MAX,
@@ -189,18 +184,22 @@ class _Run:
         if not operation.range_end and not operation.revision:
             live = self.step.find(operation.key)
             return [] if live is None else [(operation.key, live, None)]
-        count_max = self._budget.reads_end
-        rows: list[FoundRow]
         if operation.revision:
-            start, end = covers(operation.key, operation.range_end)
-            past = rows_at(self.step.tables, start, end, operation.revision)
+            return self._find_past(operation)
+        found, count = self.step.find_range(operation.key, operation.range_end, self._budget.reads_end)
+        return self._budget.meet_reads(count) or [(key, live, None) for key, live in found]
+
+    def _find_past(self, operation: RangeOp) -> list[FoundRow] | Fault:
+        start, end = covers(operation.key, operation.range_end)
+        compacted_revision = self._keyspace.compacted_revision
+        rows = rows_at(self.step.past(), start, end, operation.revision, compacted_revision)
+        try:
+            if operation.range_end:
+                self._budget.begin_past_range()
             # The values that were read on the way may be large, and not all of them are wanted.
-            rows = [(key, live, None) for key, live, _ in islice(past, count_max)]
-        else:
-            found = self.step.find_range(operation.key, operation.range_end, count_max)
-            rows = [(key, live, None) for key, live in found]
-        fault = self._budget.meet_reads(len(rows))
-        return rows if fault is None else fault
+            return [(key, live, None) for key, live, _ in rows]
+        except ReadsSpentError as error:
+            return error.fault
 
 
 def sort_of(order: int, target: int) -> Sort | None:

@@ -62,7 +62,13 @@ TXN_OPERATIONS_MAX = 1_024
 BATCH_OPERATIONS_MAX = 16_384
 """Compares and operations of all transactions of one batch: to check them takes some 50 ms of the loop."""
 TXN_READ_KEYS_MAX = 100_000
-"""What the ranges read or compared by the transactions of one batch may meet together."""
+"""What the ranges read or compared by the transactions of one batch may meet together: keys, and for those of
+the past all that is looked at on the way there."""
+COMMAND_PAIRS_MAX = 10_000
+"""Pairs that one command answers: all are held, and made into a message in one piece."""
+BATCH_PAIRS_MAX = 20_000
+"""Pairs read for one batch or repeated in its answers: once half of them are, no command of the batch is
+run, so that one more fits."""
 SORT_KEYS_MAX = 100_000
 """What a range that is sorted otherwise than by ascending keys may hold: all of it is looked at."""
 LEASE_TTL_MS_MIN = 1_000

@@ -83,9 +83,9 @@ class CountingTables(MemoryTables):
         (7, 7, 9, None),
         (9, 7, 9, None),
         (1, 0, 1, None),
-        (6, 7, 9, "revision 6 is compacted; valid are 7 to 9, or 0 for the latest"),
-        (10, 7, 9, "revision 10 lies in the future; valid are 7 to 9, or 0 for the latest"),
-        (2, 0, 1, "revision 2 lies in the future; valid are 1 to 1, or 0 for the latest"),
+        (6, 7, 9, "revision 6 is compacted; valid are 7 to 9; leave it out for the latest"),
+        (10, 7, 9, "revision 10 lies in the future; valid are 7 to 9; leave it out for the latest"),
+        (2, 0, 1, "revision 2 lies in the future; valid are 1 to 1; leave it out for the latest"),
     ],
 )
 def test_valid_revisions_are_those_from_the_compacted_to_the_latest(

@@ -88,7 +88,7 @@ def test_what_is_not_granted_can_neither_be_renewed_nor_revoked_nor_attached_to(
     assert codes(found) == dict.fromkeys((1, 2, 3), Code.LEASE_NOT_FOUND) | {4: None}
     assert found[3].fault == Fault(
         Code.LEASE_NOT_FOUND,
-        "there is no lease 7: it was never granted, was revoked, or has expired; not run; grant one",
+        "there is no lease 7: it was never granted, was revoked, or has expired; not run",
         "lease",
     )
     assert rig.machine.revision == 2
