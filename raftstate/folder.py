@@ -41,6 +41,8 @@ def settings_alone(folder: Path, arguments: Mapping[str, object]) -> NodeSetting
         StorageError: the disk failed.
     """
     file = folder / "node.toml"
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not the folder of a node; give a directory", field="data")
     try:
         if not file.exists():
             folder.mkdir(parents=True, exist_ok=True)

@@ -32,10 +32,10 @@ from raftstate.client.types import (
     RangeResult,
     SortBy,
 )
-from raftstate.client.url import endpoints_of
+from raftstate.client.url import EMBEDDED, endpoints_of
 from raftstate.client.watch import AsyncWatch, watch_request
 from raftstate.client.watch_inbox import EventKind
-from raftstate.errors import ClosedError, FailedPreconditionError, IndefiniteError
+from raftstate.errors import ClosedError, FailedPreconditionError, IndefiniteError, InvalidArgumentError
 from raftstate.pb.v1 import kv_pb2, lease_pb2
 
 T = TypeVar("T")
@@ -96,6 +96,8 @@ class AsyncClient:
         fork.begin_anew_in_child(self)
 
     async def __aenter__(self) -> Self:
+        if self._closed:
+            raise ClosedError("the client is closed; connect again")
         return self
 
     async def __aexit__(
@@ -510,12 +512,21 @@ class AsyncClient:
 
         Raises:
             ConfigError: `endpoint` is not host:port.
+            InvalidArgumentError: an embedded store was asked for another endpoint.
             NoLeaderError: no node answered.
             WrongClusterError: a node belongs to another cluster than those that answered before.
             ClosedError, FailedPreconditionError: the client is closed, or belongs to another loop or process.
         """
         timeout_s = self._timeout_s(timeout)
         asked = self.endpoints if endpoint is None else endpoints_of(endpoint)
+        if (
+            asked[0].startswith(EMBEDDED) or self.endpoints[0].startswith(EMBEDDED)
+        ) and asked != self.endpoints:
+            raise InvalidArgumentError(
+                f"endpoint {endpoint!r} is none that this client can ask: an embedded store is a node alone;"
+                " give no endpoint",
+                field="endpoint",
+            )
         tracker = self._connected().tracker
         return await cluster.statuses(tracker, asked, timeout_s, with_others=endpoint is None)
 

@@ -6,8 +6,8 @@ raftstate.where(prefix="jobs/").lease != 0
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 from raftstate.client import limits, requests
 from raftstate.client.limits import BytesLike, HasId, Key
@@ -126,7 +126,7 @@ class Subject:
 
 
 class Number:
-    """A number of a key; ==, !=, < and > with a number make a `Compare`."""
+    """A number of a key; ==, !=, <, >, <= and >= with a number make a `Compare`."""
 
     __slots__ = ("_attribute", "_key", "_range_end")
 
@@ -146,6 +146,20 @@ class Number:
 
     def __lt__(self, number: int | HasId) -> Compare:
         return self._compare(_LESS, number)
+
+    def __ge__(self, number: int | HasId) -> Compare:
+        compare = self._compare(_GREATER, number)
+        least = cast(int, compare.operand)
+        if not least:
+            raise InvalidArgumentError(f"{self._attribute} >= 0 always holds", field="compares")
+        return replace(compare, operand=least - 1)
+
+    def __le__(self, number: int | HasId) -> Compare:
+        compare = self._compare(_LESS, number)
+        most = cast(int, compare.operand)
+        if most == limits.COUNT_MAX:
+            raise InvalidArgumentError(f"{self._attribute} <= {most} always holds", field="compares")
+        return replace(compare, operand=most + 1)
 
     __hash__ = None  # type: ignore[assignment]  # it is equal to nothing
 

@@ -111,6 +111,8 @@ class Client:
         return self._async.timeout_s
 
     def __enter__(self) -> Self:
+        if self._closed:
+            raise ClosedError("the client is closed; connect again")
         return self
 
     def __exit__(

@@ -52,7 +52,7 @@ def endpoints_of(url: str | None) -> tuple[str, ...]:
 def _embedded(url: str, source: str) -> str:
     directory, asked, query = url.removeprefix(EMBEDDED).partition("?")
     name, _, listen = query.partition("=")
-    if not directory or (asked and name != "listen"):
+    if not directory or "\0" in url or directory.startswith("//") or (asked and name != "listen"):
         raise ConfigError(
             f"{source} {url!r} is not embedded:DIR or embedded:DIR?listen=HOST:PORT, for example"
             " embedded:./state",

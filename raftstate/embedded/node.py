@@ -45,6 +45,15 @@ def open_node(url: str) -> EmbeddedNode:
     node = _share_or_make(*_parse(url))
     try:
         node.wait_started()
+    except FailedPreconditionError as error:
+        node.release()
+        if node.folder in _nodes.of_parent and "pid" in error.detail:
+            raise FailedPreconditionError(
+                f"the store in {node.folder} is open in the process that this one was forked from, and can't"
+                " be used on both sides of a fork; open it in one of them only, after the fork",
+                detail=error.detail,
+            ) from error
+        raise
     except BaseException:
         node.release()
         raise
@@ -57,6 +66,8 @@ class _Nodes:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.open: dict[Path, EmbeddedNode] = {}
+        self.of_parent: set[Path] = set()
+        """What was open in the process that this one was forked from."""
 
 
 _nodes = _Nodes()
@@ -277,6 +288,7 @@ def _stop_all() -> None:
 def _in_child() -> None:
     # The lock may be held, for ever, by a thread that this process does not have.
     _nodes.lock = threading.Lock()
+    _nodes.of_parent |= _nodes.open.keys()
     _nodes.open.clear()
 
 

@@ -371,3 +371,14 @@ async def test_threads_have_transactions_and_compaction_too(cluster: FakeCluster
                 store.get("k", revision=2)
 
     await asyncio.to_thread(use)
+
+
+def test_numbers_are_compared_by_all_six_signs() -> None:
+    def of(compare: raftstate.Compare) -> tuple[str, int | bytes]:
+        return txn_pb2.Compare.Result.Name(compare.result), compare.operand
+
+    assert of(where("k").version >= 3) == ("RESULT_GREATER", 2)
+    assert of(where("k").version <= 3) == ("RESULT_LESS", 4)
+    for always in (lambda: where("k").version >= 0, lambda: where("k").version <= (1 << 64) - 1):
+        with pytest.raises(InvalidArgumentError, match="always holds"):
+            always()

@@ -194,6 +194,26 @@ def test_a_url_of_another_form_is_refused(url: str) -> None:
         raftstate.connect(url)
 
 
+def test_a_file_is_no_folder_of_a_node(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match="is a file, not the folder of a node"):
+        raftstate.connect(f"embedded:{tmp_path / 'file'}")
+
+
+def test_the_status_of_another_endpoint_is_not_the_embedded_nodes(store: raftstate.Client) -> None:
+    with pytest.raises(InvalidArgumentError, match="an embedded store is a node alone"):
+        store.status("127.0.0.1:1")
+    [node] = store.status(store.endpoints[0])
+    assert node.name == "n1"
+
+
+def test_a_closed_client_is_not_entered(url: str) -> None:
+    store = raftstate.connect(url)
+    store.close()
+    with pytest.raises(ClosedError, match="connect again"), store:
+        pass
+
+
 def test_a_crash_after_the_settings_and_before_the_data_is_no_loss(tmp_path: Path, url: str) -> None:
     settings_alone(tmp_path / "s", {})  # as far as a process came that was killed
     with raftstate.connect(url) as store:
@@ -250,7 +270,7 @@ def test_a_forked_child_is_refused(store: raftstate.Client, url: str) -> None:
     os.waitpid(child, 0)
     told = os.read(reading, 1_000).decode()
     os.close(reading)
-    assert "is in use by process" in told or "forked child" in told
+    assert "is open in the process that this one was forked from" in told
     assert store.get("a") is not None
 
 
