@@ -63,8 +63,8 @@ def check_revision(revision: int, compacted_revision: int, current_revision: int
     why = "is compacted" if revision < compacted_revision else "lies in the future"
     return Fault(
         Code.OUT_OF_RANGE,
-        f"revision {revision} {why}; valid are {compacted_revision or 1} to {current_revision}; leave it out for "
-        "the latest",
+        f"revision {revision} {why}; valid are {compacted_revision or 1} to {current_revision}; leave it out "
+        "for the latest",
         "revision",
     )
 
