@@ -36,9 +36,9 @@ CUT_ENTRIES_MIN = 2_000
 
 
 LAZY_S = 0.010
-"""How long a follower lets entries wait for more, when no read waits for them. Less than a heartbeat: small
-beside the lag that followers are held to, and at a full load it halves the pages that their transactions
-write."""
+"""How long a follower lets entries wait for more, when no read or watch waits for them. Less than a
+heartbeat: small beside the lag that followers are held to, and at a full load it halves the pages that their
+transactions write."""
 
 
 KEYS_ON_LOOP_MAX = 2_000
@@ -112,7 +112,8 @@ class StateApplier:
         self._synced_meanwhile: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftstate-apply")
         self._beside: asyncio.Future[list[EntryResult]] | None = None
-        """A transaction under way on the thread: the loop begins no other, and no checkpoint."""
+        """A transaction under way on the thread: the loop begins no other, and no checkpoint, and leaves the
+        machine alone."""
         self._timer: Timer | None = None
         self._cut_to = 0
         self._cutting = False
@@ -158,6 +159,11 @@ class StateApplier:
         elif self._lazy_timer is None:
             self._lazy_timer = self._clock.call_later(LAZY_S, self._work)
 
+    @property
+    def is_beside(self) -> bool:
+        """See `environment.Applier.is_beside`."""
+        return self._beside is not None
+
     def hurry(self) -> None:
         """See `environment.Applier.hurry`."""
         if self._waiting:
@@ -194,15 +200,12 @@ class StateApplier:
         """Apply on a thread what would hold the loop for longer than followers wait for a heartbeat."""
 
         def apply() -> list[EntryResult]:
+            # Where many leases are, to take back what was begun takes long, too.
+            with self._state.read() as tables:
+                self._machine.load(tables)
             with self._state.write() as tables:
                 return self._machine.apply(tables, work.entries, work.conf_states)
 
-        try:
-            with self._state.read() as tables:
-                self._machine.load(tables)
-        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
-            self._fail(error)
-            return
         self._beside = asyncio.get_running_loop().run_in_executor(self._thread, apply)
         self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside))
 

@@ -36,6 +36,7 @@ from raftstate.core.types import (
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import Code, EntryResult, Fault, Item
+from raftstate.node.applied import AppliedState
 from raftstate.node.clock import LeaseClock
 from raftstate.node.environment import (
     Applier,
@@ -74,8 +75,8 @@ EARLY_CAMPAIGN_STEP_S = 0.05
 """Between the survivors, by rank of their ids: time to win before the next one stands, so that votes do not
 split."""
 _NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER, MessageType.SNAP})
-"""Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's, and
-no node can install a snapshot yet."""
+"""Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's,
+and no node can install a snapshot yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class Driver:
     ) -> None:
         self._tick_ns = timing.heartbeat_ms * 1_000_000
         self.raw = raw
-        self.machine = machine
+        self._machine = machine
         self._world = world
         self._clock = world.clock
         now_ns = world.clock.monotonic_ns()
@@ -144,6 +145,8 @@ class Driver:
         nonce = world.random.getrandbits(64).to_bytes(8, "big")
         self.reads = Reads(raw, world.clock.boot_ns, nonce, self.describe_leader)
         self.applied_index = raw.raft.raft_log.applied
+        self.applied = AppliedState.of(machine)
+        """As of `applied_index`."""
         self._applying = False
         self._turn_scheduled = False
         self._taking_turn = False
@@ -157,6 +160,8 @@ class Driver:
         self._ticks_until_stamp = 0
         self._held_commits: dict[int, Message] = {}
         self._holding = False
+        self.has_watches: Callable[[], bool] = lambda: False
+        """Whether somebody wants to be told at once of what is applied."""
         self.leader_watchers: list[Callable[[int], None]] = []
         """Called with the new leader's id (NONE: none) at each change."""
 
@@ -164,7 +169,7 @@ class Driver:
 
     def start(self) -> None:
         """Begin to tick. A sole voter leads at once: it has nobody to wait for."""
-        if self.machine.conf_state().voters == (self.raw.raft.id,):
+        if self.applied.conf_state.voters == (self.raw.raft.id,):
             self._guard(self.raw.campaign)
         self._schedule_tick()
         self.schedule_turn()
@@ -292,7 +297,7 @@ class Driver:
             # vote at once, instead of after an election timeout; PreVote keeps that harmless when only one
             # connection broke.
             self._guard(self.raw.forget_leader)
-            survivors = sorted({*self.machine.conf_state().voters, raft.id} - {peer})
+            survivors = sorted({*self.applied.conf_state.voters, raft.id} - {peer})
             delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
             self._clock.call_later(delay_s, self._campaign_if_leaderless)
         self.schedule_turn()
@@ -316,7 +321,7 @@ class Driver:
 
     def _most_up_to_date(self) -> int:
         tracker = self.raw.raft.tracker
-        voters = set(self.machine.conf_state().voters) - {self.raw.raft.id}
+        voters = set(self.applied.conf_state.voters) - {self.raw.raft.id}
         candidates = [
             (tracker.progress[peer].match, tracker.progress[peer].recent_active, peer)
             for peer in sorted(voters)
@@ -345,7 +350,8 @@ class Driver:
         if not self.running:
             return
         self._lease_clock.step(self._clock.monotonic_ns())
-        self.upkeep.note_revision(self._clock.monotonic_ns())
+        if not self._world.applier.is_beside:
+            self.upkeep.note_revision(self._clock.monotonic_ns())
         self._guard(self.raw.tick)
         self.requests.expire()
         self.reads.expire(self.applied_index)
@@ -367,7 +373,8 @@ class Driver:
                 "log write stalled; handing leadership over", stalled_ms=(now_ns - since_ns) // 1_000_000
             )
             self.transfer_leader(NONE)
-        self._guard(lambda: self.upkeep.look(now_ns, self.applied_index))
+        if not self._world.applier.is_beside:
+            self._guard(lambda: self.upkeep.look(now_ns, self.applied_index))
         self._ticks_until_stamp -= 1
         if self._ticks_until_stamp <= 0:
             self._ticks_until_stamp = STAMP_TICKS
@@ -375,7 +382,7 @@ class Driver:
 
     def _send_stamp(self) -> None:
         # Code that knows no leases takes the stamp for garbage, and closes the connection.
-        if self.machine.machine_version >= LEASES_SINCE and self.upkeep.needs_lease_clock:
+        if self.applied.machine_version >= LEASES_SINCE and self.applied.needs_lease_clock:
             stamp = LeaseStamp(self.lease_clock_ms())
             for peer in self.raw.raft.tracker.progress:
                 if peer != self.raw.raft.id:
@@ -498,15 +505,17 @@ class Driver:
 
         def done(results: list[EntryResult]) -> None:
             self.applied_index = entries[-1].index
+            self.applied = AppliedState.of(self._machine)
             self._guard(lambda: self._applied(message.responses, results))
             self.schedule_turn()
 
-        lazily = self.raw.raft.state is not Role.LEADER and not self.reads.wait_for_apply
+        waited_for = self.reads.wait_for_apply or self.has_watches()
+        lazily = self.raw.raft.state is not Role.LEADER and not waited_for
         self._world.applier.apply(entries, conf_states, done, lazily=lazily)
 
     def _applied(self, responses: Sequence[Message], results: Sequence[EntryResult]) -> None:
         self._respond(responses)
-        self._lease_clock.raise_to(self.machine.lease_clock_ms)
+        self._lease_clock.raise_to(self.applied.lease_clock_ms)
         self.requests.applied(results)
         self.reads.applied(self.applied_index)
         if self.raw.raft.state is Role.LEADER:
@@ -529,7 +538,7 @@ class Driver:
 
     def _become_leader(self) -> None:
         now_ns = self._clock.monotonic_ns()
-        self._lease_clock.raise_to(max(self.machine.lease_clock_ms, self._last_log_stamp_ms()))
+        self._lease_clock.raise_to(max(self.applied.lease_clock_ms, self._last_log_stamp_ms()))
         self.upkeep.began_to_lead(now_ns)
 
     def _last_log_stamp_ms(self) -> int:

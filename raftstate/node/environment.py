@@ -140,6 +140,11 @@ class Applier(Protocol):
         """
         ...
 
+    @property
+    def is_beside(self) -> bool:
+        """Whether entries are being applied on a thread: nobody else may use the machine meanwhile."""
+        ...
+
     def hurry(self) -> None:
         """Apply at once what was left to wait: somebody waits for it now."""
         ...

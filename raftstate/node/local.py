@@ -62,9 +62,10 @@ _ROLES = {
 
 
 class LocalNode:
-    """Implements `service.NodeService` over a driver, its machine and its two stores.
+    """Implements `service.NodeService` over a driver and its two stores.
 
-    `name`, `version`: for status. `clock`: the driver's.
+    `machine`: the driver's, of which what never changes is taken. `name`, `version`: for status. `clock`: the
+    driver's.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class LocalNode:
         version: str,
     ) -> None:
         self._driver = driver
-        self._machine = machine
+        self._cluster_id = machine.cluster_id
         self._log = log
         self._state = state
         self._clock = clock
@@ -90,6 +91,7 @@ class LocalNode:
         self._watch_reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-watch")
         self.watch_hub = WatchHub(state.read, clock, beside_on(self._watch_reads), self._confirm)
         """Wants to be told what is applied (`StateApplier.on_applied`), and closed first of all."""
+        driver.has_watches = lambda: self.watch_hub.watch_count > 0
         self._members: dict[int, Member] = {member.id: member for member in machine.members}
 
     # -- what it is
@@ -97,7 +99,7 @@ class LocalNode:
     @property
     def cluster_id(self) -> int:
         """The cluster that this node is of."""
-        return self._machine.cluster_id
+        return self._cluster_id
 
     @property
     def node_id(self) -> int:
@@ -107,7 +109,7 @@ class LocalNode:
     @property
     def machine_version(self) -> int:
         """The rules by which commands are checked at present."""
-        return self._machine.machine_version
+        return self._driver.applied.machine_version
 
     @property
     def term(self) -> int:
@@ -122,7 +124,7 @@ class LocalNode:
     @property
     def revision(self) -> int:
         """The store's revision here."""
-        return self._machine.revision
+        return self._driver.applied.revision
 
     @property
     def is_serving(self) -> bool:
@@ -270,6 +272,7 @@ class LocalNode:
     def status(self) -> NodeStatus:
         """Return what this node knows."""
         raft = self._driver.raw.raft
+        applied = self._driver.applied
         with self._state.read() as tables:
             keys = tables.count(Table.INDEX)
         progress = []
@@ -292,15 +295,15 @@ class LocalNode:
             durable_applied_index=self._state.durable_applied_index,
             first_log_index=raft.raft_log.first_index(),
             last_log_index=raft.raft_log.last_index(),
-            revision=self._machine.revision,
-            digest=self._machine.digest,
-            machine_version=self._machine.machine_version,
+            revision=applied.revision,
+            digest=applied.digest,
+            machine_version=applied.machine_version,
             log_bytes=self._log.size_bytes(),
             state_bytes=self._state.size_bytes(),
-            sessions=self._machine.session_count,
+            sessions=applied.sessions,
             keys=keys,
-            compacted_revision=self._machine.compacted_revision,
-            leases=self._machine.lease_count,
+            compacted_revision=applied.compacted_revision,
+            leases=applied.leases,
             watches=self.watch_hub.watch_count,
             members=tuple(self._members.values()),
             progress=progress,
@@ -310,7 +313,7 @@ class LocalNode:
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         """See `service.NodeService.transfer_leader`."""
         raft = self._driver.raw.raft
-        voters = self._machine.conf_state().voters
+        voters = self._driver.applied.conf_state.voters
         if target_id and target_id not in voters:
             names = ", ".join(
                 f"{voter} ({self._members[voter].name})" for voter in voters if voter in self._members

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from raftstate.machine.reader import LeaseStatus, RangePage, Sort
 from raftstate.machine.types import Item, ItemResult, KeyValue, Member
@@ -235,8 +235,14 @@ class NodeWatches(Protocol):
     async def next(self) -> WatchNews:
         """Wait for news, and return them: at most a few MiB of events, but at least one.
 
-        Raises `ClosedError` when the node stops.
+        The news of the call before count as written, and as let go: until then they take memory of the
+        stream's. Raises `ClosedError` when the node stops.
         """
+        ...
+
+    async def until_given_up(self) -> NoReturn:
+        """Wait until the node gives the stream up, which is closed then: large news were not written for too
+        long, while others waited for the memory that they take. Raises `ResourceExhaustedError`."""
         ...
 
     def close(self) -> None:

@@ -86,7 +86,8 @@ class Upkeep:
 
     Args:
         raw: the core.
-        machine: says what lives, and what is due.
+        machine: says what lives, and what is due. Only `met`, `lost` and `began_to_lead` may be called while
+            it applies on a thread.
         lease_clock: this node's; what is due by it may end.
         propose: proposes an entry; called while this node leads.
         history_retention_ns: how old a revision is when its history may be forgotten; 0: never.
@@ -134,11 +135,6 @@ class Upkeep:
         # The last entry proposed of each kind: while it is under way, nothing of its kind is proposed twice.
         self._tick_index = self._leases_index = self._compaction_index = self._move_index = 0
 
-    @property
-    def needs_lease_clock(self) -> bool:
-        """Whether anything lives by the lease clock."""
-        return bool(self._machine.session_count or self._machine.lease_count)
-
     def look(self, now_ns: int, applied_index: int) -> None:
         """Propose what is due. Called with every heartbeat."""
         if now_ns < self._look_due_ns:
@@ -151,7 +147,8 @@ class Upkeep:
                 self._propose_compaction(now_ns)
             if self._leases_index <= applied_index:
                 self._end_leases(now_ns)
-        if now_ns >= self._tick_due_ns and self.needs_lease_clock and self._tick_index <= applied_index:
+        lives = self._machine.session_count or self._machine.lease_count
+        if now_ns >= self._tick_due_ns and lives and self._tick_index <= applied_index:
             self._tick_due_ns = now_ns + TICK_NS
             self._propose_tick(now_ns)
 

@@ -1,8 +1,9 @@
 """Which of many intervals of keys hold a key: the question that is asked once for each change.
 
 Single keys and prefixes, which is what nearly all watches are of, are looked up in dicts: one look for the
-key, and one for each length of prefix that is there. Other ranges stand in a tree over their ends, which is
-built anew after some were added; those since then are looked through one by one.
+key, and one for each length of prefix that is there. Other ranges stand in trees over their ends, each
+larger than all after it: those that were added since the last was built are looked through one by one, until
+they make a tree, together with those that are no larger.
 """
 
 from __future__ import annotations
@@ -83,21 +84,49 @@ def _remove(items_by_key: dict[bytes, dict[T, None]], key: bytes, item: T) -> No
         del items_by_key[key]
 
 
-class _Ranges(Generic[T]):
-    """Intervals of any kind.
+_Range = tuple[bytes, bytes, dict[T, None]]
+"""An interval, and its items."""
 
-    The tree is an array: node n has the children 2n and 2n + 1, the leaves are the intervals in order of
-    start. Each node knows the least start and the greatest end below it.
+
+class _Tree(Generic[T]):
+    """Intervals that do not change.
+
+    It is an array: node n has the children 2n and 2n + 1, the leaves are the intervals in order of start.
+    Each node knows the least start and the greatest end below it.
     """
+
+    def __init__(self, ranges: list[_Range[T]]) -> None:
+        self.ranges = sorted(ranges, key=lambda each: each[:2])
+        size = 1 << (len(ranges) - 1).bit_length()
+        rest = size - len(ranges)
+        self._starts = [b""] * size + [start for start, _, _ in self.ranges] + [_NO_END] * rest
+        self._ends = [b""] * size + [end for _, end, _ in self.ranges] + [b""] * rest
+        for node in range(size - 1, 0, -1):
+            self._starts[node] = min(self._starts[2 * node], self._starts[2 * node + 1])
+            self._ends[node] = max(self._ends[2 * node], self._ends[2 * node + 1])
+
+    def find(self, key: bytes, found: list[T]) -> None:
+        size = len(self._starts) // 2
+        nodes = [1]
+        while nodes:
+            node = nodes.pop()
+            if self._starts[node] <= key < self._ends[node]:
+                if node >= size:
+                    found += self.ranges[node - size][2]
+                else:
+                    nodes += (2 * node, 2 * node + 1)
+
+
+class _Ranges(Generic[T]):
+    """Intervals of any kind."""
 
     def __init__(self) -> None:
         self._items: dict[tuple[bytes, bytes], dict[T, None]] = {}
-        self._recent: list[tuple[bytes, bytes, dict[T, None]]] = []
-        self._leaves: list[dict[T, None]] = []
-        self._starts: list[bytes] = []
-        self._ends: list[bytes] = []
+        self._recent: list[_Range[T]] = []
+        self._trees: list[_Tree[T]] = []
+        """The largest first."""
         self._emptied = 0
-        """Intervals that lost their last item since the tree was built: they stand there still."""
+        """Intervals that lost their last item since all was built anew: they stand there still."""
         self.used = False
 
     def add(self, start: bytes, end: bytes | None, item: T) -> None:
@@ -109,7 +138,10 @@ class _Ranges(Generic[T]):
         items[item] = None
         self.used = True
         if len(self._recent) > _RECENT_MAX:
-            self._build()
+            ranges, self._recent = self._recent, []
+            while self._trees and len(self._trees[-1].ranges) <= len(ranges):
+                ranges += self._trees.pop().ranges
+            self._trees.append(_Tree(ranges))
 
     def remove(self, start: bytes, end: bytes | None, item: T) -> None:
         interval = (start, _NO_END if end is None else end)
@@ -125,26 +157,13 @@ class _Ranges(Generic[T]):
         for start, end, items in self._recent:
             if start <= key < end:
                 found += items
-        size = len(self._leaves)
-        nodes = [1] if size else []
-        while nodes:
-            node = nodes.pop()
-            if self._starts[node] <= key < self._ends[node]:
-                if node >= size:
-                    found += self._leaves[node - size]
-                else:
-                    nodes += (2 * node, 2 * node + 1)
+        for tree in self._trees:
+            tree.find(key, found)
 
     def _build(self) -> None:
-        ordered = sorted(self._items.items(), key=lambda each: each[0])
-        size = 1 << (len(ordered) - 1).bit_length() if ordered else 0
-        rest = size - len(ordered)
-        self._leaves = [items for _, items in ordered] + [{} for _ in range(rest)]
-        self._starts = [b""] * size + [start for (start, _), _ in ordered] + [_NO_END] * rest
-        self._ends = [b""] * size + [end for (_, end), _ in ordered] + [b""] * rest
-        for node in range(size - 1, 0, -1):
-            self._starts[node] = min(self._starts[2 * node], self._starts[2 * node + 1])
-            self._ends[node] = max(self._ends[2 * node], self._ends[2 * node + 1])
+        """Build all anew, without what was emptied."""
+        ranges = [(start, end, items) for (start, end), items in self._items.items()]
+        self._trees = [_Tree(ranges)] if ranges else []
         self._recent = []
         self._emptied = 0
-        self.used = bool(ordered)
+        self.used = bool(ranges)

@@ -1,7 +1,9 @@
 """What pending events may take in memory: for each stream, and for all of a node's.
 
 An event that several streams hold is in memory once, and counts once for all together; for each stream it
-counts whole.
+counts whole. Once it is handed out to one, that one has a copy of its own until it is written: it goes on to
+count for the stream, and for all together if it is large. Small ones do not: clients that take nothing would
+keep the others from their events, and a stream has one of them.
 """
 
 from __future__ import annotations
@@ -28,6 +30,12 @@ class WatchLimits:
     """Of events that a stream may hold, or one event: that is also the most that one news has."""
     total_bytes: int = 64 << 20
     """Of events that all streams may hold, or one event."""
+    small_bytes: int = 64 << 10
+    """News of so many bytes wait for nothing but their turn: 64 MiB if all streams have some to write."""
+    large_bytes: int = 32 << 20
+    """Of larger news that were handed out and are not written yet, or one of them."""
+    turn_bytes: int = 1 << 20
+    """Of news that are handed out in one turn of the loop, or one of them: some milliseconds to convert."""
     groups: int = 1_024
     """That a slice of old changes is for."""
     on_loop: SliceLimits = _ON_LOOP
@@ -100,6 +108,24 @@ class PendingMemory:
             self._take_back(silent)
         return True
 
+    def hand_out(self, stream: Watches) -> None:
+        """Let go the events of a stream, which is handed a copy of its own. `written` must have been called
+        for the one before."""
+        size = stream.handed_bytes = stream.pending_bytes
+        stream.pending_bytes += size
+        if size > self._limits.small_bytes:
+            self.pending_bytes += size
+        for group in list(stream.pending):
+            self.drop(group)
+
+    def written(self, stream: Watches) -> None:
+        """Count no longer what a stream was handed."""
+        size, stream.handed_bytes = stream.handed_bytes, 0
+        stream.pending_bytes -= size
+        if size > self._limits.small_bytes:
+            self.pending_bytes -= size
+            self._give_room_to_short()
+
     def drop(self, group: Group) -> None:
         """Let go the events that a group holds: they were handed out, or nobody wants them any more."""
         if not group.events:
@@ -114,6 +140,9 @@ class PendingMemory:
         del stream.pending[group]
         if not stream.pending:
             del self._holding[stream]
+        self._give_room_to_short()
+
+    def _give_room_to_short(self) -> None:
         short, self._short = self._short, {}
         for each in short:
             self._give_room(each)

@@ -74,6 +74,13 @@ class SliceLimits:
     matches: int
     """How often a change was wanted."""
 
+    def less(self, read: Slice[W]) -> SliceLimits | None:
+        """Return what is left of it after a slice; None: nothing."""
+        left = SliceLimits(
+            self.changes - read.changes, self.size_bytes - read.size_bytes, self.matches - read.matches
+        )
+        return left if min(left.changes, left.size_bytes, left.matches) > 0 else None
+
 
 @dataclass(slots=True)
 class Slice(Generic[W]):
@@ -88,6 +95,10 @@ class Slice(Generic[W]):
     """Why it could not be read on: a row at `position`, or after it but no later than `damaged_revision`, is
     damaged or missing."""
     damaged_revision: int = 0
+    changes: int = 0
+    size_bytes: int = 0
+    matches: int = 0
+    """How much was read, as `SliceLimits` counts it."""
 
 
 def read_slice(
@@ -140,6 +151,8 @@ def read_slice(
         # Nothing tells how many changes a revision has: the one that lacks may be the first of the next.
         result.damaged_revision = min(revision + 1 if sub else revision, meta.revision)
         return result
+    finally:
+        result.changes, result.size_bytes, result.matches = changes, size_bytes, matches
     result.position = end
     result.at_end = True
     return result

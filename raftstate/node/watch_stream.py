@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from raftstate.errors import ClosedError, InvalidArgumentError, RaftstateError
+from raftstate.errors import ClosedError, InvalidArgumentError, RaftstateError, ResourceExhaustedError
 from raftstate.node.service import WatchEnd, WatchEvent, WatchNews, WatchSpec
 from raftstate.node.watch_scan import Held, Position
 
@@ -93,6 +93,8 @@ class Watches:
         self._progress_requested = False
         self._wake = asyncio.Event()
         self._closed = False
+        self._given_up: asyncio.Future[str] | None = None
+        """Resolved with the reason. Made by who waits for it."""
         self.is_read = False
         """Whether somebody waits in `next`."""
         self.is_full = False
@@ -100,6 +102,9 @@ class Watches:
         self.pending: dict[Group, None] = {}
         """Groups that hold events."""
         self.pending_bytes = 0
+        """Of the events in `pending`, and of those that were handed out and are not written yet."""
+        self.handed_bytes = 0
+        """Of the latter."""
         self.behind: dict[Group, None] = {}
         self.up_to_date: dict[Group, None] = {}
         self.noted: dict[Group, None] = {}
@@ -156,16 +161,28 @@ class Watches:
     async def next(self) -> WatchNews:
         """See `service.NodeWatches.next`. One caller at a time. Raises `ClosedError` also after `close`."""
         self.is_read = True
+        hub = self._hub
         try:
-            self._hub.give_room(self)
+            self.written()
+            hub.give_room(self)
             while True:
                 self._require_open()
                 self._wake.clear()
-                if self._has_news():
+                if not self._has_news():
+                    await self._wake.wait()
+                    continue
+                await hub.turns.wait(self)
+                self._require_open()
+                if self._has_news():  # not all of what there was may be there still
                     return self._take()
-                await self._wake.wait()
+                hub.turns.leave(self)
         finally:
             self.is_read = False
+
+    async def until_given_up(self) -> NoReturn:
+        """See `service.NodeWatches.until_given_up`. One caller."""
+        self._given_up = asyncio.get_running_loop().create_future()
+        raise ResourceExhaustedError(await self._given_up)
 
     def close(self) -> None:
         """See `service.NodeWatches.close`. A second time it does nothing."""
@@ -206,7 +223,7 @@ class Watches:
         for group in list(self.pending):
             events.append((tuple(group.ids), [held.event for held in group.events]))
             group.told_ns = now_ns
-            hub.memory.drop(group)
+        hub.memory.hand_out(self)
         progress: list[int] = []
         for group in self._notes():
             progress += group.ids
@@ -229,6 +246,22 @@ class Watches:
         )
 
     # -- what the hub calls
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of the events that were not handed out yet."""
+        return self.pending_bytes - self.handed_bytes
+
+    def written(self) -> None:
+        """Take note that the news handed out last were written, and let go."""
+        self._hub.memory.written(self)
+        self._hub.turns.leave(self)
+
+    def give_up(self, reason: str) -> None:
+        """Close, and tell whoever serves the stream why."""
+        if self._given_up is not None and not self._given_up.done():
+            self._given_up.set_result(reason)
+        self.close()
 
     def wake(self) -> None:
         """Have `next` look for news."""

@@ -1,8 +1,9 @@
-"""Groups of watches that wait to be read for from the history, by where they stand in it."""
+"""Groups of watches that wait: to be read for from the history, or for the revision that they begin at."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from heapq import heappop, heappush
 
 from raftstate.node.watch_match import Intervals
 from raftstate.node.watch_scan import Position
@@ -61,6 +62,51 @@ class Waiting:
             self.remove(group)
             group.scan = taken
         return taken
+
+
+class Later:
+    """Groups that are up to date and want nothing before a revision that the tail has yet to come to.
+
+    They stand apart until then: looked for among those that want a change, each would count at every one.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[int, dict[Group, None]] = {}
+        """By the revision they begin at."""
+        self._revisions: list[int] = []
+        """A heap. It holds those that nobody waits for any more until they are passed."""
+
+    @property
+    def first(self) -> int | None:
+        """The first revision that some wait for."""
+        while self._revisions and self._revisions[0] not in self._groups:
+            heappop(self._revisions)
+        return self._revisions[0] if self._revisions else None
+
+    def add(self, group: Group) -> None:
+        """Add a group."""
+        groups = self._groups.get(group.first_revision)
+        if groups is None:
+            groups = self._groups[group.first_revision] = {}
+            heappush(self._revisions, group.first_revision)
+        groups[group] = None
+
+    def remove(self, group: Group) -> bool:
+        """Remove a group; return whether it was there."""
+        groups = self._groups.get(group.first_revision, {})
+        if group not in groups:
+            return False
+        del groups[group]
+        if not groups:
+            del self._groups[group.first_revision]
+        return True
+
+    def take_due(self, revision: int) -> list[Group]:
+        """Remove and return the groups that begin at `revision` or before."""
+        due: list[Group] = []
+        while (first := self.first) is not None and first <= revision:
+            due += self._groups.pop(first)
+        return due
 
 
 def finder(groups: list[Group]) -> Callable[[bytes], list[Group]]:

@@ -12,9 +12,9 @@ cursor is the tail's position, exactly. So nothing is missed, and nothing comes 
 What is far behind is read on a thread, one slice at a time; what is near the tail on the event loop, since
 the tail would move on meanwhile. A slice is for all groups that stand within it, if their streams have room.
 
-Memory: events that were not handed out yet are counted, for each stream and for all. Events that do not fit
-are not kept; where all streams together hold too much, the one that was not read for the longest gives back
-what it holds, and reads it again.
+Memory: events that were not written yet are counted, for each stream and for all. Events that do not fit are
+not kept; where all streams together hold too much, the one that was not read for the longest gives back what
+it holds, and reads it again. What is handed out is copied for each stream: they take turns (`watch_turns`).
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ from raftstate.node.environment import Clock, Timer
 from raftstate.node.service import WatchEnd, WatchSpec
 from raftstate.node.watch_match import Intervals
 from raftstate.node.watch_memory import PendingMemory, WatchLimits
-from raftstate.node.watch_scan import Found, Position, Slice, read_slice
+from raftstate.node.watch_scan import Found, Position, Slice, SliceLimits, read_slice
 from raftstate.node.watch_stream import ENDED, Group, Watches
-from raftstate.node.watch_waiting import Waiting, finder
+from raftstate.node.watch_turns import Turns
+from raftstate.node.watch_waiting import Later, Waiting, finder
 
 T = TypeVar("T")
 
@@ -114,10 +115,13 @@ class WatchHub:
         self._compacted = 0
         self._tail: Position = (_FIRST_CHANGE, 0)
         self._up_to_date: Intervals[Group] = Intervals()
+        """All of them want what the tail comes to next."""
+        self._later = Later()
         self._waiting = Waiting()
         self.memory = PendingMemory(
             self.limits, fill=self._fill, take_back=self._take_back, give_room=self.give_room
         )
+        self.turns = Turns(self.limits, clock)
         self._streams: dict[Watches, None] = {}
         self._noting: dict[Group, None] = {}
         """Groups that want progress notes, of those that are up to date."""
@@ -164,7 +168,9 @@ class WatchHub:
     def needs_before(self, revision: int) -> bool:
         """Return whether changes before `revision` were not read yet that watches which are up to date wait
         for: a moment later they will be. Until then none that another change took the place of may go."""
-        return bool(self._up_to_date) and self._tail[0] < revision
+        first = self._later.first
+        begins = first is not None and first < revision
+        return self._tail[0] < revision and (bool(self._up_to_date) or begins)
 
     def close(self) -> None:
         """Stop: all streams are closed, and whoever waits for their news is told so.
@@ -174,6 +180,7 @@ class WatchHub:
         self._closed = True
         for stream in list(self._streams):
             stream.close()
+        self.turns.close()
         for timer in (self._pass_timer, self._notes_timer):
             if timer is not None:
                 timer.cancel()
@@ -213,26 +220,44 @@ class WatchHub:
 
     def _read_tail(self, tables: ReadTables, meta: Meta) -> bool:
         """Give a slice of new changes to those who are up to date; return whether there are more."""
-        if not self._up_to_date:
-            self._move_tail(meta)
-            return False
-        new = read_slice(tables, meta, self._tail, None, self._up_to_date.find, self.limits.on_loop)
-        self._tail = new.position
-        for found in new.found:
-            for group in found.wanted_by:
-                # What was given before may have had this one's stream give up its events: it is behind then.
-                if group.cursor is None and group.first_revision <= found.position[0]:
-                    self._give(group, found)
-        if new.error is not None:
-            self._step_over(new.error, new.damaged_revision, meta)
-        elif new.at_end:
-            self.applied_index = meta.applied_index
-        return not new.at_end
+        limits: SliceLimits | None = self.limits.on_loop
+        while limits is not None:
+            for group in self._later.take_due(self._tail[0]):
+                self._up_to_date.add(*group.kind[:2], group)
+            if not self._up_to_date:
+                if self._move_tail(meta):
+                    return False
+                continue
+            first = self._later.first
+            until = None if first is None or first > meta.revision else (first, 0)
+            new = read_slice(tables, meta, self._tail, until, self._up_to_date.find, limits)
+            self._tail = new.position
+            for found in new.found:
+                for group in found.wanted_by:
+                    # What was given before may have had its stream give up its events: it is behind then.
+                    if group.cursor is None:
+                        self._give(group, found)
+            if new.error is not None:
+                self._step_over(new.error, new.damaged_revision, meta)
+                return True
+            if not new.at_end:
+                return True
+            if until is None:
+                self.applied_index = meta.applied_index
+                return False
+            limits = limits.less(new)
+        return True
 
-    def _move_tail(self, meta: Meta) -> None:
-        """Go to the end of the state: nobody is there to be given what is passed over."""
+    def _move_tail(self, meta: Meta) -> bool:
+        """Go to where a group begins, or to the end of the state: nobody is there to be given what is passed
+        over. Return whether it is the end."""
+        first = self._later.first
+        if first is not None and first <= meta.revision:
+            self._tail = max(self._tail, (first, 0))
+            return False
         self._tail = (meta.revision + 1, 0)
         self.applied_index = meta.applied_index
+        return True
 
     def _step_over(self, error: DataLossError, damaged_revision: int, meta: Meta) -> None:
         """End those who are up to date, since one of the next changes can't be read, and go on after it."""
@@ -345,16 +370,18 @@ class WatchHub:
         """Let the tail feed a group that wants no change before its position."""
         group.cursor = None
         group.stream.up_to_date[group] = None
-        start, end, *_ = group.kind
-        self._up_to_date.add(start, end, group)
+        if group.first_revision > self._tail[0]:
+            self._later.add(group)
+        else:
+            self._up_to_date.add(*group.kind[:2], group)
         if group.progress_notify:
             self._noting[group] = None
             self._look_for_notes_later()
         group.stream.join(group)
 
     def _leave_tail(self, group: Group) -> None:
-        start, end, *_ = group.kind
-        self._up_to_date.remove(start, end, group)
+        if not self._later.remove(group):
+            self._up_to_date.remove(*group.kind[:2], group)
         self._noting.pop(group, None)
         group.stream.leave(group)
 
@@ -472,6 +499,7 @@ class WatchHub:
     def forget(self, stream: Watches) -> None:
         """Forget a stream that is closed."""
         self._streams.pop(stream, None)
+        stream.written()
         self.memory.forget(stream)
 
     # -- progress notes

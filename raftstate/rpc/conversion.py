@@ -113,6 +113,18 @@ def answer_message(answer: Answer) -> pipeline_pb2.Answer:
     return message
 
 
+def pair_count(done: TxnDone) -> int:
+    """Return how many pairs came of a transaction."""
+    count = 0
+    for each in done.responses:
+        match each:
+            case RangeDone(kvs) | DeleteDone(_, kvs):
+                count += len(kvs)
+            case PutDone(prev_kv):
+                count += prev_kv is not None
+    return count
+
+
 def fill_txn(message: txn_pb2.TxnResult, done: TxnDone) -> None:
     """Write what came of a transaction into an empty message."""
     message.succeeded = done.succeeded

@@ -9,7 +9,8 @@ from raftstate.errors import InvalidArgumentError
 from raftstate.machine.types import covers
 from raftstate.node.service import STALENESS_MS_DEFAULT, NodeService
 from raftstate.pb.v1 import kv_pb2, pipeline_pb2, txn_pb2
-from raftstate.rpc.conversion import fill_kv, fill_kvs, fill_txn, read_header, write_header
+from raftstate.rpc.conversion import fill_kv, fill_kvs, fill_txn, pair_count, read_header, write_header
+from raftstate.rpc.pace import Pace
 from raftstate.rpc.validation import check_get, check_range, check_sort
 from raftstate.rpc.writing import apply_command, outcome
 
@@ -23,8 +24,9 @@ RANGE_PAIRS_MAX = 10_000
 class KVHandlers:
     """Answers for one node."""
 
-    def __init__(self, service: NodeService) -> None:
+    def __init__(self, service: NodeService, pace: Pace) -> None:
         self._service = service
+        self._pace = pace
 
     async def put(self, request: kv_pb2.PutRequest, timeout_s: float) -> kv_pb2.PutResponse:
         """Store a value under a key."""
@@ -53,6 +55,7 @@ class KVHandlers:
             header=write_header(self._service, index=index, revision=answer.revision),
             deleted=answer.deleted,
         )
+        await self._pace.spend(len(answer.prev_kvs))
         fill_kvs(response.prev_kvs, answer.prev_kvs)
         return response
 
@@ -68,6 +71,7 @@ class KVHandlers:
         response = kv_pb2.TxnResponse(
             header=write_header(self._service, index=index, revision=answer.revision)
         )
+        await self._pace.spend(pair_count(done))
         fill_txn(response.result, done)
         return response
 
@@ -118,5 +122,6 @@ class KVHandlers:
             )
             head = read_header(self._service, reader)
         response = kv_pb2.RangeResponse(header=head, more=found.more, count=found.count)
+        await self._pace.spend(len(found.kvs))
         fill_kvs(response.kvs, found.kvs)
         return response

@@ -17,6 +17,7 @@ from raftstate.pb.v1 import cluster_pb2, kv_pb2, lease_pb2, session_pb2
 from raftstate.rpc.cluster import ClusterHandlers
 from raftstate.rpc.kv import KVHandlers
 from raftstate.rpc.lease import LeaseHandlers
+from raftstate.rpc.pace import Pace
 from raftstate.rpc.pipeline import PipelineHandlers
 from raftstate.rpc.session import SessionHandlers
 from raftstate.rpc.status import RefusedError, refusal_of_error
@@ -53,7 +54,8 @@ Method = UnaryMethod | StreamMethod
 
 def methods_of(service: NodeService) -> dict[str, Method]:
     """Return the methods of a node by their names, service by service."""
-    kv, session, cluster = KVHandlers(service), SessionHandlers(service), ClusterHandlers(service)
+    pace = Pace()
+    kv, session, cluster = KVHandlers(service, pace), SessionHandlers(service), ClusterHandlers(service)
     lease = LeaseHandlers(service)
     methods: tuple[Method, ...] = (
         UnaryMethod("KV/Put", kv_pb2.PutRequest, kv.put, write=True),
@@ -62,7 +64,7 @@ def methods_of(service: NodeService) -> dict[str, Method]:
         UnaryMethod("KV/Range", kv_pb2.RangeRequest, kv.range, write=False),
         UnaryMethod("KV/Txn", kv_pb2.TxnRequest, kv.txn, write=True),
         UnaryMethod("KV/Compact", kv_pb2.CompactRequest, kv.compact, write=True),
-        StreamMethod("Pipeline/Write", PipelineHandlers(service).write, write=True),
+        StreamMethod("Pipeline/Write", PipelineHandlers(service, pace).write, write=True),
         UnaryMethod("Session/Register", session_pb2.RegisterRequest, session.register, write=True),
         UnaryMethod("Session/Cancel", session_pb2.CancelRequest, session.cancel, write=True),
         UnaryMethod("Session/Close", session_pb2.CloseRequest, session.close, write=True),

@@ -24,7 +24,8 @@ from raftstate.machine.command import check_batch, parse_batch
 from raftstate.machine.types import Batch, BatchResult, Fault
 from raftstate.node.service import TIMEOUT_S_DEFAULT, NodeService
 from raftstate.pb.v1 import common_pb2, pipeline_pb2
-from raftstate.rpc.conversion import answer_message, write_header
+from raftstate.rpc.conversion import answer_message, pair_count, write_header
+from raftstate.rpc.pace import Pace
 from raftstate.rpc.status import RefusedError, refusal_of_error, refusal_of_fault
 from raftstate.rpc.stream import Stream
 from raftstate.rpc.validation import check_cluster
@@ -41,11 +42,16 @@ REPLY_BYTES_MAX = 3 << 20
 default."""
 
 
+_FEW_PAIRS = 3
+"""Of a single command: a full batch of such answers takes no longer than a turn may."""
+
+
 class PipelineHandlers:
     """Answers for one node."""
 
-    def __init__(self, service: NodeService) -> None:
+    def __init__(self, service: NodeService, pace: Pace) -> None:
         self._service = service
+        self._pace = pace
         self._streams = 0
 
     async def write(self, stream: Stream) -> None:
@@ -60,7 +66,7 @@ class PipelineHandlers:
             )
         self._streams += 1
         try:
-            await _Pipeline(self._service, stream).serve()
+            await _Pipeline(self._service, self._pace, stream).serve()
         finally:
             self._streams -= 1
 
@@ -107,8 +113,9 @@ class _Done(NamedTuple):
 class _Pipeline:
     """One stream: a reader, a task for each batch, a writer."""
 
-    def __init__(self, service: NodeService, stream: Stream) -> None:
+    def __init__(self, service: NodeService, pace: Pace, stream: Stream) -> None:
         self._service = service
+        self._pace = pace
         self._stream = stream
         self._window = _Window()
         self._ready: list[_Done] = []
@@ -175,7 +182,12 @@ class _Pipeline:
             told = refusal_of_error(error, write=True).error
             refused += _refuse_all(batch, told)
             return _Done(size_bytes, 0, self._service.revision, (), (), refused)
-        answers = refused + [answer_message(answer) for answer in result.answers]
+        answers = refused
+        for answer in result.answers:
+            pairs = len(answer.prev_kvs) + (0 if answer.txn is None else pair_count(answer.txn))
+            if pairs > _FEW_PAIRS:
+                await self._pace.spend(pairs)
+            answers.append(answer_message(answer))
         return _Done(size_bytes, index, revision, result.serials, result.revisions, answers)
 
     async def _write(self, raw: bytes, batch: pipeline_pb2.CommandBatch) -> tuple[int, int, BatchResult]:

@@ -5,8 +5,9 @@
     write <── what they have to say, one message at a time <────┘
 
 Nothing is queued here beyond the message that is being written: a client that reads slowly, or not at all,
-costs the node what `NodeWatches` holds for it, which is bounded. A create that is refused is answered in the
-place of its watch, and the stream goes on; what is no request at all ends it.
+costs the node what `NodeWatches` counts for it, which is bounded; where others wait for that, it is given up.
+A create that is refused is answered in the place of its watch, and the stream goes on; what is no request at
+all ends it.
 """
 
 from __future__ import annotations
@@ -56,13 +57,15 @@ class _WatchStream:
     async def serve(self) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
+                watched = tasks.create_task(self._watches.until_given_up())
                 writer = tasks.create_task(self._write_news())
+                writer.add_done_callback(lambda _: watched.cancel())
                 await self._read_requests()
                 self._all_read = True
                 if not self._open:
                     writer.cancel()
         except ExceptionGroup as group:
-            # The first failure (as a rule: of the stream, the client being gone) cancelled the other task.
+            # The first failure (as a rule: of the stream, the client being gone) cancelled all others.
             raise group.exceptions[0] from None
 
     async def _read_requests(self) -> None:
@@ -110,9 +113,13 @@ class _WatchStream:
 
     async def _write_news(self) -> None:
         while not self._all_read or self._open:
-            news = await self._watches.next()
-            self._open -= len(news.ended)
-            await self._write(watch_message(self._service, news))
+            await self._write(await self._next_message())
+
+    async def _next_message(self) -> watch_pb2.WatchResponse:
+        # The news themselves are let go here: while it is written, the message is copy enough.
+        news = await self._watches.next()
+        self._open -= len(news.ended)
+        return watch_message(self._service, news)
 
     async def _write(self, message: watch_pb2.WatchResponse) -> None:
         async with self._writing:

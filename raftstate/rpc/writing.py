@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TypeVar
 
 from raftstate.errors import InvalidArgumentError, InvariantError
-from raftstate.machine.command import check_batch
+from raftstate.machine.command import check_batch, parse_batch
 from raftstate.machine.types import (
     Answer,
     Batch,
     BatchResult,
     Cancelled,
     Closed,
+    Fault,
     Item,
     LeaseDone,
     Refused,
@@ -77,13 +78,16 @@ async def apply_command(
         WrongClusterError, InvalidArgumentError: so is what the context asks for.
         RaftstateError: as `NodeService.write` says.
     """
-    batch = _batch_of_one(service, command, context)
+    raw = _batch_of_one(service, command, context).SerializeToString()
+    # As every node will when it applies it: what is too large, too, is refused before it is in the log.
+    batch = parse_batch(raw)
+    if isinstance(batch, Fault):
+        raise RefusedError(refusal_of_fault(batch))
     check = check_batch(batch, service.machine_version)
     fault = check.fault or check.faults.get(0)
     if fault is not None:
         raise RefusedError(refusal_of_fault(fault))
-    item = Batch(batch.SerializeToString())
-    index, _, result = await apply_item(service, item, BatchResult, timeout_s=timeout_s)
+    index, _, result = await apply_item(service, Batch(raw), BatchResult, timeout_s=timeout_s)
     answer = _only_answer(result)
     if answer.fault is not None:
         raise RefusedError(refusal_of_fault(answer.fault))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from raftstate.core.types import Entry, HardState
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
-from raftstate.machine.tables import Table, WriteTables
+from raftstate.machine.tables import ReadTables, Table, WriteTables
 from raftstate.machine.types import Batch, BatchResult, CompactTo, EntryResult, Envelope, Item, Member
 from raftstate.node.applier import KEYS_ON_LOOP_MAX, SWEEP_CHANGES, SWEEP_NS, StateApplier
 from raftstate.node.clock import LoopClock
@@ -137,6 +138,25 @@ async def test_a_long_range_delete_runs_beside_the_loop_and_what_follows_waits_f
     assert (await following)[0].index == rig.index
     with rig.state.read() as tables:
         assert Reader(tables).range(b"", None).count == 1
+
+
+async def test_what_a_long_portion_began_on_the_loop_is_taken_back_beside_it(rig: Rig) -> None:
+    keys = [f"k/{number:05d}" for number in range(KEYS_ON_LOOP_MAX + 500)]
+    for at in range(0, len(keys), 500):
+        await rig.apply(rig.entry(rig.puts(keys[at : at + 500], b"v")))
+    loaded: list[bool] = []
+    load = rig.machine.load
+
+    def watched(tables: ReadTables) -> None:
+        loaded.append(threading.current_thread() is threading.main_thread())
+        load(tables)
+
+    rig.machine.load = watched  # type: ignore[method-assign]
+    delete = CommandBatch()
+    operation = delete.commands.add(serial=1).delete
+    operation.key, operation.range_end = b"k/", b"k0"
+    await rig.apply(rig.entry(delete))
+    assert loaded == [False]
 
 
 async def test_the_log_is_cut_by_bytes_where_entries_are_large(rig: Rig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from raftstate.core.roles import Role
@@ -335,3 +337,29 @@ def test_a_transfer_that_reaches_a_node_which_does_not_lead_is_not_passed_on() -
     first.driver.receive(second.id, TransferLeader(second.id))
     cluster.run_for(1)
     assert cluster.leader() is leader
+
+
+def test_a_follower_applies_lazily_unless_it_has_watches() -> None:
+    cluster = SimCluster(3, 1)
+    leader = cluster.elect()
+    watching, idle = (node for node in cluster.nodes.values() if node is not leader)
+    watching.driver.has_watches = lambda: True
+    cluster.run_for(0.5)
+    lazily: dict[int, list[bool]] = {}
+    for node in cluster.nodes.values():
+        applier = node.driver._world.applier
+        lazily[node.id] = noted = []
+
+        def apply(*args: Any, apply: Any = applier.apply, noted: list[bool] = noted, lazily: bool) -> None:
+            noted.append(lazily)
+            apply(*args, lazily=lazily)
+
+        applier.apply = apply  # type: ignore[method-assign]
+    outcomes = cluster.put(leader.id, "k")
+    cluster.run_until(lambda: outcomes)
+    cluster.run_for(0.5)
+    assert {node.id: set(lazily[node.id]) for node in (leader, watching, idle)} == {
+        leader.id: {False},
+        watching.id: {False},
+        idle.id: {True},
+    }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +17,8 @@ from raftstate.core.rawnode import RawNode
 from raftstate.errors import ClosedError, DeadlineError, OutOfRangeError
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import LeaseStatus, Sort, SortTarget
-from raftstate.machine.types import Batch, BatchResult, Member
-from raftstate.node.applier import StateApplier
+from raftstate.machine.types import Batch, BatchResult, EntryResult, Member
+from raftstate.node.applier import KEYS_ON_LOOP_MAX, StateApplier
 from raftstate.node.clock import LoopClock
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import PeerBody
@@ -50,7 +52,7 @@ class Rig:
         with self.state.write() as tables:
             Machine.bootstrap(tables, 7, [Member(1, 1, "n1", "peer", "client")])
         with self.state.read() as tables:
-            machine = Machine(tables)
+            self.machine = machine = Machine(tables)
         self.writer = LogWriter(self.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
         self.applier = StateApplier(
             machine, self.state, self.writer, clock, self.halts.append, log_margin_bytes=1 << 20
@@ -212,3 +214,64 @@ async def test_watches_are_counted_and_told_what_is_applied(rig: Rig) -> None:
     assert [event.kv.value for _, events in news.events for event in events] == [b"1"]
     watches.close()
     assert rig.node.status().watches == 0
+
+
+def puts(*keys: str) -> CommandBatch:
+    batch = CommandBatch()
+    for serial, key in enumerate(keys, 1):
+        batch.commands.add(serial=serial).put.key = key.encode()
+    return batch
+
+
+async def test_while_entries_are_applied_beside_the_loop_a_node_tells_what_is_committed(rig: Rig) -> None:
+    keys = [f"k/{number:05d}" for number in range(KEYS_ON_LOOP_MAX + 100)]
+    for at in range(0, len(keys), 500):
+        await rig.write(puts(*keys[at : at + 500]))
+    status, revision = rig.node.status(), rig.node.revision
+    looked: list[bool] = []
+    rig.driver.upkeep.look = lambda _now_ns, _index: looked.append(  # type: ignore[method-assign]
+        rig.applier.is_beside
+    )
+    apply = rig.machine.apply
+    applied, commit = threading.Event(), threading.Event()
+
+    def held(*args: Any, **kwargs: Any) -> list[EntryResult]:
+        results = apply(*args, **kwargs)
+        applied.set()
+        commit.wait(20)
+        return results
+
+    rig.machine.apply = held  # type: ignore[method-assign]
+    long = puts("first")
+    delete = long.commands.add(serial=2).delete
+    delete.key, delete.range_end = b"k/", b"k0"
+    writing = asyncio.ensure_future(rig.write(long))
+    async with asyncio.timeout(20):
+        while not applied.is_set():  # noqa: ASYNC110 - a thread sets it
+            await asyncio.sleep(0.001)
+    rig.driver._tick()
+    meanwhile, ahead = rig.node.status(), rig.machine.revision
+    meanwhile_revision = rig.node.revision
+    commit.set()
+    assert ahead == revision + 2
+    assert (meanwhile.revision, meanwhile.digest, meanwhile.applied_index, meanwhile_revision) == (
+        revision,
+        status.digest,
+        status.applied_index,
+        revision,
+    )
+    index, _ = await writing
+    after = rig.node.status()
+    assert (after.revision, after.applied_index) == (revision + 2, index)
+    assert after.digest != status.digest
+    rig.driver._tick()
+    assert looked.count(True) == 0 < len(looked)
+
+
+async def test_a_node_says_whether_it_has_watches(rig: Rig) -> None:
+    assert not rig.driver.has_watches()
+    watches = rig.node.watches()
+    await watches.create(WatchSpec(1, b"k", b"k\0", 2), timeout_s=1)
+    assert rig.driver.has_watches()
+    watches.close()
+    assert not rig.driver.has_watches()

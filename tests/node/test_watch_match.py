@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from raftstate.node.watch_match import Intervals, prefix_end
+from raftstate.node.watch_match import Intervals, _Tree, prefix_end
 
 
 @pytest.mark.parametrize(
@@ -74,5 +74,22 @@ def test_intervals_that_lost_all_items_hold_nothing() -> None:
     assert len(intervals) == 0
     assert intervals.find(b"k") == []
     assert (intervals._keys, intervals._prefixes) == ({}, {})
-    assert (intervals._ranges._items, intervals._ranges._leaves) == ({}, [])
+    assert (intervals._ranges._items, intervals._ranges._trees) == ({}, [])
     assert not intervals._ranges.used
+
+
+def test_many_ranges_are_sorted_into_trees_a_few_times_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    build = _Tree.__init__
+
+    def counted(self: _Tree[int], ranges: list[tuple[bytes, bytes, dict[int, None]]]) -> None:
+        built.append(len(ranges))
+        build(self, ranges)
+
+    monkeypatch.setattr(_Tree, "__init__", counted)
+    intervals: Intervals[int] = Intervals()
+    for item in range(10_000):
+        intervals.add(b"%05d" % item, b"%05d" % (item + 2), item)
+    assert sum(built) < 10_000 * 10
+    assert len(intervals._ranges._trees) < 10
+    assert sorted(intervals.find(b"05000")) == [4_999, 5_000]

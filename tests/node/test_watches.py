@@ -533,3 +533,42 @@ def damage(rig: WatchRig, revision: int) -> None:
     row = rig.machine_rig.tables.get(Table.CHANGES, row_key)
     assert row is not None
     rig.machine_rig.tables.put(Table.CHANGES, row_key, row[:-1] + bytes([row[-1] ^ 1]))
+
+
+# -- watches that begin later
+
+
+async def test_watches_that_begin_later_do_not_slow_down_those_that_have_begun() -> None:
+    rig = WatchRig()
+    future, stream = rig.hub.open(), rig.hub.open()
+    for watch_id in range(1, 3_001):
+        await create(future, spec(watch_id, b"hot", start=1_000_000 + watch_id))
+    await created(stream, spec(1, b"last"))
+    rig.write(*[put(serial, b"hot") for serial in range(1, 250)], put(250, b"last"))
+    rig.clock.turn()
+    assert told(poll(stream)) == {1: [(251, b"last", b"v")]}
+
+
+async def test_watches_begin_at_their_revision_whoever_else_there_is() -> None:
+    rig = WatchRig()
+    stream = rig.hub.open()
+    starts = {1: 5, 2: 9, 3: 6, 4: 9, 5: 40, 6: 7}
+    for watch_id, start in starts.items():
+        await create(stream, spec(watch_id, b"k", start=start))
+    stream.cancel(6)
+    for _ in range(20):
+        rig.put(b"k")
+    rig.settle()
+    got = {watch_id: [at for at, _, _ in events] for watch_id, events in told(poll(stream)).items()}
+    assert got == {watch_id: list(range(starts[watch_id], 22)) for watch_id in (1, 2, 3, 4)}
+
+
+async def test_what_a_watch_begins_with_is_not_swept_before_it_was_read() -> None:
+    rig = WatchRig()
+    await create(rig.hub.open(), spec(1, b"k", start=5))
+    for _ in range(10):
+        rig.put(b"k")
+    assert not rig.hub.needs_before(5)
+    assert rig.hub.needs_before(6)
+    rig.settle()
+    assert not rig.hub.needs_before(6)

@@ -182,12 +182,13 @@ async def created(stream: Watches, *wanted: WatchSpec) -> None:
 
 
 def poll(stream: Watches) -> WatchNews | None:
-    """Return the news that there are at this moment, or None: there are none."""
+    """Return the news that there are at this moment, which count as written, or None: there are none."""
     reader = Reader(stream)
     try:
         return reader.read()
     finally:
         reader.stop()
+        stream.written()
 
 
 class Reader:

@@ -270,6 +270,7 @@ class _Applier:
     def __init__(self, node: SimNode, clock: _EpochClock) -> None:
         self._node, self._clock = node, clock
         self._waiting: list[Callable[[], None]] = []
+        self.is_beside = False
 
     def apply(
         self,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from raftstate.errors import ClosedError, InvalidArgumentError, OutOfRangeError
+from raftstate.errors import ClosedError, InvalidArgumentError, OutOfRangeError, ResourceExhaustedError
 from raftstate.machine.history import changes_from, key_value, previous_pair
 from raftstate.machine.layout import Change, ChangeKind
 from raftstate.machine.types import KeyValue
@@ -37,6 +37,7 @@ class FakeWatches:
         self._wants_progress = False
         self._is_stopped = False
         self._woken = asyncio.Event()
+        self.given_up: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def create(self, spec: WatchSpec, *, timeout_s: float) -> None:
         self.timeouts_s.append(timeout_s)
@@ -76,6 +77,9 @@ class FakeWatches:
                 return news
             self._woken.clear()
             await self._woken.wait()
+
+    async def until_given_up(self) -> NoReturn:
+        raise ResourceExhaustedError(await self.given_up)
 
     def close(self) -> None:
         self.is_closed = True

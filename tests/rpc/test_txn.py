@@ -304,3 +304,15 @@ async def test_a_cluster_of_an_older_machine_version_does_not_know_them_yet(serv
         )
     assert served.node.items == []
     await stored(served, b"a")
+
+
+async def test_a_write_over_the_limits_of_a_batch_is_refused_before_it_is_in_the_log(served: Served) -> None:
+    half = bytes(5 << 20)
+    txn = txn_pb2.TxnCommand(success=[put(b"a", half), put(b"b", half)])
+    told = await refusal(served.kv.Txn(request(txn)))
+    assert (told.status, told.error.outcome) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        common_pb2.OUTCOME_NOT_APPLIED,
+    )
+    assert "a batch may have at most 8454144 bytes, got 10485" in told.text
+    assert served.node.items == []

@@ -19,6 +19,7 @@ from raftstate.machine.types import KeyValue
 from raftstate.node.service import WatchEnd, WatchEvent, WatchNews, WatchSpec
 from raftstate.pb.v1 import common_pb2, kv_pb2, watch_pb2
 from raftstate.rpc.methods import StreamMethod, methods_of, serve
+from raftstate.rpc.status import RefusedError
 from tests.rpc.conftest import Served
 from tests.rpc.errors import refusal, told_by
 from tests.rpc.fake_node import CLUSTER_ID, NODE_ID, TERM, FakeNode
@@ -467,3 +468,37 @@ async def test_a_client_that_does_not_read_its_refusals_is_not_read_from_either(
     serving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await serving
+
+
+async def test_a_stream_that_the_node_gives_up_ends_with_the_reason_though_a_message_is_being_written() -> (
+    None
+):
+    node = FakeNode()
+    blocked = asyncio.Event()
+    requests = [create(1).SerializeToString()]
+
+    class Stuck:
+        async def read(self) -> bytes | None:
+            if requests:
+                return requests.pop()
+            await asyncio.get_running_loop().create_future()
+            return None
+
+        async def write(self, message: Message) -> None:
+            blocked.set()
+            await asyncio.get_running_loop().create_future()
+
+    method = methods_of(node)["Watch/Watch"]
+    assert isinstance(method, StreamMethod)
+    serving = asyncio.ensure_future(serve(method, Stuck()))
+    await blocked.wait()
+    [watches] = node.streams
+    watches.given_up.set_result("it has not taken 9 bytes")
+    with pytest.raises(RefusedError) as caught:
+        await serving
+    refused = caught.value.refusal
+    assert (refused.status, refused.error.message) == (
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "it has not taken 9 bytes",
+    )
+    assert watches.is_closed
