@@ -10,7 +10,7 @@ import grpc
 from raftstate.client.faults import RpcFailure, passes
 from raftstate.client.leader import LeaderTracker, backoff_s
 from raftstate.client.transport import Method, Transport
-from raftstate.errors import DeadlineError
+from raftstate.errors import DeadlineError, NoLeaderError
 from raftstate.pb.v1 import common_pb2
 
 _ATTEMPT_S_MIN = 1.0
@@ -51,16 +51,18 @@ async def read(
     linearizable = request.consistency == common_pb2.CONSISTENCY_LINEARIZABLE
     attempt_s = max(_ATTEMPT_S_MIN, timeout_s / _ATTEMPTS)
     attempt = 0
+    last: RpcFailure | None = None
     while True:
         address = tracker.home
         if linearizable:
-            address = tracker.leader or await tracker.find(deadline, timeout_s)
+            address = tracker.leader or await _find(tracker, deadline, timeout_s, last)
         left_s = deadline - loop.time()
         try:
             reply = await transport.unary(address, method, request, min(left_s, attempt_s))
         except RpcFailure as failure:
             if not _worth_another(failure):
                 raise failure.as_error(write=False) from failure
+            last = failure
             tracker.note_failure(address, failure.text)
             tracker.forget(address)
             pause_s = backoff_s(attempt)
@@ -72,6 +74,16 @@ async def read(
         await asyncio.sleep(pause_s)
         attempt += 1
         attempt_s *= 2
+
+
+async def _find(tracker: LeaderTracker, deadline: float, timeout_s: float, last: RpcFailure | None) -> str:
+    """Find the leader. Time that runs out after a node was asked is told by what that met."""
+    try:
+        return await tracker.find(deadline, timeout_s)
+    except NoLeaderError as error:
+        if last is None:
+            raise
+        raise _late(tracker, last, timeout_s) from error
 
 
 def _worth_another(failure: RpcFailure) -> bool:
