@@ -33,17 +33,13 @@ LOG_MARGIN_ENTRIES = 200_000
 some minutes of single writes; to verify it takes a start a second."""
 CUT_ENTRIES_MIN = 2_000
 """The log is cut when at least so many entries can go: each cut is a transaction of its own."""
-
-
 LAZY_S = 0.010
 """How long a follower lets entries wait for more, when no read or watch waits for them. Less than a
 heartbeat: small beside the lag that followers are held to, and at a full load it halves the pages that their
 transactions write."""
-
-
 KEYS_ON_LOOP_MAX = 2_000
-"""Keys that range deletes may meet in a transaction on the loop, some 20 ms; with more it is made on a
-thread."""
+"""Keys that ranges, revoked leases and, four to a key, operations of transactions may meet in a transaction
+on the loop, some 20 ms; with more it is made on a thread."""
 
 SWEEP_NS = 3_000_000
 """How long a slice of the sweep after a compaction may hold the loop: as long as a portion does."""
