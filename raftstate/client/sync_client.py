@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
@@ -127,9 +128,9 @@ class Client:
         """
         with self._lock:
             self._closed = True
-            finalizer = self._finalizer
-        if finalizer is not None:
-            finalizer()
+            finalizer, thread = self._finalizer, self._thread
+        if thread is not None and finalizer is not None and finalizer.detach() is not None:
+            thread.stop(self._async)
 
     def put(
         self,
@@ -332,8 +333,9 @@ class Client:
 
     def _start_thread(self) -> LoopThread:
         thread = self._thread = _thread_for(self.endpoints)
-        # Also runs when the client is collected, and at exit.
-        self._finalizer = weakref.finalize(self, thread.stop, self._async)
+        self._finalizer = weakref.finalize(self, thread.abandon, self._async)
+        self._finalizer.atexit = False
+        _living.add(self)
         return thread
 
     def _forget_parent(self) -> None:
@@ -343,6 +345,22 @@ class Client:
             self._finalizer.detach()
         fork.kept.append(self._thread)
         self._finalizer = self._thread = None
+
+
+_living: weakref.WeakSet[Client] = weakref.WeakSet()
+_winding_up: set[_OwnThread] = set()
+"""Threads whose clients were closed, or collected."""
+
+
+def _close_all() -> None:
+    """At the end of the process."""
+    for client in list(_living):
+        client.close()
+    for thread in list(_winding_up):
+        thread.join()
+
+
+atexit.register(_close_all)
 
 
 async def close_after_interrupted(client: AsyncClient) -> None:
@@ -379,7 +397,13 @@ class LoopThread(Protocol):
     def stop(self, client: AsyncClient) -> None:
         """Close the client, and end the thread unless others need it.
 
-        Called on the thread of an event loop (by the garbage collector), it does not wait.
+        Called on the thread of an event loop, it does not wait.
+        """
+        ...
+
+    def abandon(self, client: AsyncClient) -> None:
+        """As `stop`, for the garbage collector, which calls on any thread, between any two of its steps: it
+        takes no lock and waits for nothing.
         """
         ...
 
@@ -397,6 +421,7 @@ class _OwnThread:
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        self._winding_up: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._serve, name="raftstate-client", daemon=True)
         self._thread.start()
 
@@ -407,9 +432,18 @@ class _OwnThread:
 
     def stop(self, client: AsyncClient) -> None:
         """Close the client and end the thread. On the thread of an event loop it does not wait."""
-        asyncio.run_coroutine_threadsafe(self._wind_up(client), self.loop)
+        self.abandon(client)
         if not on_event_loop():
             self._thread.join()
+
+    def abandon(self, client: AsyncClient) -> None:
+        """Have the client closed, and the thread end. Waits for nothing."""
+        _winding_up.add(self)
+
+        def wind_up() -> None:
+            self._winding_up = self.loop.create_task(self._wind_up(client))
+
+        self.loop.call_soon_threadsafe(wind_up)
 
     def submit(self, call: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a call on the loop."""
@@ -432,3 +466,8 @@ class _OwnThread:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
         self.loop.close()
+        _winding_up.discard(self)
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join()

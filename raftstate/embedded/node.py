@@ -80,27 +80,35 @@ def _parse(url: str) -> tuple[Path, str | None]:
 
 
 def _share_or_make(folder: Path, listen: str | None) -> EmbeddedNode:
+    made: EmbeddedNode | None = None
     while True:
         with _nodes.lock:
             node = _nodes.open.get(folder)
-            if node is None:
-                node = _nodes.open[folder] = EmbeddedNode(folder, listen)
-                node.users = 1
-                node.start()
-                return node
-            if not node.ending:
-                if listen is not None and listen != node.listen:
-                    how = f"on {node.listen}" if node.listen else "without a port"
-                    raise FailedPreconditionError(
-                        f"{folder} is open in this process {how}; close it before opening it on {listen}"
-                    )
-                node.users += 1
-                return node
+            if node is None and made is not None:
+                _nodes.open[folder] = made
+                break
+            if node is not None and not node.ending:
+                if made is not None:
+                    made.loop.close()
+                if listen is None or listen == node.listen:
+                    node.users += 1
+                    return node
+                how = f"on {node.listen}" if node.listen else "without a port"
+                raise FailedPreconditionError(
+                    f"{folder} is open in this process {how}; close it before opening it on {listen}"
+                )
+        if node is None:
+            # Made outside of the lock: what is collected meanwhile may want it.
+            made = EmbeddedNode(folder, listen)
+            made.users = 1
+            continue
         # It gives the directory back before it can be opened anew.
         node.closed.wait()
         with _nodes.lock:
             if _nodes.open.get(folder) is node:
                 del _nodes.open[folder]
+    made.start()
+    return made
 
 
 class EmbeddedNode:
@@ -131,9 +139,10 @@ class EmbeddedNode:
         self._stop = asyncio.Event()
         self._released = asyncio.Event()
         self._started: Future[None] = Future()
-        self._gate = threading.Lock()
+        self._gate = threading.RLock()  # what is collected within may close a client of this node
         self._ended = False
         self._streams: set[asyncio.Task[None]] = set()
+        self._kept: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._serve, name="raftstate-node", daemon=True)
 
     @property
@@ -169,6 +178,12 @@ class EmbeddedNode:
         coroutine.close()
         self.check()
         raise ClosedError(f"the node of {self.folder} was stopped")
+
+    def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something on the node's loop, on which this is called, that nobody waits for."""
+        task = self.loop.create_task(coroutine)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
 
     async def serve_stream(self, method: StreamMethod, stream: Stream) -> None:
         """Serve a stream on the node's loop, until it ends or the node does."""
@@ -208,6 +223,11 @@ class EmbeddedNode:
     def join(self) -> None:
         """Wait until its thread has ended."""
         self._thread.join()
+
+    def wait_if_ending(self) -> None:
+        """Wait until the directory is given back, if nobody has the node any more."""
+        if self.ending:
+            self.closed.wait()
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -261,7 +281,8 @@ class EmbeddedNode:
             await self._released.wait()
         with self._gate:
             self._ended = True
-        await asyncio.sleep(0)  # what was submitted before begins
+        for _ in range(3):  # what was submitted before becomes a task, which takes its first step
+            await asyncio.sleep(0)
         while calls := asyncio.all_tasks() - {asyncio.current_task()}:
             for each in calls:
                 each.cancel()

@@ -103,8 +103,13 @@ class EmbeddedTransport:
     async def close(self) -> None:
         """See `client.transport.Transport.close`."""
         self._closed = True
-        if self._opening is not None:
-            await asyncio.wait([self._opening])
+        opening = self._opening
+        if opening is not None:
+            await asyncio.wait([opening])
+            if not opening.cancelled() and opening.exception() is None:
+                # `_opened` has released it.
+                await asyncio.get_running_loop().run_in_executor(None, opening.result().wait_if_ending)
+            return
         node, self._node = self._node, None
         if node is None:
             return
@@ -291,6 +296,19 @@ class NodeThread:
         else:
             wait((closing,))
             self._node.release()
+
+    def abandon(self, client: AsyncClient) -> None:
+        """Have the client closed, and the node released, by the node's loop. Waits for nothing."""
+        node = self._node
+
+        async def let_go() -> None:
+            try:
+                await self._wind_up(client)
+            finally:
+                node.release()
+
+        with contextlib.suppress(RuntimeError):  # its loop is closed: the process ends
+            node.loop.call_soon_threadsafe(lambda: node.keep(let_go()))
 
     async def _wind_up(self, client: AsyncClient) -> None:
         await close_after_interrupted(client)

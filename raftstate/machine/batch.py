@@ -122,7 +122,7 @@ def run_batch(
                 answer = Answer(serial, keyspace.revision, prev_kvs=[previous])
         else:
             answer = _run(keyspace, place, command)
-            has_many_pairs = budget.has_many_pairs(repeated_pairs)
+        has_many_pairs = budget.has_many_pairs(repeated_pairs)
         results[serial] = answer
         answers.append(answer)
 

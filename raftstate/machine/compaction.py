@@ -30,9 +30,9 @@ from raftstate.machine.tables import ReadTables, Table, WriteTables
 
 SWEEP_BYTES_MAX = 1 << 20
 """Rows of a slice, read to verify them: a millisecond or so. The last one may go beyond."""
-SWEEP_WINDOW_CHANGES = 65_536
-"""Some 10 MB of memory while a sweep is under way; of keys that are changed evenly, most rows that are doomed
-by so many changes have others on their page."""
+SWEEP_WINDOW_CHANGES = 32_768
+"""Some 5 MB of memory while a sweep is under way, and 10 ms to sort. Where keys are changed evenly, most rows
+that so many changes doom have others on their page."""
 
 _NEVER = SweepProgress(1, 0, 0)
 

@@ -232,7 +232,7 @@ class Machine:
         """Take away rows that compaction has made unreachable: a part of them, on this node alone.
 
         Args:
-            tables: the caller's transaction. If it does not commit, call `load` before the next call.
+            tables: a transaction of its own. If it does not commit, call `load` before the next call.
             changes_max: how many changes to walk or delete at most; at least 1.
 
         Returns how many that were; `sweep_pending` then says whether any are left.

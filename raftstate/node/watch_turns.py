@@ -87,8 +87,15 @@ class Turns:
     def _has_room(self, size: int) -> bool:
         if self._turn_bytes and self._turn_bytes + size > self._limits.turn_bytes:
             return False
-        is_small = size <= self._limits.small_bytes
-        return is_small or not self._large or self._large_bytes + size <= self._limits.large_bytes
+        return size <= self._limits.small_bytes or self._has_memory(size)
+
+    def _has_memory(self, size: int) -> bool:
+        return not self._large or self._large_bytes + size <= self._limits.large_bytes
+
+    def _lacks_memory(self) -> bool:
+        """Whether the next large news wait for others to be written, and not only for a turn of the loop."""
+        first = next(iter(self._large_waiting), None)
+        return first is not None and not self._has_memory(first.waiting_bytes)
 
     def _enter(self, stream: Watches, size: int) -> None:
         if size:
@@ -111,7 +118,7 @@ class Turns:
         queues = (self._small_waiting, self._large_waiting)
         for queue in reversed(queues) if self._large_first else queues:
             self._admit(queue)
-        if self._large_waiting and self._timer is None:
+        if self._timer is None and self._lacks_memory():
             self._watch_oldest()
 
     def _admit(self, queue: _Queue) -> None:
@@ -139,7 +146,7 @@ class Turns:
 
     def _look_at_oldest(self) -> None:
         self._timer = None
-        if not self._large_waiting or not self._large:
+        if not self._lacks_memory():
             return
         stream, (size, since_ns) = next(iter(self._large.items()))
         if self._clock.monotonic_ns() >= since_ns + PATIENCE_NS:

@@ -64,6 +64,10 @@ class Waiting:
         return taken
 
 
+_STALE_MAX = 64
+"""Revisions that a heap may hold for nobody, beside as many as those that some wait for."""
+
+
 class Later:
     """Groups that are up to date and want nothing before a revision that the tail has yet to come to.
 
@@ -74,7 +78,8 @@ class Later:
         self._groups: dict[int, dict[Group, None]] = {}
         """By the revision they begin at."""
         self._revisions: list[int] = []
-        """A heap. It holds those that nobody waits for any more until they are passed."""
+        """A heap of them, each once. It holds those that nobody waits for any more until they are passed, or
+        are as many as the others."""
 
     @property
     def first(self) -> int | None:
@@ -88,7 +93,10 @@ class Later:
         groups = self._groups.get(group.first_revision)
         if groups is None:
             groups = self._groups[group.first_revision] = {}
-            heappush(self._revisions, group.first_revision)
+            if len(self._revisions) >= 2 * len(self._groups) + _STALE_MAX:
+                self._revisions = sorted(self._groups)  # which is a heap, too
+            else:
+                heappush(self._revisions, group.first_revision)
         groups[group] = None
 
     def remove(self, group: Group) -> bool:

@@ -94,8 +94,12 @@ async def test_a_client_that_is_collected_ends_its_thread(cluster: FakeCluster) 
         store.put("k", b"1")
 
     await asyncio.to_thread(use)
+    [thread] = [each for each in threading.enumerate() if each.name == "raftstate-client"] or [None]
     gc.collect()
+    if thread is not None:
+        await asyncio.to_thread(thread.join, 20)
     assert "raftstate-client" not in {thread.name for thread in threading.enumerate()}
+    assert cluster.sessions == []
 
 
 @pytest.mark.parametrize("end", ["", "del store", "store.close()"])

@@ -163,6 +163,49 @@ def test_a_client_collected_on_the_thread_of_another_node_blocks_nobody(
         again.put("a", b"1")
 
 
+def test_clients_collected_while_a_call_is_handed_over_or_a_node_made_block_nobody(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thresholds = gc.get_threshold()
+    store = raftstate.connect(url)
+    done: list[int] = []
+
+    def work() -> None:
+        for _ in range(300):
+            abandon(url)
+            store.put("k", b"v")
+        done.append(300)
+
+    gc.set_threshold(50, 2, 2)  # collections at nearly every step
+    try:
+        working = threading.Thread(target=work, daemon=True)
+        working.start()
+        working.join(60)
+    finally:
+        gc.set_threshold(*thresholds)
+    assert done == [300]
+    made = embedded_node.EmbeddedNode
+
+    def collect_first(*arguments: object) -> object:
+        gc.collect()
+        return made(*arguments)  # type: ignore[arg-type]
+
+    gc.disable()
+    try:
+        abandon(f"embedded:{tmp_path / 'a'}")
+        monkeypatch.setattr(embedded_node, "EmbeddedNode", collect_first)
+        opened: list[bool] = []
+        opening = threading.Thread(
+            target=lambda: opened.append(opens(f"embedded:{tmp_path / 'b'}")), daemon=True
+        )
+        opening.start()
+        opening.join(HANG_S)
+        assert opened == [True]
+    finally:
+        gc.enable()
+    store.close()
+
+
 def opens(url: str) -> bool:
     with raftstate.connect(url) as store:
         store.put("b", b"1")

@@ -295,6 +295,13 @@ def test_once_half_of_the_pairs_of_a_batch_are_read_no_other_command_runs(of_few
     assert codes(rig.write(commands[2], session=sid)) == {3: None}
 
 
+def test_previous_pairs_of_puts_count_among_those_of_a_batch(of_few_pairs: Rig) -> None:
+    rig = of_few_pairs
+    puts = [put(2 + n, b"k%05d" % n, prev_kv=True) for n in range(3)]
+    found = rig.write(txn(1, (), [op_range(b"k", b"k00009")]), *puts, delete(5, b"z"))
+    assert codes(found) == {1: None, 2: None, 3: None, 4: EXHAUSTED, 5: EXHAUSTED}
+
+
 def test_at_version_1_a_batch_has_no_number_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "BATCH_PAIRS_MAX", 2)
     rig = rig_of_version_1()

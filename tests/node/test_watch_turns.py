@@ -11,6 +11,7 @@ from raftstate.node.service import WatchNews
 from raftstate.node.watch_memory import WatchLimits
 from raftstate.node.watch_stream import Watches
 from raftstate.node.watch_turns import PATIENCE_NS
+from raftstate.node.watch_waiting import Later
 from tests.node.watch_rig import WatchRig, created, spec
 
 LARGE = b"x" * 1_000
@@ -178,3 +179,37 @@ async def test_what_is_handed_out_and_not_written_takes_room_in_its_stream() -> 
     rig.settle()
     await turns(rig)
     assert [len(events) for _, events in second.result().events] == [1]
+
+
+async def test_who_reads_slowly_is_not_given_up_while_there_is_memory() -> None:
+    rig = WatchRig(WatchLimits(small_bytes=1_000, large_bytes=100_000, turn_bytes=2_000))
+    [slow, *others] = await streams_of(rig, 9)
+    rig.put(b"k", LARGE)
+    rig.settle()
+    tasks = read_all([slow])
+    await turns(rig)
+    assert done(tasks) == [0]
+    rig.clock.advance(2 * PATIENCE_NS / 1e9)
+    # One of them in each turn of the loop: the others wait for a turn, not for memory.
+    tasks += read_all(others)
+    await turns(rig)
+    given_up = asyncio.create_task(slow.until_given_up())
+    await turns(rig)
+    assert done(tasks) == list(range(9))
+    assert not given_up.done()
+    await end([given_up])  # type: ignore[list-item]
+
+
+def test_watches_of_the_future_that_come_and_go_leave_nothing_behind() -> None:
+    class Waits:
+        def __init__(self, first_revision: int) -> None:
+            self.first_revision = first_revision
+
+    later = Later()
+    later.add(Waits(5))  # type: ignore[arg-type]
+    for _ in range(1_000):
+        group = Waits(1 << 60)
+        later.add(group)  # type: ignore[arg-type]
+        later.remove(group)  # type: ignore[arg-type]
+    assert len(later._revisions) < 100
+    assert later.first == 5
