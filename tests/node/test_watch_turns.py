@@ -191,10 +191,11 @@ async def test_who_reads_slowly_is_not_given_up_while_there_is_memory() -> None:
     assert done(tasks) == [0]
     rig.clock.advance(2 * PATIENCE_NS / 1e9)
     # One of them in each turn of the loop: the others wait for a turn, not for memory.
-    tasks += read_all(others)
-    await turns(rig)
     given_up = asyncio.create_task(slow.until_given_up())
-    await turns(rig)
+    tasks += read_all(others)
+    for _ in range(20):
+        await turns(rig, 1)
+        rig.clock.advance(0.001)
     assert done(tasks) == list(range(9))
     assert not given_up.done()
     await end([given_up])  # type: ignore[list-item]
