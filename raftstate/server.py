@@ -348,4 +348,5 @@ def core_config(
         check_quorum=True,
         pre_vote=True,
         disable_proposal_forwarding=True,
+        step_down_on_removal=True,
     )

@@ -40,10 +40,12 @@ def tick(raft: Raft) -> None:
 
 
 def promotable(raft: Raft) -> bool:
-    """Whether this node may stand at all: it is a voter, and not waiting for a snapshot to become durable."""
+    """Whether this node may stand at all: it is a voter, not waiting for a snapshot to become durable, and
+    its application lets it."""
     progress = raft.tracker.progress.get(raft.id)
     return (
-        progress is not None
+        raft.may_campaign
+        and progress is not None
         and not progress.is_learner
         and not raft.raft_log.has_next_or_in_progress_snapshot()
     )

@@ -373,6 +373,39 @@ def restore(changer: Changer, conf_state: ConfState) -> tuple[TrackerConfig, dic
     return scratch.config, scratch.progress
 
 
+def next_conf_state(conf_state: ConfState, change: ConfChange | ConfChangeV2) -> ConfState:
+    """Return the stored configuration that follows from another one by a change.
+
+    For those who look ahead, or apply entries again beside a core. What a core makes of the same change is
+    the same.
+
+    Raises:
+        ConfChangeError: the change does not fit; or `conf_state` can't exist.
+    """
+    tracker = ProgressTracker(max_inflight=1)
+    if conf_state != ConfState():
+        tracker.install(*restore(Changer(tracker, 0), conf_state))
+    tracker.install(*after_change(Changer(tracker, 0), change))
+    return tracker.conf_state()
+
+
+def after_change(
+    changer: Changer, change: ConfChange | ConfChangeV2
+) -> tuple[TrackerConfig, dict[int, Progress]]:
+    """Return what follows from the active configuration by a change, in the way that the change asks for.
+
+    Raises:
+        ConfChangeError: it does not fit.
+    """
+    general = conf_change_as_v2(change)
+    auto_leave, joint = enter_joint_rule(general)
+    if leaves_joint(general):
+        return changer.leave_joint()
+    if joint:
+        return changer.enter_joint(auto_leave, general.changes)
+    return changer.simple(general.changes)
+
+
 def conf_change_as_v2(change: ConfChange | ConfChangeV2) -> ConfChangeV2:
     """Return the general form of a change; a change in that form is returned as it is."""
     if isinstance(change, ConfChangeV2):

@@ -69,6 +69,9 @@ class Raft:
         self.peers: tuple[int, ...] = ()
         """The ids of all other members, ascending."""
         self.is_learner = False
+        self.may_campaign = True
+        """Whether the application lets this node stand for election: not while it can't vouch for its own
+        log or its disk."""
 
         self.messages: list[Message] = []
         self.messages_after_append: list[Message] = []

@@ -173,6 +173,16 @@ class RawNode:
         """
         self.raft.step(Message(MessageType.READ_INDEX, entries=[Entry(0, 0, EntryType.NORMAL, context)]))
 
+    def restart_progress(self, node_id: int) -> None:
+        """Forget what is known of a learner's log: it is an empty one by now, under a new incarnation.
+
+        A voter's is never forgotten: what it acknowledged may be what a commit stands on.
+
+        Raises:
+            InvariantError: `node_id` is a voter, or no member.
+        """
+        reconfigure.restart_progress(self.raft, node_id)
+
     def report_unreachable(self, node_id: int) -> None:
         """Tell a leader that what it sent to `node_id` was probably lost."""
         self.raft.step(Message(MessageType.UNREACHABLE, from_=node_id))

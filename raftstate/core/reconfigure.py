@@ -14,17 +14,15 @@ from raftstate.core.membership import (
     Changer,
     ProgressTracker,
     TrackerConfig,
-    conf_change_as_v2,
-    enter_joint_rule,
-    leaves_joint,
+    after_change,
     restore,
 )
+from raftstate.core.progress import Inflights, Progress
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE, ConfChange, ConfChangeV2, ConfState, Snapshot
 from raftstate.errors import InvariantError
 
 if TYPE_CHECKING:
-    from raftstate.core.progress import Progress
     from raftstate.core.raft import Raft
 
 
@@ -37,15 +35,7 @@ def apply_conf_change(raft: Raft, change: ConfChange | ConfChangeV2) -> ConfStat
     Raises:
         ConfChangeError: `change` does not fit the present configuration, which is as it was.
     """
-    general = conf_change_as_v2(change)
-    changer = Changer(raft.tracker, raft.raft_log.last_index())
-    auto_leave, joint = enter_joint_rule(general)
-    if leaves_joint(general):
-        config, progress = changer.leave_joint()
-    elif joint:
-        config, progress = changer.enter_joint(auto_leave, general.changes)
-    else:
-        config, progress = changer.simple(general.changes)
+    config, progress = after_change(Changer(raft.tracker, raft.raft_log.last_index()), change)
     return _switch_to(raft, config, progress)
 
 
@@ -63,6 +53,24 @@ def restore_configuration(raft: Raft, conf_state: ConfState) -> None:
         raise InvariantError(
             f"node {raft.id}: the stored configuration is {conf_state}, restored was {restored}"
         )
+
+
+def restart_progress(raft: Raft, node_id: int) -> None:
+    """Begin anew with a learner whose log was lost.
+
+    Raises:
+        InvariantError: `node_id` is a voter, or no member.
+    """
+    known = raft.tracker.progress.get(node_id)
+    if known is None or not known.is_learner:
+        raise InvariantError(f"node {raft.id}: the progress of node {node_id}, no learner, is not forgotten")
+    raft.tracker.progress[node_id] = Progress(
+        match=0,
+        next=raft.raft_log.last_index() + 1,
+        inflights=Inflights(raft.tracker.max_inflight, raft.tracker.max_inflight_bytes),
+        is_learner=True,
+        recent_active=True,
+    )
 
 
 def _sorted(conf_state: ConfState) -> ConfState:

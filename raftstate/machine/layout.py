@@ -121,6 +121,8 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
     conf_state: ConfState
     members: list[Member]
     compacted_revision: int = 0
+    last_member_id: int = 0
+    """The highest id that a member ever had: ids are not used twice."""
 
 
 class SweepProgress(NamedTuple):

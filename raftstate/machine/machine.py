@@ -14,6 +14,8 @@ from types import MappingProxyType
 
 import msgspec
 
+from raftstate.core.conf_change import decode_conf_change
+from raftstate.core.membership import conf_change_as_v2
 from raftstate.core.types import ConfState, Entry, EntryType
 from raftstate.errors import FailedPreconditionError, InvariantError
 from raftstate.machine import compaction
@@ -49,6 +51,7 @@ from raftstate.machine.step import Step
 from raftstate.machine.tables import ReadTables, Table, WriteTables
 from raftstate.machine.types import (
     MACHINE_VERSION,
+    MEMBERSHIP_SINCE,
     SESSION_TTL_MS_DEFAULT,
     SESSIONS_MAX,
     Batch,
@@ -68,6 +71,7 @@ from raftstate.machine.types import (
     Item,
     ItemResult,
     Member,
+    MemberChange,
     MoveTo,
     Refused,
     Register,
@@ -80,6 +84,7 @@ _COMPACTED = 4
 """Beside the facts of leases."""
 _NO_CONF_STATES: Mapping[int, ConfState] = MappingProxyType({})
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+_member_change_decoder = msgspec.msgpack.Decoder(MemberChange)
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -143,6 +148,8 @@ class Machine:
         self.wall_clock_ms = meta.wall_clock_ms
         self.digest = meta.digest
         self.members = meta.members
+        self.last_member_id = max(meta.last_member_id, *(member.id for member in meta.members), 0)
+        """The highest id that a member ever had."""
         self.compacted_revision = meta.compacted_revision
         self.sweep_pending = compaction.pending(tables, self.compacted_revision)
         """Whether `sweep` has anything left to do."""
@@ -264,6 +271,7 @@ class Machine:
             conf_state=self._conf_state,
             members=self.members,
             compacted_revision=self.compacted_revision,
+            last_member_id=self.last_member_id,
         )
 
     # -- one entry
@@ -313,8 +321,17 @@ class Machine:
             raise InvariantError(
                 f"entry {entry.index} changes the membership, and no conf state was given for it"
             )
-        self._conf_state = conf_states[entry.index]
-        return _encoder.encode(self._conf_state)
+        state = self._conf_state = conf_states[entry.index]
+        if self.machine_version < MEMBERSHIP_SINCE:
+            return _encoder.encode(state)
+        learners = {*state.learners, *state.learners_next}
+        records = {member.id: member for member in (*self.members, *_new_records(entry))}
+        self.members = [
+            msgspec.structs.replace(records[id], learner=id in learners)
+            for id in sorted({*state.voters, *state.voters_outgoing, *learners} & records.keys())
+        ]
+        self.last_member_id = max(self.last_member_id, *(member.id for member in self.members), 0)
+        return _encoder.encode((state, self.members))
 
     def _apply_envelope(self, keyspace: Keyspace, entry: Entry) -> list[ItemResult]:
         try:
@@ -484,3 +501,11 @@ class Machine:
             "check the addresses that the client was given",
             "cluster_id",
         )
+
+
+def _new_records(entry: Entry) -> list[Member]:
+    try:
+        change = conf_change_as_v2(decode_conf_change(entry))
+        return _member_change_decoder.decode(change.context).records if change.context else []
+    except msgspec.DecodeError:
+        return []  # no leader of this version proposes such bytes; all nodes pass over them alike

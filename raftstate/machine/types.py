@@ -16,10 +16,13 @@ Uint = Annotated[int, msgspec.Meta(ge=0)]
 """0 to 2^64 - 1: MessagePack has no integers beyond, and a negative one must fail where bytes are decoded,
 not where rows are packed."""
 
-MACHINE_VERSION = 2
+MACHINE_VERSION = 3
 """The newest version of the rules that this code knows. A new cluster begins with it; one that is older moves
 to it by a log entry (`MoveTo`), when all of its members have it. 2 brought transactions, compaction and
-leases."""
+leases, 3 changes of the membership."""
+MEMBERSHIP_SINCE = 3
+"""The machine version from which on members may change. Nodes whose code knows it also know what snapshots,
+repairs and membership say between peers."""
 
 KEY_BYTES_MAX = 480
 """So that a milestone's key, with 33 bytes for each 32 of it and 8 for the revision, has at most 503 bytes
@@ -140,6 +143,17 @@ class Member(msgspec.Struct, array_like=True, frozen=True):
     peer_address: str
     client_address: str
     learner: bool = False
+    """Whether it has no vote: by the configuration, whatever a change says."""
+    promote: bool = False
+    """Of a learner: whether the leader gives it a vote as soon as it has caught up."""
+
+
+class MemberChange(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The context of a membership change: what is new in members' records. Who leaves goes with the
+    configuration."""
+
+    records: list[Member] = []
+    """Added, or put in place of the one with the same id. Of a node that is no member: passed over."""
 
 
 # ---- what stands in a log entry

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from raftstate.core.types import ConfState
 from raftstate.machine.machine import Machine
+from raftstate.machine.types import Member
 
 
 class AppliedState(NamedTuple):
@@ -23,6 +24,8 @@ class AppliedState(NamedTuple):
     sessions: int
     leases: int
     conf_state: ConfState
+    members: tuple[Member, ...]
+    last_member_id: int
 
     @classmethod
     def of(cls, machine: Machine) -> AppliedState:
@@ -36,7 +39,13 @@ class AppliedState(NamedTuple):
             machine.session_count,
             machine.lease_count,
             machine.conf_state(),
+            tuple(machine.members),
+            machine.last_member_id,
         )
+
+    def member(self, id: int) -> Member | None:
+        """Return the record of a member; None: there is no such member."""
+        return next((member for member in self.members if member.id == id), None)
 
     @property
     def needs_lease_clock(self) -> bool:

@@ -17,9 +17,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.errors import StepLocalMessage, StepPeerNotFound
+from raftstate.core.membership import ConfChangeError
 from raftstate.core.progress import ProgressState
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
@@ -28,6 +30,7 @@ from raftstate.core.types import (
     LOCAL_APPLY_THREAD,
     NONE,
     ConfState,
+    Entry,
     EntryType,
     HardState,
     Message,
@@ -52,6 +55,7 @@ from raftstate.node.environment import (
     Reply,
     TransferLeader,
 )
+from raftstate.node.fitness import Fitness
 from raftstate.node.frames import FrameError
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests, last_stamp
@@ -164,6 +168,17 @@ class Driver:
         """Whether somebody wants to be told at once of what is applied."""
         self.leader_watchers: list[Callable[[int], None]] = []
         """Called with the new leader's id (NONE: none) at each change."""
+        self.membership_watchers: list[Callable[[AppliedState], None]] = []
+        """Called with what was applied before, once a change of the membership is."""
+        self.fitness = Fitness()
+        """What keeps this node from leading or being read."""
+        self._handlers: dict[type, Callable[[int, Any], None]] = {
+            Message: self._receive_message,
+            Forward: self._receive_forward,
+            ForwardReply: self.requests.replied,
+            LeaseStamp: lambda sender, stamp: self._go_by(sender, stamp.lease_clock_ms),
+            TransferLeader: self._receive_transfer,
+        }
 
     # -- life
 
@@ -221,19 +236,18 @@ class Driver:
 
     def receive(self, sender: int, body: PeerBody) -> None:
         """Take what a peer sent. `turn` must follow, once everything that arrived together was given."""
-        if not self.running:
-            return
-        if isinstance(body, Message):
-            self._receive_message(sender, body)
-        elif isinstance(body, Forward):
-            self._receive_forward(sender, body)
-        elif isinstance(body, ForwardReply):
-            self.requests.replied(sender, body)
-        elif isinstance(body, LeaseStamp):
-            self._go_by(sender, body.lease_clock_ms)
-        elif self.raw.raft.state is Role.LEADER:
+        if self.running:
+            self._handlers[type(body)](sender, body)
+
+    def on(self, kind: type, handler: Callable[[int, Any], None]) -> None:
+        """Have `handler` called with (sender, body) for each body of a type that this driver itself does not
+        know: a part of the node registers what it takes."""
+        self._handlers[kind] = handler
+
+    def _receive_transfer(self, _sender: int, transfer: TransferLeader) -> None:
+        if self.raw.raft.state is Role.LEADER:
             # Otherwise dropped: two nodes with old news of each other would play ball with it.
-            self.transfer_leader(body.target)
+            self.transfer_leader(transfer.target)
 
     def _receive_message(self, sender: int, message: Message) -> None:
         if message.from_ != sender or message.to != self.raw.raft.id or message.type in _NOT_FOR_PEERS:
@@ -352,6 +366,7 @@ class Driver:
         self._lease_clock.step(self._clock.monotonic_ns())
         if not self._world.applier.is_beside:
             self.upkeep.note_revision(self._clock.monotonic_ns())
+        self.raw.raft.may_campaign = self.fitness.may_lead
         self._guard(self.raw.tick)
         self.requests.expire()
         self.reads.expire(self.applied_index)
@@ -364,15 +379,14 @@ class Driver:
         now_ns = self._clock.monotonic_ns()
         self.leader_heard_ns = now_ns
         since_ns = self._world.log_disk.outstanding_since_ns
-        if (
-            since_ns is not None
-            and now_ns - since_ns > LOG_WRITE_STALL_NS
-            and self.raw.raft.lead_transferee == NONE
-        ):
-            log.warning(
-                "log write stalled; handing leadership over", stalled_ms=(now_ns - since_ns) // 1_000_000
-            )
-            self.transfer_leader(NONE)
+        if self.raw.raft.lead_transferee == NONE:
+            if since_ns is not None and now_ns - since_ns > LOG_WRITE_STALL_NS:
+                log.warning(
+                    "log write stalled; handing leadership over", stalled_ms=(now_ns - since_ns) // 1_000_000
+                )
+                self.transfer_leader(NONE)
+            elif not self.fitness.may_lead:
+                self.transfer_leader(NONE)
         if not self._world.applier.is_beside:
             self._guard(lambda: self.upkeep.look(now_ns, self.applied_index))
         self._ticks_until_stamp -= 1
@@ -501,17 +515,34 @@ class Driver:
         conf_states: dict[int, ConfState] = {}
         for entry in entries:
             if entry.type is not EntryType.NORMAL:
-                conf_states[entry.index] = self.raw.apply_conf_change(decode_conf_change(entry))
+                conf_states[entry.index] = self._go_over(entry)
 
         def done(results: list[EntryResult]) -> None:
+            before = self.applied
             self.applied_index = entries[-1].index
             self.applied = AppliedState.of(self._machine)
+            if conf_states:
+                self._guard(lambda: self._membership_changed(before))
             self._guard(lambda: self._applied(message.responses, results))
             self.schedule_turn()
 
         waited_for = self.reads.wait_for_apply or self.has_watches()
         lazily = self.raw.raft.state is not Role.LEADER and not waited_for
         self._world.applier.apply(entries, conf_states, done, lazily=lazily)
+
+    def _go_over(self, entry: Entry) -> ConfState:
+        """Go over to the configuration that an entry leads to, and return it."""
+        try:
+            return self.raw.apply_conf_change(decode_conf_change(entry))
+        except ConfChangeError as error:
+            # Leaders compare a change before they propose it. Whatever this one is, it fits on no node.
+            log.error("membership change without effect", index=entry.index, error=str(error))
+            return self.raw.raft.tracker.conf_state()
+
+    def _membership_changed(self, before: AppliedState) -> None:
+        log.info("members", members=[f"{m.name}{' (learner)' * m.learner}" for m in self.applied.members])
+        for watcher in list(self.membership_watchers):
+            watcher(before)
 
     def _applied(self, responses: Sequence[Message], results: Sequence[EntryResult]) -> None:
         self._respond(responses)

@@ -16,6 +16,7 @@ from raftstate.core.roles import Role as CoreRole
 from raftstate.core.types import NONE
 from raftstate.errors import (
     ClosedError,
+    DataLossError,
     DeadlineError,
     FailedPreconditionError,
     IndefiniteError,
@@ -28,7 +29,7 @@ from raftstate.errors import (
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
-from raftstate.machine.types import Code, Fault, Item, ItemResult, Member
+from raftstate.machine.types import Code, Fault, Item, ItemResult
 from raftstate.node.driver import Driver
 from raftstate.node.environment import Clock, Executed, Outcome, Rejected
 from raftstate.node.reading import LocalReader, bound_us
@@ -92,7 +93,6 @@ class LocalNode:
         self.watch_hub = WatchHub(state.read, clock, beside_on(self._watch_reads), self._confirm)
         """Wants to be told what is applied (`StateApplier.on_applied`), and closed first of all."""
         driver.has_watches = lambda: self.watch_hub.watch_count > 0
-        self._members: dict[int, Member] = {member.id: member for member in machine.members}
 
     # -- what it is
 
@@ -134,7 +134,7 @@ class LocalNode:
     def leader(self) -> tuple[int, str]:
         """Return (id, client address) of the leader; (0, "") when none is known."""
         lead = self._driver.raw.raft.lead
-        member = self._members.get(lead)
+        member = self._driver.applied.member(lead)
         return (lead, member.client_address) if member is not None else (NONE, "")
 
     # -- writes
@@ -193,6 +193,8 @@ class LocalNode:
     ) -> AsyncIterator[NodeReader]:
         if not self._driver.running:
             raise ClosedError("this node is not serving")
+        if not self._driver.fitness.may_read:
+            raise DataLossError(f"this node shows nothing: {self._driver.fitness.why_not_read()}")
         asked_ns = await self._freshen(consistency, max_staleness_ms, timeout_s, min_applied_index)
         if self._open_reads >= OPEN_READS_MAX:
             raise ResourceExhaustedError(
@@ -282,7 +284,9 @@ class LocalNode:
                 for peer, item in raft.tracker.visit()
                 if peer != raft.id
             ]
-        alarms = () if self._driver.halted is None else (f"halted: {self._driver.halted}",)
+        alarms = self._driver.fitness.alarms
+        if self._driver.halted is not None:
+            alarms = (f"halted: {self._driver.halted}", *alarms)
         return NodeStatus(
             name=self._name,
             version=self._version,
@@ -305,7 +309,7 @@ class LocalNode:
             compacted_revision=applied.compacted_revision,
             leases=applied.leases,
             watches=self.watch_hub.watch_count,
-            members=tuple(self._members.values()),
+            members=applied.members,
             progress=progress,
             alarms=alarms,
         )
@@ -316,7 +320,9 @@ class LocalNode:
         voters = self._driver.applied.conf_state.voters
         if target_id and target_id not in voters:
             names = ", ".join(
-                f"{voter} ({self._members[voter].name})" for voter in voters if voter in self._members
+                f"{member.id} ({member.name})"
+                for member in self._driver.applied.members
+                if member.id in voters
             )
             raise InvalidArgumentError(
                 f"node {target_id} is no voter; the voters are {names}", field="target_id"

@@ -126,6 +126,10 @@ class Upkeep:
         """A connection with a peer broke: it may come back with other code, and says so then."""
         self._versions.pop(peer, None)
 
+    def knows(self, peer: int) -> int:
+        """Return the newest machine version that a peer's code knows; 0: there is no connection with it."""
+        return self._versions.get(peer, 0)
+
     # -- on a leader
 
     def began_to_lead(self, now_ns: int) -> None:

@@ -156,8 +156,7 @@ def test_a_state_from_before_there_was_compaction_loads() -> None:
     rig = Rig()
     meta = read_meta(rig.tables)
     assert isinstance(meta, Meta)
-    fields = msgspec.to_builtins(meta)
-    assert fields.pop() == 0
+    fields = msgspec.to_builtins(meta)[:-2]
     rig.tables.put(Table.HOT, META_KEY, seal(META_KEY, msgspec.msgpack.encode(fields)))
     machine = Machine(rig.tables)
     assert (machine.compacted_revision, machine.sweep_pending, machine.lease_count) == (0, False, 0)

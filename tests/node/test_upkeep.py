@@ -13,6 +13,7 @@ from raftstate.core.types import EntryType, Message
 from raftstate.machine.reader import Reader
 from raftstate.machine.types import (
     BATCH_COMMANDS_MAX,
+    MACHINE_VERSION,
     BatchResult,
     CompactTo,
     Envelope,
@@ -420,7 +421,7 @@ def test_a_leader_that_has_not_heard_from_all_members_moves_nothing() -> None:
 def test_a_single_node_moves_at_once_and_leads_at_once() -> None:
     cluster = SimCluster(1, 16, machine_version=1)
     began_ns = cluster.time.now_ns
-    cluster.run_until(lambda: versions(cluster) == [2])
+    cluster.run_until(lambda: versions(cluster) == [MACHINE_VERSION])
     assert cluster.time.now_ns - began_ns < 50 * MS  # virtual: some log writes and one heartbeat
 
 

@@ -122,6 +122,7 @@ class SimNode:
             check_quorum=True,
             pre_vote=True,
             disable_proposal_forwarding=True,
+            step_down_on_removal=True,
         )
         epoch = self.epoch
         clock = _EpochClock(self, epoch)
