@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.measure import Histogram
 from raftstate.store.log import LogStore, LogWrite, check_hard_state
 
 Done = Callable[[BaseException | None], None]
@@ -67,6 +68,8 @@ class LogWriter:
         self._riding: HardState | None = None
         self._failed = False
         self._closed = False
+        self.commit_seconds = Histogram()
+        """Of transactions of the log, each durable when it returned."""
         # From the loop thread to the log thread; None asks it to end.
         self._queue: SimpleQueue[_Append | _Compaction | None] = SimpleQueue()
         # The log thread's.
@@ -192,6 +195,7 @@ class LogWriter:
         write: LogWrite | None = None
         error: BaseException | None = self._failure
         if error is None:
+            began_ns = self._clock_ns()
             try:
                 write = self._write(appends)
             except Exception as raised:  # noqa: BLE001 - whatever it was, those who wait must hear of it
@@ -200,6 +204,8 @@ class LogWriter:
                     f"the log takes no more writes after an earlier failure: {raised}"
                 )
                 self._failure.__cause__ = raised
+            if write is not None:
+                self.commit_seconds.observe_ns(self._clock_ns() - began_ns)
         self._post(partial(self._report, appends, write, error))
 
     def _write(self, appends: list[_Append]) -> LogWrite | None:

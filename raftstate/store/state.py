@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ import lmdb
 
 from raftstate.errors import ClosedError, InvariantError, RaftstateError, StorageError
 from raftstate.machine.tables import ReadTables
+from raftstate.measure import Histogram
 from raftstate.store.checkpoint import Checkpoint, CheckpointRecord, Pin, lost_slot
 from raftstate.store.files import disk_failure
 from raftstate.store.generation import Generation, remove_leftovers
@@ -103,6 +105,8 @@ class StateStore:
         self._failure: RaftstateError | None = None
         self._dirtied_bytes = 0
         self._dirtied_bytes_at_begin = 0
+        self.commit_seconds = Histogram()
+        """Of commits alone, which wait for no disk."""
 
     @classmethod
     def create(cls, data_directory: Path, map_bytes: int) -> StateStore:
@@ -191,6 +195,15 @@ class StateStore:
     def failure(self) -> RaftstateError | None:
         """Why nothing can be written until the node is started again; None as long as all is well."""
         return self._failure
+
+    @property
+    def map_bytes(self) -> int:
+        """The most that the state's file can grow to."""
+        return int(self._open_environment().info()["map_size"])
+
+    def disk_free_bytes(self) -> int:
+        """Return what the file system has left for others than its superuser. Raises `StorageError`."""
+        return self._free_bytes()
 
     def size_bytes(self) -> int:
         """Return the size of the data file, free pages included."""
@@ -339,7 +352,9 @@ class StateStore:
         try:
             self._require_protection()
             written = dirtied_bytes()
+            began_ns = time.perf_counter_ns()
             transaction.commit()
+            self.commit_seconds.observe_ns(time.perf_counter_ns() - began_ns)
         except lmdb.Error as error:
             raise self._write_failure("committing", error, written) from error
         finally:
