@@ -101,12 +101,20 @@ def check_unused(folder: Path, own: Collection[str]) -> None:
         )
 
 
-def write_node_file(folder: Path, name: str, config: ClusterConfig) -> Path:
-    """Write FOLDER/node.toml for a node whose data stand in FOLDER/data; return its path."""
+def write_node_file(
+    folder: Path, name: str, config: ClusterConfig, *, listen_metrics: str | None = None
+) -> Path:
+    """Write FOLDER/node.toml for a node whose data stand in FOLDER/data; return its path.
+
+    `listen_metrics`: the setting of that name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "node.toml"
     fresh = folder / "node.toml.new"
-    content = dump_toml({"name": name, "data_dir": "data", "cluster": config.model_dump()})
+    values: dict[str, object] = {"name": name, "data_dir": "data"}
+    if listen_metrics is not None:
+        values["listen_metrics"] = listen_metrics
+    content = dump_toml({**values, "cluster": config.model_dump()})
     # Durably: it holds the cluster's id, without which the data beside it can't be opened again.
     with fresh.open("w", encoding="utf-8") as out:
         out.write(content)

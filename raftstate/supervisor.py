@@ -292,13 +292,14 @@ class LocalCluster:
         check_unused(
             self._data_dir, ("formed", "lock", *(f"n{number}" for number in range(1, VOTERS_MAX + 1)))
         )
-        ports = _free_ports(2 * nodes) if port == 0 else []
+        ports = _free_ports(3 * nodes) if port == 0 else []
+        first_peer = port + PEER_PORT_OFFSET
         members = tuple(
             MemberConfig(
                 id=number,
                 name=f"n{number}",
                 client_address=f"{HOST}:{ports[number - 1] if ports else port + number - 1}",
-                peer_address=f"{HOST}:{ports[-number] if ports else port + PEER_PORT_OFFSET + number - 1}",
+                peer_address=f"{HOST}:{ports[nodes + number - 1] if ports else first_peer + number - 1}",
             )
             for number in range(1, nodes + 1)
         )
@@ -308,8 +309,10 @@ class LocalCluster:
             members, "stop that process, or start the new cluster on other ports (port 0 picks free ones)"
         )
         # The first node's file comes last: it is what makes the directory a cluster.
-        for member in reversed(members):
-            write_node_file(self._data_dir / member.name, member.name, config)
+        for number, member in reversed(list(enumerate(members))):
+            # Beside ports that were asked for, the metrics have the ports that they have by default.
+            metrics = f"{HOST}:{ports[2 * nodes + number]}" if ports else None
+            write_node_file(self._data_dir / member.name, member.name, config, listen_metrics=metrics)
 
     def _read(self) -> ClusterConfig:
         config = load_settings(self._data_dir / "n1" / "node.toml", {"name": "n1"}).cluster

@@ -57,6 +57,7 @@ from raftstate.node.environment import (
 )
 from raftstate.node.fitness import Fitness
 from raftstate.node.frames import FrameError
+from raftstate.node.lag import LogAges
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests, last_stamp
 from raftstate.node.upkeep import LEASES_SINCE, Upkeep
@@ -160,6 +161,12 @@ class Driver:
         self._lead = raw.raft.lead
         self.last_leader = NONE
         self.leader_heard_ns = now_ns
+        self.leader_changes = 0
+        """How often this node saw a leader other than the one before, or none."""
+        self.ticked_ns = now_ns
+        """When the last tick was (monotonic)."""
+        self.log_ages = LogAges()
+        """On a leader: how old what its followers lack is."""
         self._tick_due_ns = now_ns
         self._ticks_until_stamp = 0
         self._held_commits: dict[int, Message] = {}
@@ -364,9 +371,10 @@ class Driver:
     def _tick(self) -> None:
         if not self.running:
             return
-        self._lease_clock.step(self._clock.monotonic_ns())
+        self.ticked_ns = self._clock.monotonic_ns()
+        self._lease_clock.step(self.ticked_ns)
         if not self._world.applier.is_beside:
-            self.upkeep.note_revision(self._clock.monotonic_ns())
+            self.upkeep.note_revision(self.ticked_ns)
         self.raw.raft.may_campaign = self.fitness.may_lead
         self._guard(self.raw.tick)
         self.requests.expire()
@@ -379,6 +387,7 @@ class Driver:
     def _lead_tick(self) -> None:
         now_ns = self._clock.monotonic_ns()
         self.leader_heard_ns = now_ns
+        self.log_ages.note(now_ns, self.raw.raft.raft_log.last_index())
         since_ns = self._world.log_disk.outstanding_since_ns
         if self.raw.raft.lead_transferee == NONE:
             if since_ns is not None and now_ns - since_ns > LOG_WRITE_STALL_NS:
@@ -402,6 +411,16 @@ class Driver:
             for peer in self.raw.raft.tracker.progress:
                 if peer != self.raw.raft.id:
                     self._world.network.send(peer, stamp)
+
+    def follower_lag_ns(self, match_index: int) -> int:
+        """Return how long ago the first entry was appended that a member with this match lacks; 0: it has
+        all. On a leader."""
+        return self.log_ages.behind_ns(self._clock.monotonic_ns(), match_index)
+
+    def log_write_pending_ns(self) -> int:
+        """Return for how long the oldest write of the log has been under way; 0: none is."""
+        since_ns = self._world.log_disk.outstanding_since_ns
+        return 0 if since_ns is None else max(0, self._clock.monotonic_ns() - since_ns)
 
     def lease_clock_ms(self) -> int:
         """Return the lease clock as this node has it: on a follower an estimate, rather too low."""
@@ -561,6 +580,7 @@ class Driver:
             self._role = raft.state
         if raft.lead != self._lead:
             self._lead = raft.lead
+            self.leader_changes += 1
             if raft.lead != NONE:
                 self.last_leader = raft.lead
                 self.leader_heard_ns = self._clock.monotonic_ns()
@@ -572,6 +592,7 @@ class Driver:
         now_ns = self._clock.monotonic_ns()
         self._lease_clock.raise_to(max(self.applied.lease_clock_ms, self._last_log_stamp_ms()))
         self.upkeep.began_to_lead(now_ns)
+        self.log_ages.clear()
 
     def _last_log_stamp_ms(self) -> int:
         """Return the last stamp in the log beyond what is applied; 0 when there is none. Entries without one

@@ -92,6 +92,10 @@ class LocalNode:
         self._watch_reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-watch")
         self.watch_hub = WatchHub(state.read, clock, beside_on(self._watch_reads), self._confirm)
         """Wants to be told what is applied (`StateApplier.on_applied`), and closed first of all."""
+        self.metrics_address = ""
+        """host:port of this node's metrics, once they are served; empty: they are not."""
+        self.checkpoint_age_ns: Callable[[], int] = lambda: 0
+        """Tells for how long, at most, something is applied that no durable checkpoint has."""
         driver.has_watches = lambda: self.watch_hub.watch_count > 0
 
     # -- what it is
@@ -136,6 +140,16 @@ class LocalNode:
         lead = self._driver.raw.raft.lead
         member = self._driver.applied.member(lead)
         return (lead, member.client_address) if member is not None else (NONE, "")
+
+    @property
+    def open_reads(self) -> int:
+        """How many reads are under way, each with a reader slot of the state."""
+        return self._open_reads
+
+    @property
+    def leader_silent_ms(self) -> int:
+        """How long ago the leader was last heard of, in ms; 0 on the leader itself."""
+        return self._silent_ms()
 
     # -- writes
 

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 from raftstate.address import is_loopback
 from raftstate.errors import ConfigError
 from raftstate.node.service import NodeService
+from raftstate.rpc.meter import Meter
 from raftstate.rpc.methods import methods_of, service_names
 from raftstate.rpc.serving import generic_handlers
 
@@ -41,8 +42,16 @@ class RpcServer:
     """A node's gRPC server, bound to its port. Made by `build_server`, on the running event loop."""
 
     def __init__(
-        self, server: grpc.aio.Server, port: int, services: Sequence[str], *, is_serving: bool
+        self,
+        server: grpc.aio.Server,
+        port: int,
+        services: Sequence[str],
+        meter: Meter,
+        *,
+        is_serving: bool,
     ) -> None:
+        self.meter = meter
+        """What became of the calls."""
         self._server = server
         self._port = port
         self._services = services
@@ -94,7 +103,8 @@ def build_server(service: NodeService, *, host: str, port: int, insecure: bool =
     server = grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS_MAX)
     methods = methods_of(service)
     services = service_names(methods)
-    server.add_generic_rpc_handlers(generic_handlers(methods))
+    meter = Meter()
+    server.add_generic_rpc_handlers(generic_handlers(methods, meter))
     reflection.enable_server_reflection((*services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
@@ -105,7 +115,7 @@ def build_server(service: NodeService, *, host: str, port: int, insecure: bool =
             " machine's",
             field="listen_client",
         ) from error
-    return RpcServer(server, bound_port, services, is_serving=service.is_serving)
+    return RpcServer(server, bound_port, services, meter, is_serving=service.is_serving)
 
 
 def check_listen_host(host: str, *, insecure: bool) -> None:

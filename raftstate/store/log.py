@@ -224,6 +224,11 @@ class LogStore:
         """See `Storage.snapshot`."""
         raise SnapshotTemporarilyUnavailable("the log has no snapshot, and none is made of the state yet")
 
+    @property
+    def map_bytes(self) -> int:
+        """The most that the log's file can grow to."""
+        return int(self._environment.info()["map_size"])
+
     def size_bytes(self) -> int:
         """The bytes of the pages that the log's rows take up. Any thread."""
         try:

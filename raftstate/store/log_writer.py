@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.measure import Histogram
 from raftstate.store.log import LogStore, LogWrite, check_hard_state
 
 Done = Callable[[BaseException | None], None]
@@ -77,6 +78,8 @@ class LogWriter:
         self._riding: HardState | None = None
         self._failed = False
         self._closed = False
+        self.commit_seconds = Histogram()
+        """Of transactions of the log, each durable when it returned."""
         # From the loop thread to the log thread; None asks it to end.
         self._queue: SimpleQueue[_Append | _Install | _Compaction | None] = SimpleQueue()
         # The log thread's.
@@ -271,7 +274,9 @@ class LogWriter:
         self._newest = newest
         if not entries and (newest.term, newest.vote) == (self._saved.term, self._saved.vote):
             return None
+        began_ns = self._clock_ns()
         write = self._log.write(newest, entries)
+        self.commit_seconds.observe_ns(self._clock_ns() - began_ns)
         self._saved = write.hard_state
         return write
 
