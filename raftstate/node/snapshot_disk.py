@@ -3,8 +3,8 @@
     data/snapshot-<index>   a file that is, or was, sent; nobody needs it after a restart
     data/state-<n>          what is being built (`store.snapshot`), removed by the next start unless current
 
-One thread makes files, one reads them, one builds. All of it is work that shares the interpreter with the loop
-and the disk with the log, so the first and the last rest after each millisecond or two.
+One thread makes files, one reads them, one builds. All of it is work that shares the interpreter with the
+loop and the disk with the log, so the first and the last rest after each millisecond or two.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 log = get_logger(__name__)
 
 REST_S = 0.002
-"""After each slice of work: the loop, and on a small machine the other processes, get as much as these take."""
+"""After each slice of work: the loop, and on a small machine the other processes, get as much."""
 ROOM_BYTES = 256 << 20
 """Left free on the disk beside a state that is built: the log goes on meanwhile."""
 _FILES = "snapshot-*"
@@ -151,7 +151,7 @@ class StateSnapshots:
     def remove(self, file: SnapshotFile) -> None:
         """See `environment.SnapshotDisk.remove`."""
 
-        def removed(result: None | BaseException) -> None:
+        def removed(result: BaseException | None) -> None:
             if result is not None:
                 log.warning("a snapshot is left over until the next start", error=str(result))
 
@@ -205,7 +205,7 @@ class StateSnapshots:
             elif not isinstance(error, _GivenUpError):
                 done(error)
 
-        # At the end of an interpreter no executor takes work any more: what is left over the next start removes.
+        # At the end of an interpreter no executor takes work any more: the next start removes what is left.
         with suppress(RuntimeError):
             self._loop.run_in_executor(executor, job).add_done_callback(finished)
 
@@ -271,11 +271,11 @@ class StateBuild:
             if self._made is not None:
                 self._made.discard()
 
-        def discarded(result: None | BaseException) -> None:
+        def discarded(result: BaseException | None) -> None:
             if result is not None:
                 log.warning("an unfinished state is left over until the next start", error=str(result))
 
         self._disk._run(self._disk._builder, discard, discarded)
 
-    def _unless_discarded(self, done: Done) -> Callable[[None | BaseException], None]:
+    def _unless_discarded(self, done: Done) -> Callable[[BaseException | None], None]:
         return lambda result: None if self._is_discarded else done(result)
