@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": {"machine", "core", "pb", "errors"},
     "store": {"store", "core", "machine.tables", "errors", "measure"},
     "node": {"node", "store", "machine", "core", "address", "errors", "logs", "measure"},
-    "rpc": {"rpc", "node", "machine", "pb", "address", "errors", "logs", "measure"},
+    "rpc": {"rpc", "node", "machine", "core.types", "pb", "address", "errors", "logs", "measure"},
     "ops": {
         "ops",
         "node",

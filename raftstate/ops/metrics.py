@@ -335,9 +335,7 @@ CONTENTS = (
         lambda p: p.service.watch_hub.watch_count,
     ),
     gauge("raftstate_server_leases", "Leases that live.", lambda p: p.driver.applied.leases),
-    gauge(
-        "raftstate_server_sessions", "Client sessions that live.", lambda p: p.driver.applied.sessions
-    ),
+    gauge("raftstate_server_sessions", "Client sessions that live.", lambda p: p.driver.applied.sessions),
 )
 
 NETWORK = (
