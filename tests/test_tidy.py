@@ -61,9 +61,21 @@ ALLOWED: dict[str, set[str]] = {
     },
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
     "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
+    "doctor": {"doctor", "config", "client", "address", "errors"},
     "testing": {"client", "supervisor"},
     "state": {"state", "errors"},
-    "cli": {"cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "logs"}
+    "cli": {
+        "cli",
+        "doctor",
+        "server",
+        "supervisor",
+        "client",
+        "state",
+        "config",
+        "folder",
+        "lifeline",
+        "logs",
+    }
     | {"errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
