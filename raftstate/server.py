@@ -283,6 +283,10 @@ class Node:
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
         self._listen_peers = listen_peers
         self._rpc = _rpc_server(self.service, settings) if listen_clients else None
+        if self._rpc is not None:
+            rpc = self._rpc
+            self.driver.leader_watchers.append(lambda _leader: rpc.health_changed())
+            self.driver.fitness.watch(rpc.health_changed)
         self._clock = clock
         self._default_metrics = default_metrics
         self._ops: OpsServer | None = None
@@ -362,7 +366,7 @@ class Node:
         self.service.watch_hub.close()
         try:
             if self._rpc is not None:
-                await self._rpc.set_serving(False)
+                await self._rpc.stop_serving()
                 await self._rpc.stop(grace_s=1.0)
             await self._links.close()
             if self._ops is not None:

@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "machine": {"machine", "core", "pb", "errors"},
     "store": {"store", "core", "machine.tables", "compression", "errors", "measure"},
     "node": {"node", "store", "machine", "core", "address", "errors", "logs", "measure"},
-    "rpc": {"rpc", "node", "machine", "pb", "address", "errors", "logs", "measure"},
+    "rpc": {"rpc", "node", "machine", "core.types", "pb", "address", "errors", "logs", "measure"},
     "ops": {
         "ops",
         "node",
@@ -62,9 +62,21 @@ ALLOWED: dict[str, set[str]] = {
     },
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
     "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
+    "doctor": {"doctor", "config", "client", "address", "errors"},
     "testing": {"client", "supervisor"},
     "state": {"state", "compression", "errors"},
-    "cli": {"cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "logs"}
+    "cli": {
+        "cli",
+        "doctor",
+        "server",
+        "supervisor",
+        "client",
+        "state",
+        "config",
+        "folder",
+        "lifeline",
+        "logs",
+    }
     | {"errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}

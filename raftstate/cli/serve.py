@@ -54,7 +54,7 @@ def serve(
         "insecure": insecure or None,
     }
     settings = settings_for(config, data, arguments)
-    to_stderr(settings.log_level)
+    to_stderr(settings.log_level, settings.log_format)
     uvloop.run(serve_node(settings, ready=lambda: _say_ready(settings, ready_fd, json)))
 
 

@@ -82,8 +82,23 @@ def node_status(endpoint: str, reply: cluster_pb2.StatusResponse) -> NodeStatus:
             for each in reply.members
         ),
         progress=tuple(
-            PeerProgress(each.id, each.match_index, each.next_index, each.state, each.recently_active)
+            PeerProgress(
+                each.id,
+                each.match_index,
+                each.next_index,
+                each.state,
+                each.recently_active,
+                each.lag_entries,
+                each.lag_ms,
+            )
             for each in reply.progress
         ),
         alarms=tuple(reply.alarms),
+        incarnation=reply.incarnation,
+        metrics_address=reply.metrics_address,
+        checkpoint_age_ms=reply.checkpoint_age_ms,
+        disk_free_bytes=reply.disk_free_bytes,
+        log_map_bytes=reply.log_map_bytes,
+        state_map_bytes=reply.state_map_bytes,
+        wall_clock_ms=reply.wall_clock_ms,
     )

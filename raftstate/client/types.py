@@ -139,13 +139,16 @@ class MemberStatus(msgspec.Struct, frozen=True):
 
 
 class PeerProgress(msgspec.Struct, frozen=True):
-    """A leader's view of another member."""
+    """A leader's view of another member. `lag_entries`: of its log that the member is not known to have;
+    `lag_ms`: how long ago the first of them was appended."""
 
     id: int
     match_index: int
     next_index: int
     state: str
     recently_active: bool
+    lag_entries: int = 0
+    lag_ms: int = 0
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +156,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `durable_applied_index` can't be taken back by a power cut. `digest` is equal on all nodes at equal
     `applied_index`. Reads of the past, and watches, reach back to `compacted_revision`. `watches` are those
-    that this node serves. `progress` is the leader's only.
+    that this node serves. `progress` is the leader's only. `metrics_address` is host:port of its HTTP port,
+    if it has one. `checkpoint_age_ms`: for how long, at most, something is applied that no durable checkpoint
+    has. `wall_clock_ms`: its time of day when it answered, in ms since 1970.
     """
 
     endpoint: str
@@ -184,3 +189,10 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[MemberStatus, ...] = ()
     progress: tuple[PeerProgress, ...] = ()
     alarms: tuple[str, ...] = ()
+    incarnation: int = 0
+    metrics_address: str = ""
+    checkpoint_age_ms: int = 0
+    disk_free_bytes: int = 0
+    log_map_bytes: int = 0
+    state_map_bytes: int = 0
+    wall_clock_ms: int = 0

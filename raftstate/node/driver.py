@@ -169,7 +169,7 @@ class Driver:
         self.last_leader = NONE
         self.leader_heard_ns = now_ns
         self.leader_changes = 0
-        """How often this node saw a leader other than the one before, or none."""
+        """How often this node came to know a leader, other than the one before or after none."""
         self.ticked_ns = now_ns
         """When the last tick was (monotonic)."""
         self.log_ages = LogAges()
@@ -658,8 +658,8 @@ class Driver:
             self._role = raft.state
         if raft.lead != self._lead:
             self._lead = raft.lead
-            self.leader_changes += 1
             if raft.lead != NONE:
+                self.leader_changes += 1
                 self.last_leader = raft.lead
                 self.leader_heard_ns = self._clock.monotonic_ns()
                 log.info("leader", node=raft.id, leader=raft.lead, term=raft.term)

@@ -135,6 +135,11 @@ class LocalNode:
         """Whether requests can be answered."""
         return self._driver.running
 
+    @property
+    def may_read(self) -> bool:
+        """Whether what this node holds may be shown."""
+        return self._driver.fitness.may_read
+
     def leader(self) -> tuple[int, str]:
         """Return (id, client address) of the leader; (0, "") when none is known."""
         lead = self._driver.raw.raft.lead
@@ -298,13 +303,7 @@ class LocalNode:
         applied = self._driver.applied
         with self._state.read() as tables:
             keys = tables.count(Table.INDEX)
-        progress = []
-        if raft.state is CoreRole.LEADER:
-            progress = [
-                PeerStatus(peer, item.match, item.next, item.state.name.lower(), item.recent_active)
-                for peer, item in raft.tracker.visit()
-                if peer != raft.id
-            ]
+        member = applied.member(raft.id)
         alarms = self._driver.fitness.alarms
         if self._driver.halted is not None:
             alarms = (f"halted: {self._driver.halted}", *alarms)
@@ -331,9 +330,35 @@ class LocalNode:
             leases=applied.leases,
             watches=self.watch_hub.watch_count,
             members=applied.members,
-            progress=progress,
+            progress=self._progress(),
             alarms=alarms,
+            incarnation=member.incarnation if member is not None else 0,
+            metrics_address=self.metrics_address,
+            checkpoint_age_ms=self.checkpoint_age_ns() // 1_000_000,
+            disk_free_bytes=self._state.disk_free_bytes(),
+            log_map_bytes=self._log.map_bytes,
+            state_map_bytes=self._state.map_bytes,
+            wall_clock_ms=self._clock.wall_ns() // 1_000_000,
         )
+
+    def _progress(self) -> list[PeerStatus]:
+        raft = self._driver.raw.raft
+        if raft.state is not CoreRole.LEADER:
+            return []
+        last = raft.raft_log.last_index()
+        return [
+            PeerStatus(
+                peer,
+                item.match,
+                item.next,
+                item.state.name.lower(),
+                item.recent_active,
+                lag_entries=max(0, last - item.match),
+                lag_ms=self._driver.follower_lag_ns(item.match) // 1_000_000,
+            )
+            for peer, item in raft.tracker.visit()
+            if peer != raft.id
+        ]
 
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         """See `service.NodeService.transfer_leader`."""

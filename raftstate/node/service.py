@@ -54,6 +54,10 @@ class PeerStatus:
     state: str
     """probe, replicate or snapshot."""
     recently_active: bool
+    lag_entries: int = 0
+    """Entries of the leader's log that the member is not known to have."""
+    lag_ms: int = 0
+    """How long ago the first of them was appended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,18 @@ class NodeStatus:
     """One for each other member; empty on a node that does not lead."""
     alarms: Sequence[str] = field(default=())
     """Sentences for the operator; empty: all is well."""
+    incarnation: int = 0
+    metrics_address: str = ""
+    """host:port of the HTTP port for metrics and probes; empty: there is none."""
+    checkpoint_age_ms: int = 0
+    """For how long, at most, something is applied that no durable checkpoint has; 0: they have all."""
+    disk_free_bytes: int = 0
+    """What the file system of the data directory has left."""
+    log_map_bytes: int = 0
+    state_map_bytes: int = 0
+    """Sizes that the files of log and state can't exceed."""
+    wall_clock_ms: int = 0
+    """The node's time of day, since 1970."""
 
 
 class NodeReader(Protocol):
@@ -286,6 +302,11 @@ class NodeService(Protocol):
     @property
     def is_serving(self) -> bool:
         """Whether requests can be answered: neither starting nor stopping nor halted."""
+        ...
+
+    @property
+    def may_read(self) -> bool:
+        """Whether what this node holds may be shown; False while it is found damaged, or not there yet."""
         ...
 
     async def write(self, item: Item, *, commands: int, timeout_s: float) -> tuple[int, int, ItemResult]:

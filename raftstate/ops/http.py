@@ -60,6 +60,11 @@ class HttpServer:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
+    @property
+    def connections_open(self) -> int:
+        """How many connections are being served."""
+        return len(self._connections)
+
     async def start(self, host: str, port: int) -> int:
         """Listen; return the port (of `port` 0 the one that the system chose).
 

@@ -96,7 +96,7 @@ RAFT = (
     ),
     counter(
         "raftstate_server_leader_changes_seen_total",
-        "How often this node saw another leader than before, or came to know none.",
+        "How often this node came to know a leader: another than before, or one after none.",
         lambda p: p.driver.leader_changes,
     ),
     counter(

@@ -49,6 +49,8 @@ class FakeNode:
         self.node_id = NODE_ID
         self.term = TERM
         self.is_serving = True
+        self.may_read = True
+        self.leader_id = NODE_ID
         self.on_write: Hook | None = None
         self.on_read: Callable[[ReadConsistency, int], Awaitable[None]] | None = None
         self.staleness_bound_us: int | None = None
@@ -139,8 +141,15 @@ class FakeNode:
             leases=7,
             watches=8,
             members=MEMBERS,
-            progress=(PeerStatus(1, 20, 22, "replicate", recently_active=True),),
+            progress=(PeerStatus(1, 20, 22, "replicate", recently_active=True, lag_entries=1, lag_ms=9),),
             alarms=("the disk is slow",),
+            incarnation=12,
+            metrics_address="127.0.0.1:7202",
+            checkpoint_age_ms=10,
+            disk_free_bytes=11,
+            log_map_bytes=13,
+            state_map_bytes=14,
+            wall_clock_ms=15,
         )
 
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
@@ -148,7 +157,7 @@ class FakeNode:
         return target_id or 1
 
     def leader(self) -> tuple[int, str]:
-        return NODE_ID, "127.0.0.1:7002"
+        return self.leader_id, "127.0.0.1:7002" if self.leader_id else ""
 
 
 class FakeReader:
