@@ -6,6 +6,7 @@ whether
 
 - every page lies within the file and the last page, carries its own number and the kind it must have, and is
   reached once;
+- the nodes of a leaf lie side by side, without gap or overlap, as their sizes say: LMDB moves them by those;
 - page counts, entry count and depth of both trees are those of the meta page;
 - no page that is reached is on the free list, and neither is any page past the last one;
 - the free list's greatest transaction is the one of the meta page: each commit but the first frees pages.
@@ -108,7 +109,7 @@ class _Walk:
         pages = [] if tree.root == _NO_PAGE else [(tree.root, 1)]
         while pages:
             page, depth = pages.pop()
-            offset, flags, nodes = self._page(page)
+            offset, flags, upper, nodes = self._page(page)
             if flags == _BRANCH and depth < tree.depth:
                 self._branch_pages += 1
                 for node in nodes:
@@ -117,8 +118,12 @@ class _Walk:
             elif flags == _LEAF and depth == tree.depth:
                 self._leaf_pages += 1
                 entries += len(nodes)
-                for node in nodes:
-                    yield self._leaf_node(offset + node)
+                end = self._meta.page_bytes
+                for node in sorted(nodes, reverse=True):
+                    yield self._leaf_node(offset + node, offset + end)
+                    end = node
+                if end != upper:
+                    raise DataLossError(f"the nodes of page {page} begin at {end}, its space ends at {upper}")
             else:
                 raise DataLossError(f"page {page} of the {name} tree has flags {flags:#x} at depth {depth}")
         got = (self._branch_pages, self._leaf_pages, self._overflow_pages, entries)
@@ -128,8 +133,9 @@ class _Walk:
                 f"the {name} tree's branch, leaf, overflow pages and entries are {got}, not {expected}"
             )
 
-    def _page(self, page: int) -> tuple[int, int, tuple[int, ...]]:
-        """Reach a branch or leaf page: its offset in the file, its flags, its nodes' offsets in the page."""
+    def _page(self, page: int) -> tuple[int, int, int, tuple[int, ...]]:
+        """Reach a branch or leaf page: its offset in the file, its flags, the end of its space, and its nodes'
+        offsets in the page."""
         offset = self._reach(page, 1)
         number, _, flags, lower, upper = _HEADER.unpack_from(self._content, offset)
         if number != page or not _HEADER.size <= lower <= upper <= self._meta.page_bytes:
@@ -137,13 +143,17 @@ class _Walk:
                 f"page {page} says that it is page {number}, with its space at {lower} to {upper}"
             )
         count = (lower - _HEADER.size) // 2
-        return offset, flags, struct.unpack_from(f"={count}H", self._content, offset + _HEADER.size)
+        return offset, flags, upper, struct.unpack_from(f"={count}H", self._content, offset + _HEADER.size)
 
-    def _leaf_node(self, offset: int) -> tuple[int, int, int]:
+    def _leaf_node(self, offset: int, end: int) -> tuple[int, int, int]:
+        """Check the node that lies from `offset` to `end`: the offsets of its key and data, its size."""
         low, high, flags, key_bytes = _NODE.unpack_from(self._content, offset)
         size = low | high << 16
         key_at = offset + _NODE.size
         data_at = key_at + key_bytes
+        node_end = data_at + (_NUMBER.size if flags == _NODE_BIG_DATA else size)
+        if node_end + (node_end & 1) != end:
+            raise DataLossError(f"the node at offset {offset} ends at {node_end}, the next begins at {end}")
         if flags == _NODE_BIG_DATA:
             (page,) = _NUMBER.unpack_from(self._content, data_at)
             count = -(-(size + _HEADER.size) // self._meta.page_bytes)
@@ -156,7 +166,7 @@ class _Walk:
                     f"and should have {(page, _OVERFLOW, count)}"
                 )
             self._overflow_pages += count
-        elif flags or data_at + size > (offset // self._meta.page_bytes + 1) * self._meta.page_bytes:
+        elif flags:
             raise DataLossError(f"the node at offset {offset} has flags {flags:#x} and {size} bytes of data")
         return key_at, data_at, size
 
