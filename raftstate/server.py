@@ -39,7 +39,8 @@ from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.frames import Hello
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
-from raftstate.node.startup import StartStorage, check_state_fits_log
+from raftstate.node.refill import Refill
+from raftstate.node.startup import StartStorage, check_state_fits_log, cut_damage
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
@@ -127,8 +128,9 @@ class Stores:
                 self.machine = Machine(tables)
             self.log = LogStore.open(self.directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
             opened.callback(self.log.close)
-            check_log_is_whole(self.log)
             check_state_fits_log(self.log, self.machine.applied_index, self.machine.applied_term)
+            cut_damage(self.log, self.machine.applied_index, self.machine.applied_term)
+            check_sole_copy(self.log, self.machine, member.id)
             opened.pop_all()  # they stay open
         self.clean = False
         """Whether the state was checkpointed at the end; the node says so when it has."""
@@ -140,14 +142,15 @@ class Stores:
         self.directory.close()
 
 
-def check_log_is_whole(log_store: LogStore) -> None:
-    """Raise `DataLossError` if a record of the log is damaged: what it held was acknowledged, so this node
-    must not take part without it."""
+def check_sole_copy(log_store: LogStore, machine: Machine, node_id: int) -> None:
+    """Raise `DataLossError` if a record is damaged that the state lacks, and that no other node can hold."""
     damaged = log_store.first_damaged_index
-    if damaged is not None:
+    if damaged is not None and {member.id for member in machine.members} <= {node_id}:
         raise DataLossError(
-            f"entry {damaged} of this node's log is damaged on disk, and was not served; the other nodes "
-            "hold it: replace this node's data directory"
+            f"entry {damaged} of this node's log is damaged on disk. It was acknowledged, perhaps, the state "
+            f"ends with entry {machine.applied_index}, and no other node holds it: restore a copy of this "
+            "node's folder, or go on without it, and all that came after it, by `raftstate recover DIR "
+            "--accept-loss`"
         )
 
 
@@ -246,6 +249,14 @@ class Node:
             name=member.name,
             version=importlib.metadata.version("raftstate"),
         )
+        Refill(
+            self.driver,
+            self._log_writer,
+            self._links,
+            clock,
+            durable_index=lambda: stores.state.durable_applied_index,
+            need_snapshot=self._need_snapshot,
+        )
         self._applier.on_applied(self.service.watch_hub.applied)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
         self._listen_peers = listen_peers
@@ -303,6 +314,13 @@ class Node:
             self.failure = error
             log.error("halted", node=self._settings.name, error=str(error), kind=type(error).__name__)
             self._on_halt()
+
+    def _need_snapshot(self, min_index: int) -> None:
+        log.warning(
+            "no peer's log holds the damaged entries any more; a state that contains them is needed",
+            node=self._settings.name,
+            min_index=min_index,
+        )
 
     def _admit(self, hello: Hello) -> str:
         local = self._settings.cluster

@@ -226,7 +226,8 @@ class RaftLog:
 
         An entry of this log that can't be read is judged by the first one behind it that can: if that is the
         leader's, so is all before it (Raft paper, 5.3). If it is not, it was never committed, and what is
-        unreadable and not known to be committed goes with it.
+        unreadable and not known to be committed goes with it. Behind the last of `entries` its term alone is
+        known: if that is lower than theirs, they are not held, since terms never decrease along a log.
 
         Raises:
             Damaged: one can't be read, nor any of those behind it that this message tells of.
@@ -246,9 +247,18 @@ class RaftLog:
                 from_ = entry.index if unread is None else max(unread_from, self.committed + 1)
                 return min(from_, entry.index)
             unread = None
-        if unread is not None:
-            raise unread
-        return 0
+        if unread is None:
+            return 0
+        if entries[-1].term > self._next_readable_term(entries[-1].index + 1):
+            return min(entries[-1].index, max(unread_from, self.committed + 1))
+        raise unread
+
+    def _next_readable_term(self, index: int) -> int:
+        while True:
+            try:
+                return self.term(index)  # that of the last entry can always be read
+            except Damaged:
+                index += 1
 
     def find_conflict_by_term(self, index: int, term: int) -> EntryId:
         """Guess where this log and another begin to agree, knowing only one entry's id of the other.

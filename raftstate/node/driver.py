@@ -19,12 +19,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from raftstate.core.conf_change import decode_conf_change
-from raftstate.core.errors import StepLocalMessage, StepPeerNotFound
+from raftstate.core.errors import Damaged, StepLocalMessage, StepPeerNotFound
 from raftstate.core.membership import ConfChangeError
 from raftstate.core.progress import ProgressState
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
+from raftstate.core.storage import NO_LIMIT
 from raftstate.core.types import (
     LOCAL_APPEND_THREAD,
     LOCAL_APPLY_THREAD,
@@ -170,6 +173,9 @@ class Driver:
         """Called with the new leader's id (NONE: none) at each change."""
         self.membership_watchers: list[Callable[[AppliedState], None]] = []
         """Called with what was applied before, once a change of the membership is."""
+        self.damage_watchers: list[Callable[[Sequence[int]], None]] = []
+        """Called with the indexes of the log's damaged records at each change."""
+        self._damaged: Sequence[int] = ()
         self.fitness = Fitness()
         """What keeps this node from leading or being read."""
         self._handlers: dict[type, Callable[[int, Any], None]] = {
@@ -184,6 +190,8 @@ class Driver:
 
     def start(self) -> None:
         """Begin to tick. A sole voter leads at once: it has nobody to wait for."""
+        self.look_at_log()
+        self.raw.raft.may_campaign = self.fitness.may_lead
         if self.applied.conf_state.voters == (self.raw.raft.id,):
             self._guard(self.raw.campaign)
         self._schedule_tick()
@@ -207,6 +215,30 @@ class Driver:
     def running(self) -> bool:
         """Whether the driver takes part."""
         return self.halted is None and not self._stopped
+
+    def fail(self, error: BaseException) -> None:
+        """Halt: a part of this node has met what can't be gone on from."""
+        self._halt(error)
+
+    # -- the log's damage
+
+    def met_damage(self, error: Damaged) -> None:
+        """A read of the log met a damaged record. What wanted it did not happen, and is asked for again."""
+        log.error("damaged log record", node=self.raw.raft.id, error=str(error))
+        self.look_at_log()
+
+    def look_at_log(self) -> None:
+        """Go by what is known of the log's damage now."""
+        damaged = self._world.log_disk.damaged
+        if damaged is self._damaged:
+            return
+        self._damaged = damaged
+        raft_log = self.raw.raft.raft_log
+        ahead = [index for index in damaged if index > raft_log.applying]
+        raft_log.readable_to = ahead[0] - 1 if ahead else NO_LIMIT
+        for watcher in list(self.damage_watchers):
+            watcher(damaged)
+        self.schedule_turn()
 
     # -- what comes in
 
@@ -364,6 +396,7 @@ class Driver:
         if not self.running:
             return
         self._lease_clock.step(self._clock.monotonic_ns())
+        self.look_at_log()
         if not self._world.applier.is_beside:
             self.upkeep.note_revision(self._clock.monotonic_ns())
         self.raw.raft.may_campaign = self.fitness.may_lead
@@ -432,14 +465,20 @@ class Driver:
     def _take_turn(self) -> None:
         raw = self.raw
         self._note_leader()  # what a new leader proposes first is stamped by its clock as it is from then on
-        self.requests.flush()
-        self.reads.flush()
+        self._guard(self.requests.flush)
+        self._guard(self.reads.flush)
         applied_before = self.applied_index
         while raw.has_ready():
             if self.applied_index != applied_before:
                 self.schedule_turn()
                 return
-            ready = raw.ready()
+            try:
+                ready = raw.ready()
+            except Damaged as error:
+                # From now on the core hands out nothing behind that entry, and the rest of what is ready.
+                self.met_damage(error)
+                self.schedule_turn()
+                return
             if ready.read_states:
                 self.reads.confirmed(ready.read_states, self.applied_index)
                 if self.reads.wait_for_apply:
@@ -495,20 +534,31 @@ class Driver:
             if error is not None:
                 self._halt(error)
                 return
+            self.look_at_log()
             self._guard(lambda: self._respond(responses))
             self.turn()
 
         self._world.log_disk.append(hard_state, message.entries, done)
 
     def _respond(self, responses: Sequence[Message]) -> None:
-        if not self.running:
-            return
         own = self.raw.raft.id
         for response in responses:
+            if not self.running:
+                return
+            if self._damaged and response.type is MessageType.APP_RESP and not response.reject:
+                # It would vouch for everything up to its index.
+                index = min(response.index, self._damaged[0] - 1)
+                response = msgspec.structs.replace(response, index=index)
             if response.to == own:
-                self.raw.step(response)
+                self._step_own(response)
             else:
                 self._world.network.send(response.to, response)
+
+    def _step_own(self, response: Message) -> None:
+        try:
+            self.raw.step(response)
+        except Damaged as error:
+            self.met_damage(error)
 
     def _apply(self, message: Message) -> None:
         entries = message.entries
@@ -577,7 +627,13 @@ class Driver:
         (of new leaders, and of changes of the membership) come singly."""
         raft_log = self.raw.raft.raft_log
         for index in range(raft_log.last_index(), self.applied_index, -1):
-            stamp_ms = last_stamp(raft_log.slice(index, index + 1, 0))
+            try:
+                stamp_ms = last_stamp(raft_log.slice(index, index + 1, 0))
+            except Damaged as error:
+                self.met_damage(
+                    error
+                )  # it hands over at once; its clock may be late, which ends nothing early
+                continue
             if stamp_ms is not None:
                 return stamp_ms
         return 0
@@ -598,11 +654,14 @@ class Driver:
     def _guard(self, action: Callable[[], object]) -> None:
         """Run an action of the core or the store.
 
-        What it raises is no result but the end of this node's part.
+        What it raises is no result but the end of this node's part; unless it is a damaged record of the log,
+        which is mended beside the core.
         """
         if not self.running:
             return
         try:
             action()
+        except Damaged as error:
+            self.met_damage(error)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._halt(error)

@@ -70,9 +70,36 @@ class LeaseStamp(msgspec.Struct, array_like=True, frozen=True, tag=4):
     lease_clock_ms: Uint
 
 
-PeerBody = Message | Forward | ForwardReply | TransferLeader | LeaseStamp
 Outcome = Executed | Rejected
 Reply = Callable[[Outcome], None]
+
+
+class RecordsRequest(msgspec.Struct, array_like=True, frozen=True, tag=30):
+    """A node asks a peer for entries whose records are damaged in its own log.
+
+    `anchor` is the first entry at or behind them whose term it knows, and `anchor_term` that term.
+    """
+
+    first: int
+    last: int
+    anchor: int
+    anchor_term: int
+
+
+class RecordsReply(msgspec.Struct, array_like=True, frozen=True, tag=31):
+    """The answer to a RecordsRequest for `first`: as many of the entries as are at hand, from there on."""
+
+    first: int
+    entries: list[Entry]
+    anchor: int
+    anchor_term: int
+    """What the answering node holds there; 0: nothing that it can read."""
+    commit: int
+    boundary: int
+    """The last entry that the answering node has compacted away."""
+
+
+PeerBody = Message | Forward | ForwardReply | TransferLeader | LeaseStamp | RecordsRequest | RecordsReply
 
 
 class Timer(Protocol):
@@ -115,6 +142,21 @@ class LogDisk(Protocol):
 
         Or call it with what went wrong: then no later request will be durable either.
         """
+        ...
+
+    @property
+    def damaged(self) -> Sequence[int]:
+        """The indexes of the records known to be damaged, ascending; another object whenever that has
+        changed."""
+        ...
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        """Write damaged records anew, in place, if the log still holds the `anchor` (index, term); None: they
+        are committed. What is sound stays as it is. `done` as for `append`."""
+        ...
+
+    def compact(self, to_index: int, done: Done) -> None:
+        """Remove the entries up to `to_index`, which are durably applied; `done` as for `append`."""
         ...
 
     @property

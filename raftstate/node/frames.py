@@ -26,7 +26,15 @@ import xxhash
 
 from raftstate.core.types import Message
 from raftstate.machine.types import Uint
-from raftstate.node.environment import Forward, ForwardReply, LeaseStamp, PeerBody, TransferLeader
+from raftstate.node.environment import (
+    Forward,
+    ForwardReply,
+    LeaseStamp,
+    PeerBody,
+    RecordsReply,
+    RecordsRequest,
+    TransferLeader,
+)
 
 PROTOCOL_VERSION = 1
 MAGIC = b"RS"
@@ -54,6 +62,8 @@ class Kind(IntEnum):
     FORWARD_REPLY = 5
     TRANSFER_LEADER = 6
     LEASE_STAMP = 7
+    RECORDS_REQUEST = 30
+    RECORDS_REPLY = 31
 
 
 class Channel(IntEnum):
@@ -93,6 +103,8 @@ _KINDS: dict[type, Kind] = {
     ForwardReply: Kind.FORWARD_REPLY,
     TransferLeader: Kind.TRANSFER_LEADER,
     LeaseStamp: Kind.LEASE_STAMP,
+    RecordsRequest: Kind.RECORDS_REQUEST,
+    RecordsReply: Kind.RECORDS_REPLY,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

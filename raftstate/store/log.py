@@ -334,12 +334,13 @@ class LogStore:
         self._meta, self._hard_state = meta, target
         return LogWrite(entries, target, meta)
 
-    def compact(self, to_index: int, entries_max: int) -> LogWrite | None:
+    def compact(self, to_index: int, entries_max: int, term: int | None = None) -> LogWrite | None:
         """Remove one bounded slice of the entries up to and including `to_index`, which is applied durably.
 
         Args:
             to_index: the new boundary, at most the last index.
             entries_max: how many entries to remove in this transaction, at least 1.
+            term: that of `to_index`, if it is known otherwise than by its record.
 
         Returns:
             What to publish, or None when the boundary is `to_index` or later already.
@@ -358,7 +359,9 @@ class LogStore:
             raise InvariantError(
                 f"the log can't be compacted to {to_index}: its last index is {self._meta.last_index}"
             )
-        found = self._sound_boundary(first, min(to_index, first + entries_max - 1), to_index)
+        wanted = min(to_index, first + entries_max - 1)
+        found = (wanted, term) if wanted == to_index and term is not None else None
+        found = found or self._sound_boundary(first, wanted, to_index)
         if found is None:
             return None
         boundary, term = found
@@ -395,8 +398,8 @@ class LogStore:
 
         Args:
             entries: what those records held; of this log for certain.
-            anchor: index and term of the entry by which that is certain: as long as the log holds it, it holds
-                what is before it. None: they are committed.
+            anchor: index and term of the entry by which that is certain: as long as the log holds it, it
+                holds what is before it. None: they are committed.
 
         Returns:
             What to publish; its `refilled` says which records are sound now.

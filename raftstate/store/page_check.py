@@ -134,8 +134,8 @@ class _Walk:
             )
 
     def _page(self, page: int) -> tuple[int, int, int, tuple[int, ...]]:
-        """Reach a branch or leaf page: its offset in the file, its flags, the end of its space, and its nodes'
-        offsets in the page."""
+        """Reach a branch or leaf page: its offset in the file, its flags, the end of its space, and the
+        offsets of its nodes in the page."""
         offset = self._reach(page, 1)
         number, _, flags, lower, upper = _HEADER.unpack_from(self._content, offset)
         if number != page or not _HEADER.size <= lower <= upper <= self._meta.page_bytes:
