@@ -1,4 +1,4 @@
-"""A node with a damaged log does not lead, nor acknowledge what it may have lost, until peers gave it back."""
+"""A node with a damaged log neither leads nor acknowledges what it may have lost, until it is mended by peers."""
 
 from __future__ import annotations
 
