@@ -18,7 +18,7 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,9 @@ from raftstate.node.frames import Hello
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
 from raftstate.node.refill import Refill
-from raftstate.node.startup import StartStorage, check_state_fits_log, cut_damage
+from raftstate.node.rejoin import ask_for_replacement
+from raftstate.node.startup import LogLostError, StartStorage, check_state_fits_log, cut_damage
+from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
@@ -87,7 +89,9 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    stores = Stores(settings)
+    stores = await open_stores(settings, stop)
+    if stores is None:
+        return
     try:
         node = Node(settings, stores, stop.set)
         try:
@@ -107,26 +111,82 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
         raise node.failure
 
 
+async def open_stores(settings: NodeSettings, stop: asyncio.Event) -> Stores | None:
+    """Open a node's data. If its log is lost, have the cluster replace the node first, by an empty one.
+
+    Args:
+        settings: of the node.
+        stop: ends the wait for that.
+
+    Returns None when `stop` was set first. Raises what `serve` does when it can't start.
+    """
+    with contextlib.ExitStack() as opened:
+        directory = open_directory(settings)
+        opened.callback(directory.close)
+        try:
+            stores = Stores(settings, directory)
+        except LogLostError as lost:
+            log.error("the log is lost; asking to be replaced", node=settings.name, reason=str(lost))
+            if not await rejoin(settings, directory, lost.members, stop):
+                return None
+            stores = Stores(settings, directory)
+        opened.pop_all()
+        return stores
+
+
+async def rejoin(
+    settings: NodeSettings, directory: DataDirectory, members: Sequence[Member], stop: asyncio.Event
+) -> bool:
+    """Have the cluster replace this node, and make its data anew; return False if `stop` was set first."""
+    identity = directory.identity
+    local = LocalPeer(
+        identity.cluster_id, identity.node_id, identity.incarnation, MACHINE_VERSION, wiped=True
+    )
+    addresses = {other.id: settings.peer_address(other) for other in settings.cluster.members}
+    for member in members:
+        addresses[member.id] = settings.peer_addresses.get(member.name, member.peer_address)
+    listen = split_address(settings.peer_listener)
+    asking = asyncio.ensure_future(ask_for_replacement(local, addresses, listen, secrets.randbits(64)))
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([asking, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            return False
+        incarnation = asking.result()
+    finally:
+        for task in (asking, stopped):
+            task.cancel()
+        await asyncio.gather(asking, stopped, return_exceptions=True)
+    log.warning("replaced; beginning anew", node=settings.name, incarnation=incarnation)
+    replacement.begin(directory, incarnation)
+    replacement.finish(directory, lambda path: make_blank(settings, path))
+    return True
+
+
 class Stores:
     """A node's data directory and what is in it, opened by this process alone.
 
-    Raises what `serve` does when it can't start.
+    `directory`: locked already; None: it is opened here.
+
+    Raises what `serve` does when it can't start; `LogLostError` if other nodes may replace this one.
     """
 
-    def __init__(self, settings: NodeSettings) -> None:
-        cluster = settings.cluster
+    def __init__(self, settings: NodeSettings, directory: DataDirectory | None = None) -> None:
         member = settings.member
-        identity = Identity(
-            cluster_id=cluster.cluster_id, node_id=member.id, incarnation=member.incarnation, name=member.name
-        )
         with contextlib.ExitStack() as opened:
-            self.directory = open_directory(settings, identity)
-            opened.callback(self.directory.close)
-            self.state = StateStore.open(self.directory.path, map_bytes=settings.state_map_bytes)
-            opened.callback(self.state.close, clean=False)
-            with self.state.read() as tables:
-                self.machine = Machine(tables)
-            self.log = LogStore.open(self.directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
+            if directory is None:
+                directory = open_directory(settings)
+                opened.callback(directory.close)
+            self.directory = directory
+            try:
+                self.state = StateStore.open(directory.path, map_bytes=settings.state_map_bytes)
+                opened.callback(self.state.close, clean=False)
+                with self.state.read() as tables:
+                    self.machine = Machine(tables)
+            except DataLossError as error:
+                open_log(settings, directory, ()).close()  # if that is lost, too, there is nothing to keep
+                raise state_is_lost(error) from error
+            self.log = open_log(settings, directory, self.machine.members)
             opened.callback(self.log.close)
             check_state_fits_log(self.log, self.machine.applied_index, self.machine.applied_term)
             cut_damage(self.log, self.machine.applied_index, self.machine.applied_term)
@@ -154,11 +214,62 @@ def check_sole_copy(log_store: LogStore, machine: Machine, node_id: int) -> None
         )
 
 
-def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
+def state_is_lost(error: DataLossError) -> DataLossError:
+    """Return what to tell of a state that can't be opened, beside a log that can."""
+    return DataLossError(
+        f"{error.message}. The log can be read, and may hold what was acknowledged, so the node does not "
+        "begin anew by itself: have it replaced (`raftstate member replace`) while the other nodes are up",
+        detail=error.detail,
+    )
+
+
+def open_log(settings: NodeSettings, directory: DataDirectory, members: Sequence[Member]) -> LogStore:
+    """Open the log. `members`: as the state beside it knows them.
+
+    Raises `LogLostError` when it is lost, and other nodes may replace this one; else what `LogStore.open`
+    does.
+    """
+    try:
+        return LogStore.open(directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
+    except DataLossError as error:
+        known = {member.id for member in members or settings.cluster.members}
+        if known - {settings.node_id}:
+            raise LogLostError(error.message, members) from error
+        raise DataLossError(
+            f"{error.message}. No other node holds what it held: restore a copy of this node's folder, or go "
+            "on with the state as of its last checkpoint, and without what came after it, by `raftstate "
+            "recover DIR --accept-loss`",
+            detail=error.detail,
+        ) from error
+
+
+def make_blank(settings: NodeSettings, directory: Path) -> None:
+    """Make, durably, the data of a node that joins its cluster: an empty log, and a state without members."""
+    LogStore.open(directory / LOG_FOLDER, map_bytes=settings.log_map_bytes, create=True).close()
+    state = StateStore.create(directory, settings.state_map_bytes)
+    with state.write() as tables:
+        Machine.blank(tables, settings.cluster.cluster_id)
+    state.checkpoint(0)
+    state.close(clean=True)
+
+
+def open_directory(settings: NodeSettings) -> DataDirectory:
     """Open the data directory, or create it if this is the very first start and the settings say so."""
     path = settings.data_path
+    member = settings.member
+    identity = Identity(
+        cluster_id=settings.cluster.cluster_id,
+        node_id=member.id,
+        incarnation=member.incarnation,
+        name=member.name,
+    )
     if (path / "identity").exists():
         directory = DataDirectory.open(path, identity)
+        try:
+            replacement.finish(directory, lambda fresh: make_blank(settings, fresh))
+        except BaseException:
+            directory.close()
+            raise
         data_made(settings)  # again, if a crash came between the two
         return directory
     if not settings.bootstrap:
@@ -223,7 +334,12 @@ class Node:
         )
         member = settings.member
         self._links = PeerLinks(
-            LocalPeer(settings.cluster.cluster_id, member.id, member.incarnation, MACHINE_VERSION),
+            LocalPeer(
+                settings.cluster.cluster_id,
+                member.id,
+                stores.directory.identity.incarnation,
+                MACHINE_VERSION,
+            ),
             {other.id: settings.peer_address(other) for other in settings.cluster.members},
             self._admit,
             LinkEvents(

@@ -203,6 +203,10 @@ class Driver:
         self.requests.stop("this node is stopping")
         self.reads.stop("this node is stopping")
 
+    def halt(self, error: BaseException) -> None:
+        """End this node's part for good: it can't go on, and `error` says why."""
+        self._halt(error)
+
     def _halt(self, error: BaseException) -> None:
         if self.halted is None:
             self.halted = error
@@ -215,10 +219,6 @@ class Driver:
     def running(self) -> bool:
         """Whether the driver takes part."""
         return self.halted is None and not self._stopped
-
-    def fail(self, error: BaseException) -> None:
-        """Halt: a part of this node has met what can't be gone on from."""
-        self._halt(error)
 
     # -- the log's damage
 

@@ -99,7 +99,33 @@ class RecordsReply(msgspec.Struct, array_like=True, frozen=True, tag=31):
     """The last entry that the answering node has compacted away."""
 
 
-PeerBody = Message | Forward | ForwardReply | TransferLeader | LeaseStamp | RecordsRequest | RecordsReply
+class ReplaceRequest(msgspec.Struct, array_like=True, frozen=True, tag=32):
+    """A node that has lost its log asks for its replacement by an empty one, under a new incarnation.
+
+    `incarnation`: the one that it had.
+    """
+
+    incarnation: Uint
+
+
+class ReplaceReply(msgspec.Struct, array_like=True, frozen=True, tag=33):
+    """The answer to a ReplaceRequest: the new incarnation, applied by the leader; or 0, and why not (yet)."""
+
+    incarnation: Uint
+    refusal: str = ""
+
+
+PeerBody = (
+    Message
+    | Forward
+    | ForwardReply
+    | TransferLeader
+    | LeaseStamp
+    | RecordsRequest
+    | RecordsReply
+    | ReplaceRequest
+    | ReplaceReply
+)
 
 
 class Timer(Protocol):

@@ -33,6 +33,8 @@ from raftstate.node.environment import (
     PeerBody,
     RecordsReply,
     RecordsRequest,
+    ReplaceReply,
+    ReplaceRequest,
     TransferLeader,
 )
 
@@ -64,6 +66,8 @@ class Kind(IntEnum):
     LEASE_STAMP = 7
     RECORDS_REQUEST = 30
     RECORDS_REPLY = 31
+    REPLACE_REQUEST = 32
+    REPLACE_REPLY = 33
 
 
 class Channel(IntEnum):
@@ -76,7 +80,8 @@ class Channel(IntEnum):
 class Hello(msgspec.Struct, array_like=True, frozen=True):
     """Who dials, and whom it means to reach. Peers are known by id and incarnation, never by address.
 
-    `machine_version`: the newest that the sender's code knows. Those who don't say know 1.
+    `machine_version`: the newest that the sender's code knows. Those who don't say know 1. `wiped`: it has
+    lost its log, takes no part, and asks for nothing but its replacement.
     """
 
     cluster_id: int
@@ -85,6 +90,7 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     to_id: int
     channel: Channel
     machine_version: Uint = 1
+    wiped: bool = False
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
@@ -105,6 +111,8 @@ _KINDS: dict[type, Kind] = {
     LeaseStamp: Kind.LEASE_STAMP,
     RecordsRequest: Kind.RECORDS_REQUEST,
     RecordsReply: Kind.RECORDS_REPLY,
+    ReplaceRequest: Kind.REPLACE_REQUEST,
+    ReplaceReply: Kind.REPLACE_REPLY,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

@@ -54,6 +54,8 @@ class LocalPeer:
     incarnation: int
     machine_version: int
     """The newest that this node's code knows."""
+    wiped: bool = False
+    """Whether it has lost its log, and asks for its replacement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,13 @@ class PeerLinks:
         host, port = split_address(self._addresses[peer])
         local = self._local
         hello = Hello(
-            local.cluster_id, local.node_id, local.incarnation, peer, channel, local.machine_version
+            local.cluster_id,
+            local.node_id,
+            local.incarnation,
+            peer,
+            channel,
+            local.machine_version,
+            local.wiped,
         )
         async with asyncio.timeout(HELLO_TIMEOUT_S):
             transport, outbound = await loop.create_connection(_Outbound, host, port)

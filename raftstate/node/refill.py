@@ -257,7 +257,7 @@ class Refill:
         if not self._driver.running:
             return
         if error is not None:
-            self._driver.fail(error)
+            self._driver.halt(error)
             return
         if self._disk.damaged is self._before:
             self._pause()  # the log has moved on meanwhile

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raftstate.core.errors import Compacted, Damaged, Unavailable
 from raftstate.core.storage import Storage
 from raftstate.core.types import ConfState, HardState
 from raftstate.errors import DataLossError
 from raftstate.logs import get_logger
+from raftstate.machine.types import Member
 from raftstate.store.log import LogStore
 
 log = get_logger(__name__)
+
+
+class LogLostError(DataLossError):
+    """The log is in no state that can be gone on from. `members`: those of the state beside it, as far as
+    that can be read."""
+
+    def __init__(self, message: str, members: Sequence[Member]) -> None:
+        super().__init__(message)
+        self.members = members
+
 
 CUT_ENTRIES = 10_000
 """How many entries one transaction of a cut at the start removes: nothing waits for it yet."""

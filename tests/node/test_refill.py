@@ -1,4 +1,4 @@
-"""A node with a damaged log neither leads nor acknowledges what it may have lost, until it is mended by peers."""
+"""A node with a damaged log neither leads nor acknowledges what it may have lost, until peers mended it."""
 
 from __future__ import annotations
 
