@@ -18,7 +18,7 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,12 +33,13 @@ from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import MACHINE_VERSION, Member
+from raftstate.node.admission import Place
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
 from raftstate.node.driver import Driver, Timing, World
-from raftstate.node.frames import Hello
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
+from raftstate.node.membership import Membership
 from raftstate.node.startup import StartStorage, check_state_fits_log
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
@@ -159,9 +160,12 @@ def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
         data_made(settings)  # again, if a crash came between the two
         return directory
     if not settings.bootstrap:
+        name = identity.name
         raise FailedPreconditionError(
-            f"{path} holds no data of node {identity.name!r}. If this is the very first start of a new "
-            "cluster, give --bootstrap; a node that lost its data must not come back under its old identity"
+            f"{path} holds no data of node {name}, and a node that lost its data must not come back under "
+            "its old identity: what it has acknowledged would be gone. Have it replaced: `raftstate member "
+            f"replace {name} --out DIR` on any machine that reaches the cluster, then start DIR. If this is "
+            "the very first start of a new cluster or member, give --bootstrap"
         )
 
     def populate(directory: Path) -> None:
@@ -169,7 +173,10 @@ def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
         state = StateStore.create(directory, settings.state_map_bytes)
         members = initial_members(settings.cluster)
         with state.write() as tables:
-            Machine.bootstrap(tables, settings.cluster.cluster_id, members)
+            if settings.join:
+                Machine.blank(tables, settings.cluster.cluster_id)
+            else:
+                Machine.bootstrap(tables, settings.cluster.cluster_id, members)
         state.checkpoint(0)
         state.close(clean=True)
 
@@ -221,13 +228,17 @@ class Node:
         member = settings.member
         self._links = PeerLinks(
             LocalPeer(settings.cluster.cluster_id, member.id, member.incarnation, MACHINE_VERSION),
-            {other.id: settings.peer_address(other) for other in settings.cluster.members},
-            self._admit,
+            peer_addresses(settings, machine.members),
             LinkEvents(
                 body=lambda sender, body: self.driver.receive(sender, body),
                 turn=lambda: self.driver.turn(),
                 met=lambda peer, version: self.driver.upkeep.met(peer, version),
                 lost=lambda peer: self.driver.link_lost(peer),
+                refused=lambda peer, welcome: self.membership.admission.refused(peer, welcome),
+                admit=lambda hello: self.membership.admission.admit(hello),
+                takes=lambda peer, incarnation, body: self.membership.admission.takes(
+                    peer, incarnation, body
+                ),
             ),
             seed=rng.getrandbits(64),
         )
@@ -237,8 +248,19 @@ class Node:
         raw = RawNode(core_config(member.id, storage, timing, machine.applied_index, rng))
         retention_ns = settings.cluster.history_retention_s * 1_000_000_000
         self.driver = Driver(raw, machine, world, timing, history_retention_ns=retention_ns)
+        place = Place(
+            settings.cluster.cluster_id,
+            member.id,
+            member.incarnation,
+            member.name,
+            settings.own_peer_address,
+            settings.client_address,
+            alone=not listen_peers,
+        )
+        self.membership = Membership(self.driver, self._links, clock, place, self._members_changed)
         self.service = LocalNode(
             self.driver,
+            self.membership,
             machine,
             stores.log,
             stores.state,
@@ -304,21 +326,35 @@ class Node:
             log.error("halted", node=self._settings.name, error=str(error), kind=type(error).__name__)
             self._on_halt()
 
-    def _admit(self, hello: Hello) -> str:
-        local = self._settings.cluster
-        if hello.cluster_id != local.cluster_id:
-            return f"this node is of cluster {local.cluster_id:#x}, the caller of {hello.cluster_id:#x}"
-        if hello.to_id != self._settings.node_id:
-            return f"this is node {self._settings.node_id}, the caller means node {hello.to_id}"
-        known = {member.id: member.incarnation for member in self._stores.machine.members}
-        if hello.from_id == hello.to_id or hello.from_id not in known:
-            return f"node {hello.from_id} is no other member of this cluster"
-        if hello.from_incarnation != known[hello.from_id]:
-            return (
-                f"node {hello.from_id} has incarnation {known[hello.from_id]}, "
-                f"the caller says {hello.from_incarnation}: it was replaced"
-            )
-        return ""
+    def _members_changed(self) -> None:
+        self._links.set_peers(peer_addresses(self._settings, self.driver.applied.members))
+
+
+def peer_addresses(settings: NodeSettings, members: Sequence[Member]) -> dict[int, tuple[str, ...]]:
+    """Return where a node dials the others.
+
+    Args:
+        settings: of the node. What they say of a member by its name comes first and alone.
+        members: as the node has applied them; none: it is new, and goes by the members of its settings.
+
+    Returns:
+        For each other member host:ports to try in turn: that of its record, and that of the settings' list if
+        that is another one, since a cluster whose nodes all moved while they were down has no leader who
+        could record it.
+    """
+    configured = {member.id: member for member in settings.cluster.members}
+    known = members or configured.values()
+    found: dict[int, tuple[str, ...]] = {}
+    for member in known:
+        if member.id == settings.node_id:
+            continue
+        mapped = settings.peer_addresses.get(member.name)
+        listed = configured.get(member.id)
+        others = [listed.peer_address] if listed is not None and listed.name == member.name else []
+        found[member.id] = (
+            (mapped,) if mapped is not None else tuple(dict.fromkeys((member.peer_address, *others)))
+        )
+    return found
 
 
 def _rpc_server(service: LocalNode, settings: NodeSettings) -> RpcServer:

@@ -29,6 +29,8 @@ from raftstate.core.types import (
     LOCAL_APPEND_THREAD,
     LOCAL_APPLY_THREAD,
     NONE,
+    ConfChange,
+    ConfChangeV2,
     ConfState,
     Entry,
     EntryType,
@@ -57,6 +59,7 @@ from raftstate.node.environment import (
 )
 from raftstate.node.fitness import Fitness
 from raftstate.node.frames import FrameError
+from raftstate.node.parts import DriverPart
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests, last_stamp
 from raftstate.node.upkeep import LEASES_SINCE, Upkeep
@@ -123,6 +126,8 @@ class Driver:
         history_retention_ns: int = 0,
     ) -> None:
         self._tick_ns = timing.heartbeat_ms * 1_000_000
+        self.timing = timing
+        self.history_retention_ns = history_retention_ns
         self.raw = raw
         self._machine = machine
         self._world = world
@@ -170,6 +175,8 @@ class Driver:
         """Called with the new leader's id (NONE: none) at each change."""
         self.membership_watchers: list[Callable[[AppliedState], None]] = []
         """Called with what was applied before, once a change of the membership is."""
+        self.parts: list[DriverPart] = []
+        """What stands beside this driver, and is told what happens."""
         self.fitness = Fitness()
         """What keeps this node from leading or being read."""
         self._handlers: dict[type, Callable[[int, Any], None]] = {
@@ -192,16 +199,23 @@ class Driver:
     def stop(self) -> None:
         """End: answer everything, and do nothing more."""
         self._stopped = True
-        self.requests.stop("this node is stopping")
-        self.reads.stop("this node is stopping")
+        self._answer_all("this node is stopping")
+
+    def halt(self, error: BaseException) -> None:
+        """End this node's part for good: it can't go on, and `error` says why."""
+        self._halt(error)
 
     def _halt(self, error: BaseException) -> None:
         if self.halted is None:
             self.halted = error
-            reason = f"this node has halted: {error}"
-            self.requests.stop(reason)
-            self.reads.stop(reason)
+            self._answer_all(f"this node has halted: {error}")
             self._world.on_halt(error)
+
+    def _answer_all(self, reason: str) -> None:
+        self.requests.stop(reason)
+        self.reads.stop(reason)
+        for part in self.parts:
+            part.stopped(reason)
 
     @property
     def running(self) -> bool:
@@ -304,17 +318,28 @@ class Driver:
             return
         self.requests.link_lost(peer)
         self.upkeep.lost(peer)
-        raft = self.raw.raft
         self._guard(lambda: self.raw.report_unreachable(peer))
-        if peer == raft.lead and raft.state is Role.FOLLOWER and not raft.is_learner:
-            # A leader that lives says so with its next heartbeat. Forgetting it lets this node promise its
-            # vote at once, instead of after an election timeout; PreVote keeps that harmless when only one
+        for part in self.parts:
+            self._guard(lambda part=part: part.link_lost(peer))  # type: ignore[misc]
+        if peer == self.raw.raft.lead:
+            # A leader that lives says so with its next heartbeat; PreVote keeps this harmless when only one
             # connection broke.
-            self._guard(self.raw.forget_leader)
-            survivors = sorted({*self.applied.conf_state.voters, raft.id} - {peer})
-            delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
-            self._clock.call_later(delay_s, self._campaign_if_leaderless)
+            self.leader_gone()
         self.schedule_turn()
+
+    def leader_gone(self) -> None:
+        """The leader that this node follows has probably ended: forget it, and stand for election soon.
+
+        Forgetting it lets this node promise its vote at once, instead of after an election timeout.
+        """
+        raft = self.raw.raft
+        gone = raft.lead
+        if gone == NONE or raft.state is not Role.FOLLOWER or raft.is_learner:
+            return
+        self._guard(self.raw.forget_leader)
+        survivors = sorted({*self.applied.conf_state.voters, raft.id} - {gone})
+        delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
+        self._clock.call_later(delay_s, self._campaign_if_leaderless)
 
     def _campaign_if_leaderless(self) -> None:
         raft = self.raw.raft
@@ -372,6 +397,8 @@ class Driver:
         self.reads.expire(self.applied_index)
         if self.raw.raft.state is Role.LEADER:
             self._lead_tick()
+        for part in self.parts:
+            self._guard(part.ticked)
         self._schedule_tick()
         self.turn()
 
@@ -532,12 +559,21 @@ class Driver:
 
     def _go_over(self, entry: Entry) -> ConfState:
         """Go over to the configuration that an entry leads to, and return it."""
+        change: ConfChange | ConfChangeV2 = decode_conf_change(entry)
+        was_leader = self.raw.raft.state is Role.LEADER
         try:
-            return self.raw.apply_conf_change(decode_conf_change(entry))
+            conf_state = self.raw.apply_conf_change(change)
         except ConfChangeError as error:
             # Leaders compare a change before they propose it. Whatever this one is, it fits on no node.
             log.error("membership change without effect", index=entry.index, error=str(error))
             return self.raw.raft.tracker.conf_state()
+        if was_leader and self.raw.raft.state is not Role.LEADER:
+            # It has removed itself. The others must not wait for the next leader to hear that this is
+            # committed: it is what lets them elect one without it.
+            self._send_held_commits()
+        for part in self.parts:
+            part.went_over(change)
+        return conf_state
 
     def _membership_changed(self, before: AppliedState) -> None:
         log.info("members", members=[f"{m.name}{' (learner)' * m.learner}" for m in self.applied.members])

@@ -15,6 +15,7 @@ import msgspec
 
 from raftstate.core.types import ConfState, Entry, HardState, Message
 from raftstate.machine.types import EntryResult, Fault, Item, ItemResult, Uint
+from raftstate.node.member_changes import MemberRequest, MembersChanged
 
 Done = Callable[[BaseException | None], None]
 
@@ -70,7 +71,41 @@ class LeaseStamp(msgspec.Struct, array_like=True, frozen=True, tag=4):
     lease_clock_ms: Uint
 
 
-PeerBody = Message | Forward | ForwardReply | TransferLeader | LeaseStamp
+class ChangeMembers(msgspec.Struct, array_like=True, frozen=True, tag=20):
+    """A node asks the leader to change the membership. Sent once, as Forward is."""
+
+    id: int
+    """Unique at the sender for as long as it runs."""
+    timeout_ms: int
+    request: MemberRequest
+
+
+class ChangeMembersReply(msgspec.Struct, array_like=True, frozen=True, tag=21):
+    """The answer to the ChangeMembers of that id; exactly one of the two is set."""
+
+    id: int
+    changed: MembersChanged | None = None
+    rejected: Rejected | None = None
+
+
+class Announce(msgspec.Struct, array_like=True, frozen=True, tag=22):
+    """Under which addresses the sender is reached, where its record has others. Sent to everybody, again and
+    again: as long as the record is wrong the sender may not hear who leads. It has no answer."""
+
+    peer_address: str
+    client_address: str
+
+
+PeerBody = (
+    Message
+    | Forward
+    | ForwardReply
+    | TransferLeader
+    | LeaseStamp
+    | ChangeMembers
+    | ChangeMembersReply
+    | Announce
+)
 Outcome = Executed | Rejected
 Reply = Callable[[Outcome], None]
 

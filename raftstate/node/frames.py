@@ -26,7 +26,16 @@ import xxhash
 
 from raftstate.core.types import Message
 from raftstate.machine.types import Uint
-from raftstate.node.environment import Forward, ForwardReply, LeaseStamp, PeerBody, TransferLeader
+from raftstate.node.environment import (
+    Announce,
+    ChangeMembers,
+    ChangeMembersReply,
+    Forward,
+    ForwardReply,
+    LeaseStamp,
+    PeerBody,
+    TransferLeader,
+)
 
 PROTOCOL_VERSION = 1
 MAGIC = b"RS"
@@ -54,6 +63,9 @@ class Kind(IntEnum):
     FORWARD_REPLY = 5
     TRANSFER_LEADER = 6
     LEASE_STAMP = 7
+    CHANGE_MEMBERS = 20
+    CHANGE_MEMBERS_REPLY = 21
+    ANNOUNCE = 22
 
 
 class Channel(IntEnum):
@@ -77,12 +89,28 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     machine_version: Uint = 1
 
 
+class Reason(IntEnum):
+    """Why a Hello is refused, for programs. A receiver must bear numbers that it does not know."""
+
+    OTHER = 0
+    WRONG_CLUSTER = 1
+    NOT_ME = 2
+    """The Hello was meant for another node."""
+    REMOVED = 3
+    """The caller was a member, and is none any more. That is final: ids are not used twice."""
+    REPLACED = 4
+    """The caller's incarnation was replaced by a later one. That is final, too."""
+
+
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
     """The answer to a Hello. `refusal` empty: go ahead; else why not, for people. `machine_version`: as in
-    Hello."""
+    Hello. `reason`: one of `Reason`, if refused. `incarnation`: the caller's, as the sender knows it; 0: it
+    does not."""
 
     refusal: str = ""
     machine_version: Uint = 1
+    reason: Uint = Reason.OTHER
+    incarnation: Uint = 0
 
 
 _KINDS: dict[type, Kind] = {
@@ -93,6 +121,9 @@ _KINDS: dict[type, Kind] = {
     ForwardReply: Kind.FORWARD_REPLY,
     TransferLeader: Kind.TRANSFER_LEADER,
     LeaseStamp: Kind.LEASE_STAMP,
+    ChangeMembers: Kind.CHANGE_MEMBERS,
+    ChangeMembersReply: Kind.CHANGE_MEMBERS_REPLY,
+    Announce: Kind.ANNOUNCE,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

@@ -86,8 +86,7 @@ class SimNode:
         self.id = node_id
         self.storage = MemoryStorage()
         self.checkpoint = MemoryTables()
-        members = [Member(i, 1, f"n{i}", f"peer{i}", f"client{i}") for i in cluster.ids]
-        Machine.bootstrap(self.checkpoint, CLUSTER_ID, members)
+        Machine.bootstrap(self.checkpoint, CLUSTER_ID, cluster.first_members())
         meta = msgspec.structs.replace(read_meta(self.checkpoint), machine_version=cluster.machine_version)
         self.checkpoint.put(Table.HOT, META_KEY, meta_row(meta))
         self.knows = MACHINE_VERSION
@@ -219,7 +218,8 @@ class _Sender:
 
     def send(self, to: int, body: PeerBody) -> bool:
         cluster, sender = self._node.cluster, self._node.id
-        if not cluster.nodes[to].alive or not self._node.alive:
+        receiver = cluster.nodes.get(to)
+        if receiver is None or not receiver.alive or not self._node.alive:
             return False
         body = copy.deepcopy(body)
         delay_s = cluster.random.uniform(0.0001, 0.002)
@@ -311,9 +311,15 @@ class SimCluster:
         self.cut: set[tuple[int, int]] = set()
         self.nodes: dict[int, SimNode] = {}
         for node_id in self.ids:
-            self.nodes[node_id] = SimNode(self, node_id)
+            self.nodes[node_id] = self.make_node(node_id)
         for node in self.nodes.values():
             node.start()
+
+    def make_node(self, node_id: int) -> SimNode:
+        return SimNode(self, node_id)
+
+    def first_members(self) -> list[Member]:
+        return [Member(i, 1, f"n{i}", f"peer{i}", f"client{i}") for i in self.ids]
 
     def deliver(self, sender: int, to: int, body: PeerBody) -> None:
         node = self.nodes[to]
