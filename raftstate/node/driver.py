@@ -361,8 +361,9 @@ class Driver:
     def _most_up_to_date(self) -> int:
         tracker = self.raw.raft.tracker
         voters = set(self.applied.conf_state.voters) - {self.raw.raft.id}
+        # One that does not answer can't take over, however much it held when it was last heard of.
         candidates = [
-            (tracker.progress[peer].match, tracker.progress[peer].recent_active, peer)
+            (tracker.progress[peer].recent_active, tracker.progress[peer].match, peer)
             for peer in sorted(voters)
         ]
         return max(candidates)[2] if candidates else NONE
