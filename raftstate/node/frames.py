@@ -34,6 +34,11 @@ from raftstate.node.environment import (
     ForwardReply,
     LeaseStamp,
     PeerBody,
+    SnapshotChunk,
+    SnapshotFinished,
+    SnapshotOffer,
+    SnapshotPull,
+    SnapshotWithdrawn,
     TransferLeader,
 )
 
@@ -63,6 +68,11 @@ class Kind(IntEnum):
     FORWARD_REPLY = 5
     TRANSFER_LEADER = 6
     LEASE_STAMP = 7
+    SNAPSHOT_OFFER = 10
+    SNAPSHOT_PULL = 11
+    SNAPSHOT_CHUNK = 12
+    SNAPSHOT_FINISHED = 13
+    SNAPSHOT_WITHDRAWN = 14
     CHANGE_MEMBERS = 20
     CHANGE_MEMBERS_REPLY = 21
     ANNOUNCE = 22
@@ -121,6 +131,11 @@ _KINDS: dict[type, Kind] = {
     ForwardReply: Kind.FORWARD_REPLY,
     TransferLeader: Kind.TRANSFER_LEADER,
     LeaseStamp: Kind.LEASE_STAMP,
+    SnapshotOffer: Kind.SNAPSHOT_OFFER,
+    SnapshotPull: Kind.SNAPSHOT_PULL,
+    SnapshotChunk: Kind.SNAPSHOT_CHUNK,
+    SnapshotFinished: Kind.SNAPSHOT_FINISHED,
+    SnapshotWithdrawn: Kind.SNAPSHOT_WITHDRAWN,
     ChangeMembers: Kind.CHANGE_MEMBERS,
     ChangeMembersReply: Kind.CHANGE_MEMBERS_REPLY,
     Announce: Kind.ANNOUNCE,

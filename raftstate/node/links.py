@@ -25,7 +25,17 @@ from raftstate.address import split_address
 from raftstate.core.types import Message, MessageType
 from raftstate.errors import ConfigError
 from raftstate.logs import get_logger
-from raftstate.node.environment import Announce, ChangeMembers, ChangeMembersReply, LeaseStamp, PeerBody
+from raftstate.node.environment import (
+    Announce,
+    ChangeMembers,
+    ChangeMembersReply,
+    LeaseStamp,
+    PeerBody,
+    SnapshotFinished,
+    SnapshotOffer,
+    SnapshotPull,
+    SnapshotWithdrawn,
+)
 from raftstate.node.frames import (
     FRAME_BYTES_MAX,
     Channel,
@@ -54,8 +64,17 @@ WRITE_BUFFER_BYTES_MAX = 64 << 20
 """Four times what the core sends ahead of a peer's answers (`server.INFLIGHT_BYTES_MAX`). A peer with more to
 take is too slow, and messages to it are dropped rather than kept in memory."""
 _BULK = frozenset({MessageType.APP, MessageType.SNAP})
-_URGENT = (LeaseStamp, ChangeMembers, ChangeMembersReply, Announce)
-"""Beside messages that are not bulk: small, and seldom."""
+_URGENT = (
+    LeaseStamp,
+    SnapshotOffer,
+    SnapshotPull,
+    SnapshotFinished,
+    SnapshotWithdrawn,
+    ChangeMembers,
+    ChangeMembersReply,
+    Announce,
+)
+"""Bodies beside the core's messages that are small, and waited for."""
 
 
 @dataclass(frozen=True, slots=True)

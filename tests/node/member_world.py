@@ -1,16 +1,12 @@
 """The simulated world of `world`, with a membership at each node: nodes join, leave, are wiped and come back.
 
-A node that joins begins with what a snapshot of the leader's would give it, at once; nothing else of
-snapshots is played here. What a connection would refuse is refused, and told to the one who dialled.
+What a connection would refuse is refused, and told to the one who dialled.
 """
 
 from __future__ import annotations
 
-import copy
-
-from raftstate.core.storage import MemoryStorage
-from raftstate.core.types import HardState, Snapshot, SnapshotMetadata
 from raftstate.errors import FailedPreconditionError
+from raftstate.machine.machine import Machine
 from raftstate.machine.types import Member
 from raftstate.node.admission import Place
 from raftstate.node.environment import PeerBody, Rejected
@@ -60,7 +56,7 @@ class MemberCluster(SimCluster):
 
     def __init__(self, size: int, seed: int, *, machine_version: int = 3) -> None:
         self.refusals: list[tuple[int, str]] = []
-        super().__init__(size, seed, machine_version=machine_version)
+        super().__init__(size, seed, machine_version=machine_version, log_margin=20)
 
     def make_node(self, node_id: int) -> MemberNode:
         return MemberNode(self, node_id)
@@ -123,18 +119,12 @@ class MemberCluster(SimCluster):
         return outcome
 
     def join(self, member: Member) -> MemberNode:
-        """Start a node that was added, or replaced, from what the leader has applied."""
+        """Start the empty node of a member that was added, or replaced."""
         node = self.make_node(member.id)
         node.incarnation = member.incarnation
         node.addresses = (member.peer_address, member.client_address)
-        source = self.elect()
-        applied = source.driver.applied_index
-        conf_state = source.driver.applied.conf_state
-        node.storage = MemoryStorage()
-        term = source.driver.raw.raft.raft_log.term(applied)
-        node.storage.apply_snapshot(Snapshot(metadata=SnapshotMetadata(conf_state, applied, term)))
-        node.storage.set_hard_state(HardState(term, 0, applied))
-        node.checkpoint = copy.deepcopy(source.tables)
+        node.checkpoint = MemoryTables()
+        Machine.blank(node.checkpoint, CLUSTER_ID)
         old = self.nodes.get(member.id)
         if old is not None:
             # A new process has nothing to do with the old one's timers and messages.
@@ -173,4 +163,4 @@ def halted(node: MemberNode) -> str:
     return failure.message
 
 
-__all__ = ["MS", "MemberCluster", "MemberNode", "MemoryTables", "halted"]
+__all__ = ["MS", "MemberCluster", "MemberNode", "halted"]
