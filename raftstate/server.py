@@ -33,15 +33,19 @@ from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import MACHINE_VERSION, Member
+from raftstate.node.admission import Place
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
 from raftstate.node.driver import Driver, Timing, World
-from raftstate.node.frames import Hello
+from raftstate.node.environment import Rejected
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
+from raftstate.node.member_changes import MembersChanged, ReplaceMember
+from raftstate.node.membership import Membership
 from raftstate.node.refill import Refill
-from raftstate.node.rejoin import ask_for_replacement
-from raftstate.node.startup import LogLostError, StartStorage, check_state_fits_log, cut_damage
+from raftstate.node.rejoin import Replaced, WipedPeers, ask_for_replacement
+from raftstate.node.snapshot_disk import StateSnapshots
+from raftstate.node.startup import LogLostError, StartStorage, cut_damage, reset_to_finish
 from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
@@ -64,10 +68,10 @@ UNCOMMITTED_BYTES_MAX = 64 << 20
 """What a leader holds in memory while no quorum answers; beyond it writes are refused."""
 INFLIGHT_BYTES_MAX = 16 << 20
 """What is sent to a follower ahead of its answers: a second's worth over a link of 128 Mbit/s."""
-LOG_MARGIN_BYTES = 2 << 30
-"""Bytes of entries kept behind the last checkpoint: what a follower that was down may need. A quarter of the
-log's map if that is less."""
 LOG_FOLDER = "log"
+REPLACE_NS_MAX = 5_000_000_000
+"""How long the replacement of a node that lost its log may take: it takes milliseconds, or the other voters
+are no quorum."""
 HANDOVER_S_MAX = 0.3
 """How long a leader that is told to stop tries to hand leadership over first. It takes some 10 ms when the
 other lives, and can't be done when all are told to stop together."""
@@ -142,9 +146,7 @@ async def rejoin(
     local = LocalPeer(
         identity.cluster_id, identity.node_id, identity.incarnation, MACHINE_VERSION, wiped=True
     )
-    addresses = {other.id: settings.peer_address(other) for other in settings.cluster.members}
-    for member in members:
-        addresses[member.id] = settings.peer_addresses.get(member.name, member.peer_address)
+    addresses = peer_addresses(settings, members)
     listen = split_address(settings.peer_listener)
     asking = asyncio.ensure_future(ask_for_replacement(local, addresses, listen, secrets.randbits(64)))
     stopped = asyncio.ensure_future(stop.wait())
@@ -172,7 +174,6 @@ class Stores:
     """
 
     def __init__(self, settings: NodeSettings, directory: DataDirectory | None = None) -> None:
-        member = settings.member
         with contextlib.ExitStack() as opened:
             if directory is None:
                 directory = open_directory(settings)
@@ -188,9 +189,8 @@ class Stores:
                 raise state_is_lost(error) from error
             self.log = open_log(settings, directory, self.machine.members)
             opened.callback(self.log.close)
-            check_state_fits_log(self.log, self.machine.applied_index, self.machine.applied_term)
-            cut_damage(self.log, self.machine.applied_index, self.machine.applied_term)
-            check_sole_copy(self.log, self.machine, member.id)
+            fit_log_to_state(self.log, self.machine, self.state.durable_applied_index)
+            check_sole_copy(self.log, self.machine, settings.node_id)
             opened.pop_all()  # they stay open
         self.clean = False
         """Whether the state was checkpointed at the end; the node says so when it has."""
@@ -253,6 +253,25 @@ def make_blank(settings: NodeSettings, directory: Path) -> None:
     state.close(clean=True)
 
 
+def fit_log_to_state(log_store: LogStore, machine: Machine, durable_index: int) -> None:
+    """Finish an install that a crash cut short, cut off damage to what was applied, and see to it that the
+    log does not hold the first entry of all: whoever needs that one joins, and needs a snapshot instead.
+
+    Raises:
+        DataLossError: log and state don't fit.
+        StorageError: the log can't be written.
+    """
+    hard_state = reset_to_finish(log_store, machine.applied_index, machine.applied_term)
+    if hard_state is not None:
+        log.warning("finishing an install", applied=machine.applied_index, last_index=log_store.last_index())
+        log_store.publish(log_store.reset(hard_state, machine.applied_index, machine.applied_term))
+    cut_damage(log_store, machine.applied_index, machine.applied_term)
+    if durable_index >= 1:
+        cut = log_store.compact(1, 1)
+        if cut is not None:
+            log_store.publish(cut)
+
+
 def open_directory(settings: NodeSettings) -> DataDirectory:
     """Open the data directory, or create it if this is the very first start and the settings say so."""
     path = settings.data_path
@@ -273,9 +292,12 @@ def open_directory(settings: NodeSettings) -> DataDirectory:
         data_made(settings)  # again, if a crash came between the two
         return directory
     if not settings.bootstrap:
+        name = identity.name
         raise FailedPreconditionError(
-            f"{path} holds no data of node {identity.name!r}. If this is the very first start of a new "
-            "cluster, give --bootstrap; a node that lost its data must not come back under its old identity"
+            f"{path} holds no data of node {name}, and a node that lost its data must not come back under "
+            "its old identity: what it has acknowledged would be gone. Have it replaced: `raftstate member "
+            f"replace {name} --out DIR` on any machine that reaches the cluster, then start DIR. If this is "
+            "the very first start of a new cluster or member, give --bootstrap"
         )
 
     def populate(directory: Path) -> None:
@@ -283,7 +305,10 @@ def open_directory(settings: NodeSettings) -> DataDirectory:
         state = StateStore.create(directory, settings.state_map_bytes)
         members = initial_members(settings.cluster)
         with state.write() as tables:
-            Machine.bootstrap(tables, settings.cluster.cluster_id, members)
+            if settings.join:
+                Machine.blank(tables, settings.cluster.cluster_id)
+            else:
+                Machine.bootstrap(tables, settings.cluster.cluster_id, members)
         state.checkpoint(0)
         state.close(clean=True)
 
@@ -328,9 +353,17 @@ class Node:
         rng = random.Random(secrets.randbits(64))
         machine = stores.machine
         self._log_writer = LogWriter(stores.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
-        margin_bytes = min(LOG_MARGIN_BYTES, settings.log_map_bytes // 4)
+        self._snapshot_disk = StateSnapshots(stores.state, stores.directory.path, machine.cluster_id)
         self._applier = StateApplier(
-            machine, stores.state, self._log_writer, clock, self._halt, log_margin_bytes=margin_bytes
+            machine,
+            stores.state,
+            self._log_writer,
+            clock,
+            self._halt,
+            adopt=self._snapshot_disk.adopt,
+            log_margin_bytes=min(settings.log_margin_bytes, settings.log_map_bytes // 4),
+            log_margin_entries=settings.log_margin_entries,
+            log_boundary=stores.log.first_index() - 1,
         )
         member = settings.member
         self._links = PeerLinks(
@@ -340,24 +373,43 @@ class Node:
                 stores.directory.identity.incarnation,
                 MACHINE_VERSION,
             ),
-            {other.id: settings.peer_address(other) for other in settings.cluster.members},
-            self._admit,
+            peer_addresses(settings, machine.members),
             LinkEvents(
                 body=lambda sender, body: self.driver.receive(sender, body),
                 turn=lambda: self.driver.turn(),
                 met=lambda peer, version: self.driver.upkeep.met(peer, version),
                 lost=lambda peer: self.driver.link_lost(peer),
+                refused=lambda peer, welcome: self.membership.admission.refused(peer, welcome),
+                admit=lambda hello: self.membership.admission.admit(hello),
+                takes=lambda peer, incarnation, body: self.membership.admission.takes(
+                    peer, incarnation, body
+                ),
             ),
             seed=rng.getrandbits(64),
         )
-        world = World(clock, self._links, self._log_writer, self._applier, rng, self._halt)
+        world = World(
+            clock, self._links, self._log_writer, self._applier, rng, self._halt, self._snapshot_disk
+        )
         timing = Timing(settings.cluster.heartbeat_ms, settings.cluster.election_timeout_ms)
         storage = StartStorage(stores.log, machine.conf_state(), machine.applied_index)
         raw = RawNode(core_config(member.id, storage, timing, machine.applied_index, rng))
         retention_ns = settings.cluster.history_retention_s * 1_000_000_000
         self.driver = Driver(raw, machine, world, timing, history_retention_ns=retention_ns)
+        place = Place(
+            settings.cluster.cluster_id,
+            member.id,
+            stores.directory.identity.incarnation,
+            member.name,
+            settings.own_peer_address,
+            settings.client_address,
+            alone=not listen_peers,
+        )
+        self.membership = Membership(self.driver, self._links, clock, place, self._members_changed)
+        storage.source = self.driver.snapshots.own.snapshot
+        self._applier.hold_log_from(self._log_needed_from)
         self.service = LocalNode(
             self.driver,
+            self.membership,
             machine,
             stores.log,
             stores.state,
@@ -365,6 +417,7 @@ class Node:
             name=member.name,
             version=importlib.metadata.version("raftstate"),
         )
+        WipedPeers(self.driver, self._links, self._replace_wiped)
         Refill(
             self.driver,
             self._log_writer,
@@ -374,6 +427,7 @@ class Node:
             need_snapshot=self._need_snapshot,
         )
         self._applier.on_applied(self.service.watch_hub.applied)
+        self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
         self._listen_peers = listen_peers
         self._rpc = _rpc_server(self.service, settings) if listen_clients else None
@@ -423,13 +477,32 @@ class Node:
                 self._log_writer.close()
             finally:
                 self.service.close()
-                self._stores.clean = await self._applier.close() and self.failure is None
+                clean = await self._applier.close()
+                self._snapshot_disk.close()
+                # A state that was installed, and not adopted any more, is what the next start opens.
+                self._stores.clean = clean and self.failure is None and not self.driver.is_installing
+
+    def _log_needed_from(self) -> int | None:
+        """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""
+        if self._stores.log.size_bytes() > self._settings.log_map_bytes // 2:
+            return None
+        return self.driver.snapshots.log_needed_from()
 
     def _halt(self, error: BaseException) -> None:
         if self.failure is None:
             self.failure = error
             log.error("halted", node=self._settings.name, error=str(error), kind=type(error).__name__)
             self._on_halt()
+
+    def _replace_wiped(self, record: Member, replaced: Replaced) -> None:
+        def done(outcome: MembersChanged | Rejected) -> None:
+            if isinstance(outcome, Rejected):
+                replaced(outcome.fault.message)
+            else:
+                found = next((member for member in outcome.members if member.id == record.id), None)
+                replaced(found or f"{record.name} was removed meanwhile")
+
+        self.membership.submit(ReplaceMember(record.name), REPLACE_NS_MAX, done)
 
     def _need_snapshot(self, min_index: int) -> None:
         log.warning(
@@ -438,21 +511,35 @@ class Node:
             min_index=min_index,
         )
 
-    def _admit(self, hello: Hello) -> str:
-        local = self._settings.cluster
-        if hello.cluster_id != local.cluster_id:
-            return f"this node is of cluster {local.cluster_id:#x}, the caller of {hello.cluster_id:#x}"
-        if hello.to_id != self._settings.node_id:
-            return f"this is node {self._settings.node_id}, the caller means node {hello.to_id}"
-        known = {member.id: member.incarnation for member in self._stores.machine.members}
-        if hello.from_id == hello.to_id or hello.from_id not in known:
-            return f"node {hello.from_id} is no other member of this cluster"
-        if hello.from_incarnation != known[hello.from_id]:
-            return (
-                f"node {hello.from_id} has incarnation {known[hello.from_id]}, "
-                f"the caller says {hello.from_incarnation}: it was replaced"
-            )
-        return ""
+    def _members_changed(self) -> None:
+        self._links.set_peers(peer_addresses(self._settings, self.driver.applied.members))
+
+
+def peer_addresses(settings: NodeSettings, members: Sequence[Member]) -> dict[int, tuple[str, ...]]:
+    """Return where a node dials the others.
+
+    Args:
+        settings: of the node. What they say of a member by its name comes first and alone.
+        members: as the node has applied them; none: it is new, and goes by the members of its settings.
+
+    Returns:
+        For each other member host:ports to try in turn: that of its record, and that of the settings' list if
+        that is another one, since a cluster whose nodes all moved while they were down has no leader who
+        could record it.
+    """
+    configured = {member.id: member for member in settings.cluster.members}
+    known = members or configured.values()
+    found: dict[int, tuple[str, ...]] = {}
+    for member in known:
+        if member.id == settings.node_id:
+            continue
+        mapped = settings.peer_addresses.get(member.name)
+        listed = configured.get(member.id)
+        others = [listed.peer_address] if listed is not None and listed.name == member.name else []
+        found[member.id] = (
+            (mapped,) if mapped is not None else tuple(dict.fromkeys((member.peer_address, *others)))
+        )
+    return found
 
 
 def _rpc_server(service: LocalNode, settings: NodeSettings) -> RpcServer:

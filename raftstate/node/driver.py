@@ -32,13 +32,17 @@ from raftstate.core.types import (
     LOCAL_APPEND_THREAD,
     LOCAL_APPLY_THREAD,
     NONE,
+    ConfChange,
+    ConfChangeV2,
     ConfState,
     Entry,
     EntryType,
     HardState,
     Message,
     MessageType,
+    Snapshot,
 )
+from raftstate.errors import InvariantError
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import Code, EntryResult, Fault, Item
@@ -56,12 +60,16 @@ from raftstate.node.environment import (
     PeerBody,
     Rejected,
     Reply,
+    SnapshotDisk,
     TransferLeader,
 )
 from raftstate.node.fitness import Fitness
 from raftstate.node.frames import FrameError
+from raftstate.node.installs import Installs
+from raftstate.node.parts import DriverPart
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests, last_stamp
+from raftstate.node.snapshots import Snapshots
 from raftstate.node.upkeep import LEASES_SINCE, Upkeep
 
 log = get_logger(__name__)
@@ -83,7 +91,7 @@ EARLY_CAMPAIGN_STEP_S = 0.05
 split."""
 _NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER, MessageType.SNAP})
 """Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's,
-and no node can install a snapshot yet."""
+and a snapshot's message travels in an offer: the core must not have it before the bytes are here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,7 @@ class World:
     applier: Applier
     random: random.Random
     on_halt: Callable[[BaseException], None]
+    snapshot_disk: SnapshotDisk
 
 
 class Driver:
@@ -126,6 +135,8 @@ class Driver:
         history_retention_ns: int = 0,
     ) -> None:
         self._tick_ns = timing.heartbeat_ms * 1_000_000
+        self.timing = timing
+        self.history_retention_ns = history_retention_ns
         self.raw = raw
         self._machine = machine
         self._world = world
@@ -154,7 +165,8 @@ class Driver:
         self.applied_index = raw.raft.raft_log.applied
         self.applied = AppliedState.of(machine)
         """As of `applied_index`."""
-        self._applying = False
+        self._unapplied: dict[int, Message] = {}
+        """What was given to the applier and is not applied yet, by its last index."""
         self._turn_scheduled = False
         self._taking_turn = False
         self.halted: BaseException | None = None
@@ -176,8 +188,25 @@ class Driver:
         self.damage_watchers: list[Callable[[Sequence[int]], None]] = []
         """Called with the indexes of the log's damaged records at each change."""
         self._damaged: Sequence[int] = ()
+        self.parts: list[DriverPart] = []
+        """What stands beside this driver, and is told what happens."""
         self.fitness = Fitness()
         """What keeps this node from leading or being read."""
+        self._installs = Installs(world.log_disk, world.snapshot_disk, world.applier)
+        self.snapshots = Snapshots(
+            raw,
+            world.network,
+            world.snapshot_disk,
+            world.clock.monotonic_ns,
+            self.fitness,
+            cluster_id=machine.cluster_id,
+            first_id=world.random.getrandbits(62),
+            applied_index=lambda: self.applied_index,
+            is_blank=lambda: self.applied.is_blank,
+            knows=self.upkeep.knows,
+            step=self._step_snapshot,
+        )
+        self.membership_watchers.append(lambda _: self.snapshots.own.membership_changed(self.applied_index))
         self._handlers: dict[type, Callable[[int, Any], None]] = {
             Message: self._receive_message,
             Forward: self._receive_forward,
@@ -185,6 +214,8 @@ class Driver:
             LeaseStamp: lambda sender, stamp: self._go_by(sender, stamp.lease_clock_ms),
             TransferLeader: self._receive_transfer,
         }
+        for body, handler in self.snapshots.handlers.items():
+            self.on(body, self._guarded(handler))
 
     # -- life
 
@@ -200,8 +231,7 @@ class Driver:
     def stop(self) -> None:
         """End: answer everything, and do nothing more."""
         self._stopped = True
-        self.requests.stop("this node is stopping")
-        self.reads.stop("this node is stopping")
+        self._answer_all("this node is stopping")
 
     def halt(self, error: BaseException) -> None:
         """End this node's part for good: it can't go on, and `error` says why."""
@@ -210,10 +240,15 @@ class Driver:
     def _halt(self, error: BaseException) -> None:
         if self.halted is None:
             self.halted = error
-            reason = f"this node has halted: {error}"
-            self.requests.stop(reason)
-            self.reads.stop(reason)
+            self._answer_all(f"this node has halted: {error}")
             self._world.on_halt(error)
+
+    def _answer_all(self, reason: str) -> None:
+        self.requests.stop(reason)
+        self.reads.stop(reason)
+        self.snapshots.stop()
+        for part in self.parts:
+            part.stopped(reason)
 
     @property
     def running(self) -> bool:
@@ -239,6 +274,11 @@ class Driver:
         for watcher in list(self.damage_watchers):
             watcher(damaged)
         self.schedule_turn()
+
+    @property
+    def is_installing(self) -> bool:
+        """Whether a snapshot takes the place of the state, and has not yet."""
+        return self._installs.is_under_way
 
     # -- what comes in
 
@@ -276,6 +316,9 @@ class Driver:
         know: a part of the node registers what it takes."""
         self._handlers[kind] = handler
 
+    def _guarded(self, handler: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
+        return lambda sender, body: self._guard(lambda: handler(sender, body))
+
     def _receive_transfer(self, _sender: int, transfer: TransferLeader) -> None:
         if self.raw.raft.state is Role.LEADER:
             # Otherwise dropped: two nodes with old news of each other would play ball with it.
@@ -286,6 +329,10 @@ class Driver:
             log.warning(
                 "message ignored", sender=sender, type=message.type.name, from_=message.from_, to=message.to
             )
+            return
+        if self.applied.is_blank and message.type is MessageType.APP and message.index == 0:
+            # A node that joins has no state to apply the first entries to: the leader's log may begin with
+            # them, and its state did not. It is answered nothing until the leader has a snapshot to send.
             return
         self._guard(lambda: self._step_peer(message))
         if sender == self.raw.raft.lead:
@@ -336,17 +383,28 @@ class Driver:
             return
         self.requests.link_lost(peer)
         self.upkeep.lost(peer)
-        raft = self.raw.raft
         self._guard(lambda: self.raw.report_unreachable(peer))
-        if peer == raft.lead and raft.state is Role.FOLLOWER and not raft.is_learner:
-            # A leader that lives says so with its next heartbeat. Forgetting it lets this node promise its
-            # vote at once, instead of after an election timeout; PreVote keeps that harmless when only one
+        for part in self.parts:
+            self._guard(lambda part=part: part.link_lost(peer))  # type: ignore[misc]
+        if peer == self.raw.raft.lead:
+            # A leader that lives says so with its next heartbeat; PreVote keeps this harmless when only one
             # connection broke.
-            self._guard(self.raw.forget_leader)
-            survivors = sorted({*self.applied.conf_state.voters, raft.id} - {peer})
-            delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
-            self._clock.call_later(delay_s, self._campaign_if_leaderless)
+            self.leader_gone()
         self.schedule_turn()
+
+    def leader_gone(self) -> None:
+        """The leader that this node follows has probably ended: forget it, and stand for election soon.
+
+        Forgetting it lets this node promise its vote at once, instead of after an election timeout.
+        """
+        raft = self.raw.raft
+        gone = raft.lead
+        if gone == NONE or raft.state is not Role.FOLLOWER or raft.is_learner:
+            return
+        self._guard(self.raw.forget_leader)
+        survivors = sorted({*self.applied.conf_state.voters, raft.id} - {gone})
+        delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
+        self._clock.call_later(delay_s, self._campaign_if_leaderless)
 
     def _campaign_if_leaderless(self) -> None:
         raft = self.raw.raft
@@ -368,8 +426,9 @@ class Driver:
     def _most_up_to_date(self) -> int:
         tracker = self.raw.raft.tracker
         voters = set(self.applied.conf_state.voters) - {self.raw.raft.id}
+        # One that does not answer can't take over, however much it held when it was last heard of.
         candidates = [
-            (tracker.progress[peer].match, tracker.progress[peer].recent_active, peer)
+            (tracker.progress[peer].recent_active, tracker.progress[peer].match, peer)
             for peer in sorted(voters)
         ]
         return max(candidates)[2] if candidates else NONE
@@ -403,8 +462,11 @@ class Driver:
         self._guard(self.raw.tick)
         self.requests.expire()
         self.reads.expire(self.applied_index)
+        self._guard(self.snapshots.tick)
         if self.raw.raft.state is Role.LEADER:
             self._lead_tick()
+        for part in self.parts:
+            self._guard(part.ticked)
         self._schedule_tick()
         self.turn()
 
@@ -494,6 +556,8 @@ class Driver:
             self._apply(message)
         elif message.type is MessageType.APP:
             self._send_append(message)
+        elif message.type is MessageType.SNAP:
+            self.snapshots.sender.send(message)
         else:
             self._world.network.send(message.to, message)
 
@@ -535,10 +599,46 @@ class Driver:
                 self._halt(error)
                 return
             self.look_at_log()
-            self._guard(lambda: self._respond(responses))
-            self.turn()
+            if not self._installs.keep_back(responses):
+                self._guard(lambda: self._respond(responses))
+                self.turn()
 
+        if message.snapshot is not None:
+            self._install(message.snapshot, hard_state)
         self._world.log_disk.append(hard_state, message.entries, done)
+
+    def _install(self, snapshot: Snapshot, hard_state: HardState | None) -> None:
+        """Begin to install what the core wants in place of the log. What comes with it is written behind it,
+        and answered when this node goes on with the new state."""
+        if hard_state is None:
+            raise InvariantError("the core wants a snapshot installed, and the commit index did not move")
+        prepared = self.snapshots.receiver.take(snapshot.metadata)
+        index = snapshot.metadata.index
+        self._installs.begin(
+            prepared, hard_state, lambda: self._guard(lambda: self._installed(index)), self._halt
+        )
+
+    def _installed(self, index: int) -> None:
+        before = self.applied
+        self.applied_index = index
+        self.applied = AppliedState.of(self._machine)
+        self._lease_clock.raise_to(self.applied.lease_clock_ms)
+        self.requests.installed()
+        self._respond(self._installs.end())
+        # What the applier had not come to is in the new state. The core waits for word of it nevertheless.
+        unapplied, self._unapplied = self._unapplied, {}
+        for message in unapplied.values():
+            self._respond(message.responses)
+        self.snapshots.installed()
+        if (before.conf_state, before.members) != (self.applied.conf_state, self.applied.members):
+            self._membership_changed(before)
+        self.reads.applied(index)
+        self.schedule_turn()
+
+    def _step_snapshot(self, message: Message) -> None:
+        """Give the core a snapshot's message: its bytes are here, or not needed."""
+        self._guard(lambda: self.raw.step(message))
+        self.turn()
 
     def _respond(self, responses: Sequence[Message]) -> None:
         own = self.raw.raft.id
@@ -566,8 +666,10 @@ class Driver:
         for entry in entries:
             if entry.type is not EntryType.NORMAL:
                 conf_states[entry.index] = self._go_over(entry)
+        self._unapplied[entries[-1].index] = message
 
         def done(results: list[EntryResult]) -> None:
+            del self._unapplied[entries[-1].index]
             before = self.applied
             self.applied_index = entries[-1].index
             self.applied = AppliedState.of(self._machine)
@@ -582,12 +684,21 @@ class Driver:
 
     def _go_over(self, entry: Entry) -> ConfState:
         """Go over to the configuration that an entry leads to, and return it."""
+        change: ConfChange | ConfChangeV2 = decode_conf_change(entry)
+        was_leader = self.raw.raft.state is Role.LEADER
         try:
-            return self.raw.apply_conf_change(decode_conf_change(entry))
+            conf_state = self.raw.apply_conf_change(change)
         except ConfChangeError as error:
             # Leaders compare a change before they propose it. Whatever this one is, it fits on no node.
             log.error("membership change without effect", index=entry.index, error=str(error))
             return self.raw.raft.tracker.conf_state()
+        if was_leader and self.raw.raft.state is not Role.LEADER:
+            # It has removed itself. The others must not wait for the next leader to hear that this is
+            # committed: it is what lets them elect one without it.
+            self._send_held_commits()
+        for part in self.parts:
+            part.went_over(change)
+        return conf_state
 
     def _membership_changed(self, before: AppliedState) -> None:
         log.info("members", members=[f"{m.name}{' (learner)' * m.learner}" for m in self.applied.members])

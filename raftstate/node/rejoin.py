@@ -22,7 +22,7 @@ directory changes stands in `store.replacement`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from raftstate.core.roles import Role
 from raftstate.errors import FailedPreconditionError
@@ -30,7 +30,7 @@ from raftstate.logs import get_logger
 from raftstate.machine.types import MEMBERSHIP_SINCE, Member
 from raftstate.node.driver import Driver
 from raftstate.node.environment import Network, PeerBody, ReplaceReply, ReplaceRequest
-from raftstate.node.frames import Hello
+from raftstate.node.frames import Hello, Reason, Welcome
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 
 log = get_logger(__name__)
@@ -100,19 +100,19 @@ class WipedPeers:
 
 
 async def ask_for_replacement(
-    local: LocalPeer, addresses: Mapping[int, str], listen: tuple[str, int], seed: int
+    local: LocalPeer, addresses: Mapping[int, Sequence[str]], listen: tuple[str, int], seed: int
 ) -> int:
     """Ask the peers until the leader has given a new incarnation, and return it.
 
     Args:
         local: who this node is; `wiped`.
-        addresses: node id -> host:port of the peers.
+        addresses: of the peers: node id -> host:ports to try in turn.
         listen: host and port on which the peers reach this node: the answer comes on a connection of theirs.
         seed: for the pauses between dials.
 
     Raises:
         ConfigError: the port can't be listened on.
-        FailedPreconditionError: there is nobody to ask.
+        FailedPreconditionError: there is nobody to ask, or this node was removed from the cluster.
     """
     if not addresses.keys() - {local.node_id}:
         raise FailedPreconditionError(f"node {local.node_id} has no peers that could replace it")
@@ -133,13 +133,25 @@ async def ask_for_replacement(
         if version >= MEMBERSHIP_SINCE:
             able.add(peer)
 
-    def admit(hello: Hello) -> str:
+    def admit(hello: Hello) -> Welcome:
         if hello.cluster_id != local.cluster_id or hello.to_id != local.node_id:
-            return f"this is node {local.node_id} of cluster {local.cluster_id:#x}"
-        return ""
+            return Welcome(f"this is node {local.node_id} of cluster {local.cluster_id:#x}")
+        return Welcome()
 
-    events = LinkEvents(body=take, turn=lambda: None, met=met, lost=able.discard)
-    links = PeerLinks(local, addresses, admit, events, seed)
+    def refused(_peer: int, welcome: Welcome) -> None:
+        if welcome.reason == Reason.REMOVED and not answer.done():
+            answer.set_exception(FailedPreconditionError(f"{welcome.refusal}; its directory may be deleted"))
+
+    events = LinkEvents(
+        body=take,
+        turn=lambda: None,
+        met=met,
+        lost=able.discard,
+        refused=refused,
+        admit=admit,
+        takes=lambda _peer, _incarnation, _body: True,
+    )
+    links = PeerLinks(local, addresses, events, seed)
     await links.start(*listen)
     try:
         while not answer.done():
