@@ -30,6 +30,8 @@ _COMMANDS = {
     "compact": _Place("txn", "compact"),
     "status": _Place("cluster", "status"),
     "transfer-leader": _Place("cluster", "transfer_leader"),
+    "check": _Place("offline", "check"),
+    "recover": _Place("offline", "recover"),
     "dev": _Place("dev", "dev"),
     "serve": _Place("serve", "serve"),
     "demo": _Place("demo", "demo"),

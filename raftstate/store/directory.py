@@ -3,6 +3,7 @@
     identity    cluster, node, incarnation, name, format version: JSON, with a checksum
     lock        an exclusive flock for as long as the node runs; holds its process id
     creating    there while the directory is being filled for the first time
+    recovering  there while another cluster is made of what the directory holds (`offline.recover`)
     eio         there once the disk failed a write: what the page cache shows proves nothing any more
 
 May live here: these four files. The log and the state in the directory are `store.log`'s and `store.state`'s.
@@ -28,6 +29,7 @@ FORMAT_VERSION = 1
 """The newest format of a data directory that this version of raftstate knows."""
 
 _IDENTITY, _LOCK, _CREATING, _EIO = "identity", "lock", "creating", "eio"
+RECOVERING = "recovering"
 _REPLACE = (
     "Nobody can tell whose data these are: have the node replaced (`raftstate member replace`), and delete "
     "them"
@@ -103,13 +105,16 @@ class DataDirectory:
         return cls(path, identity, lock)
 
     @classmethod
-    def open(cls, path: Path, expected: Identity | None = None) -> DataDirectory:
+    def open(
+        cls, path: Path, expected: Identity | None = None, *, resume_recovery: bool = False
+    ) -> DataDirectory:
         """Lock an existing data directory.
 
         Args:
             path: the directory.
             expected: whose it must be; None takes it as it is. The name may differ: it is a label. The
                 incarnation may be a later one: the cluster gave it to this very directory.
+            resume_recovery: whether it may be one whose recovery was begun, and not brought to its end.
 
         Raises:
             WrongClusterError: it belongs to another cluster.
@@ -130,6 +135,11 @@ class DataDirectory:
             identity = decode_identity(path / _IDENTITY)
             if expected is not None:
                 _check_identity(path, identity, expected)
+            if (path / RECOVERING).exists() and not resume_recovery:
+                raise FailedPreconditionError(
+                    f"a recovery of {path} was begun, and was cut short: bring it to its end by `raftstate "
+                    "recover DIR --accept-loss`"
+                )
             _check_disk(path)
             durable_remove(path / _CREATING)
         except BaseException:
