@@ -61,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "logs",
     },
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
+    "offline": {"offline", "store", "machine", "core", "config", "folder", "errors"},
     "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
     "doctor": {"doctor", "config", "client", "address", "errors"},
     "testing": {"client", "supervisor"},
@@ -77,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
         "lifeline",
         "logs",
     }
-    | {"errors"},
+    | {"offline", "errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
 

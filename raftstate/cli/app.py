@@ -31,6 +31,8 @@ _COMMANDS = {
     "status": _Place("status", "status"),
     "transfer-leader": _Place("cluster", "transfer_leader"),
     "doctor": _Place("doctor", "doctor"),
+    "check": _Place("offline", "check"),
+    "recover": _Place("offline", "recover"),
     "dev": _Place("dev", "dev"),
     "serve": _Place("serve", "serve"),
     "demo": _Place("demo", "demo"),

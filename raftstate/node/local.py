@@ -25,6 +25,7 @@ from raftstate.errors import (
     NoLeaderError,
     RaftstateError,
     ResourceExhaustedError,
+    UnimplementedError,
 )
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
@@ -32,8 +33,12 @@ from raftstate.machine.tables import Table
 from raftstate.machine.types import Code, Fault, Item, ItemResult
 from raftstate.node.driver import Driver
 from raftstate.node.environment import Clock, Executed, Outcome, Rejected
+from raftstate.node.member_changes import MemberRequest, MembersChanged
+from raftstate.node.membership import Membership
 from raftstate.node.reading import LocalReader, bound_us
 from raftstate.node.service import (
+    ClusterTimes,
+    MemberList,
     NodeReader,
     NodeStatus,
     NodeWatches,
@@ -53,6 +58,8 @@ _ERRORS: dict[Code, type[RaftstateError]] = {
     Code.NO_LEADER: NoLeaderError,
     Code.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     Code.FAILED_PRECONDITION: FailedPreconditionError,
+    Code.INVALID: InvalidArgumentError,
+    Code.UNIMPLEMENTED: UnimplementedError,
 }
 _ROLES = {
     CoreRole.FOLLOWER: Role.FOLLOWER,
@@ -72,6 +79,7 @@ class LocalNode:
     def __init__(
         self,
         driver: Driver,
+        membership: Membership,
         machine: Machine,
         log: LogStore,
         state: StateStore,
@@ -81,6 +89,7 @@ class LocalNode:
         version: str,
     ) -> None:
         self._driver = driver
+        self._membership = membership
         self._cluster_id = machine.cluster_id
         self._log = log
         self._state = state
@@ -398,6 +407,33 @@ class LocalNode:
             raise FailedPreconditionError(message) from None
         finally:
             self._driver.leader_watchers.remove(watch)
+
+    # -- members
+
+    async def members(self, *, timeout_s: float) -> MemberList:
+        """See `service.NodeService.members`."""
+        await self._confirm(timeout_s)
+        return MemberList(
+            members=self._driver.applied.members,
+            leader_id=self._driver.raw.raft.lead,
+            commit_index=self._driver.raw.raft.raft_log.committed,
+            progress=self._progress(),
+        )
+
+    async def change_members(self, request: MemberRequest, *, timeout_s: float) -> MembersChanged:
+        """See `service.NodeService.change_members`."""
+        waiting: asyncio.Future[MembersChanged | Rejected] = asyncio.get_running_loop().create_future()
+        self._membership.submit(request, int(timeout_s * 1e9), _resolver(waiting))
+        outcome = await waiting
+        if isinstance(outcome, Rejected):
+            raise self._error(outcome)
+        return outcome
+
+    def cluster_times(self) -> ClusterTimes:
+        """See `service.NodeService.cluster_times`."""
+        timing = self._driver.timing
+        retention_s = self._driver.history_retention_ns // 1_000_000_000
+        return ClusterTimes(timing.heartbeat_ms, timing.election_timeout_ms, retention_s)
 
     def close(self) -> None:
         """End the watches, and the reading threads after what they are reading now."""
