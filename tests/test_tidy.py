@@ -33,14 +33,15 @@ ALLOWED: dict[str, set[str]] = {
     "store": {"store", "core", "machine.tables", "compression", "errors"},
     "node": {"node", "store", "machine", "core", "address", "errors", "logs"},
     "rpc": {"rpc", "node", "machine", "pb", "address", "errors", "logs"},
-    "supervisor": {"config", "folder", "lifeline", "client", "address", "errors"},
+    "joining": {"client", "config", "folder"},
+    "supervisor": {"config", "folder", "joining", "lifeline", "client", "address", "errors"},
     "server": {"rpc", "node", "store", "machine", "core", "config", "folder", "address", "errors", "logs"},
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
     "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
     "testing": {"client", "supervisor"},
     "state": {"state", "compression", "errors"},
-    "cli": {"cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "logs"}
-    | {"errors"},
+    "cli": {"cli", "server", "supervisor", "client", "state", "config", "folder", "joining", "lifeline"}
+    | {"address", "logs", "errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
 

@@ -29,6 +29,7 @@ _COMMANDS = {
     "lock": _Place("lock", "lock"),
     "compact": _Place("txn", "compact"),
     "status": _Place("cluster", "status"),
+    "member": _Place("member", "app"),
     "transfer-leader": _Place("cluster", "transfer_leader"),
     "dev": _Place("dev", "dev"),
     "serve": _Place("serve", "serve"),

@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from raftstate.client.faults import RpcFailure
 from raftstate.client.methods import STATUS
 from raftstate.client.transport import Transport
+from raftstate.client.url import EMBEDDED
 from raftstate.errors import NoLeaderError, RaftstateError, WrongClusterError
 from raftstate.pb.v1 import cluster_pb2, common_pb2
 
@@ -114,7 +115,7 @@ class LeaderTracker:
 
     def learn_members(self, members: Iterable[cluster_pb2.Member], header: common_pb2.ResponseHeader) -> None:
         """Learn from a reply where the members are, unless a later state told already."""
-        if header.applied_index < self._learned_index:
+        if header.applied_index < self._learned_index or self._given[0].startswith(EMBEDDED):
             return
         addresses = dict.fromkeys(member.client_address for member in members if member.client_address)
         if addresses:
