@@ -124,8 +124,10 @@ def promote(
 
 @app.command()
 def remove(
-    names: Annotated[list[str], typer.Argument(help="Of the members.", metavar="NAME...",
-    show_default=False)], url: UrlOption = None,
+    names: Annotated[
+        list[str], typer.Argument(help="Of the members.", metavar="NAME...", show_default=False)
+    ],
+    url: UrlOption = None,
     timeout: TimeoutOption = TIMEOUT_S_DEFAULT,
     json: JsonOption = False,
 ) -> None:
