@@ -46,7 +46,8 @@ ALLOWED: dict[str, set[str]] = {
         "logs",
         "measure",
     },
-    "supervisor": {"config", "folder", "lifeline", "client", "address", "errors"},
+    "joining": {"client", "config", "folder"},
+    "supervisor": {"config", "folder", "joining", "lifeline", "client", "address", "errors"},
     "server": {
         "ops",
         "rpc",
@@ -78,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
         "lifeline",
         "logs",
     }
-    | {"offline", "errors"},
+    | {"offline", "joining", "address", "errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
 

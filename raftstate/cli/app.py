@@ -29,6 +29,7 @@ _COMMANDS = {
     "lock": _Place("lock", "lock"),
     "compact": _Place("txn", "compact"),
     "status": _Place("status", "status"),
+    "member": _Place("member", "app"),
     "transfer-leader": _Place("cluster", "transfer_leader"),
     "doctor": _Place("doctor", "doctor"),
     "check": _Place("offline", "check"),

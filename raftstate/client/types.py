@@ -128,7 +128,11 @@ class LeaseStatus(msgspec.Struct, frozen=True):
 
 
 class MemberStatus(msgspec.Struct, frozen=True):
-    """A node as the cluster's log records it. Addresses are host:port."""
+    """A node as the cluster's log records it. Addresses are host:port.
+
+    `incarnation` grows each time the node is replaced by an empty one. `learner`: it receives everything, and
+    has no vote. `promote`: of a learner, that it gets one as soon as it has caught up.
+    """
 
     id: int
     name: str
@@ -136,6 +140,7 @@ class MemberStatus(msgspec.Struct, frozen=True):
     client_address: str
     incarnation: int
     learner: bool
+    promote: bool = False
 
 
 class PeerProgress(msgspec.Struct, frozen=True):
@@ -149,6 +154,42 @@ class PeerProgress(msgspec.Struct, frozen=True):
     recently_active: bool
     lag_entries: int = 0
     lag_ms: int = 0
+
+
+class MemberList(msgspec.Struct, frozen=True):
+    """The members of a cluster; iterable, with a length.
+
+    `members`: with every change that was acknowledged before they were asked for. `leader_id`: who led then;
+    0: not known. `progress`: how far the leader knows each other member to be, if it was the leader that
+    answered; `commit_index` less a `match_index` is how far that one is behind, in log entries.
+    """
+
+    members: tuple[MemberStatus, ...]
+    leader_id: int
+    commit_index: int
+    progress: tuple[PeerProgress, ...] = ()
+
+    def __iter__(self) -> Iterator[MemberStatus]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
+class MemberAdded(msgspec.Struct, frozen=True):
+    """A member that is to be started now, empty: `member`, as it is recorded, among all `members`.
+
+    `already`: it had been added before, and has not taken part yet. The other fields are what the settings of
+    the node must say, as those of all nodes do.
+    """
+
+    member: MemberStatus
+    members: tuple[MemberStatus, ...]
+    cluster_id: int
+    heartbeat_ms: int
+    election_timeout_ms: int
+    history_retention_s: int
+    already: bool = False
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):

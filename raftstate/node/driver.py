@@ -171,6 +171,7 @@ class Driver:
         self._turn_scheduled = False
         self._taking_turn = False
         self.halted: BaseException | None = None
+        self._retired = ""
         self._stopped = False
         self._role = raw.raft.state
         self._lead = raw.raft.lead
@@ -240,6 +241,10 @@ class Driver:
         self._stopped = True
         self._answer_all("this node is stopping")
 
+    def retire(self, reason: str) -> None:
+        """Take no more requests: this node is about to end its part, and who asks it would only lose time."""
+        self._retired = reason
+
     def halt(self, error: BaseException) -> None:
         """End this node's part for good: it can't go on, and `error` says why."""
         self._halt(error)
@@ -291,27 +296,31 @@ class Driver:
 
     def submit(self, item: Item, commands: int, timeout_ns: int, reply: Reply) -> None:
         """Have an item applied; `reply` is called once."""
-        if not self.running:
-            reply(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+        if not self.running or self._retired:
+            reply(self._not_running())
             return
         self.requests.submit(item, commands, timeout_ns, reply)
         self.schedule_turn()
 
     def read(self, timeout_ns: int, done: ReadDone) -> None:
         """Confirm a linearizable read; `done` is called once."""
-        if not self.running:
-            done(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+        if not self.running or self._retired:
+            done(self._not_running())
             return
         self.reads.submit(timeout_ns, done)
         self.schedule_turn()
 
     def wait_for(self, index: int, timeout_ns: int, done: ReadDone) -> None:
         """Wait until the entry at `index` is applied here; `done` is called once."""
-        if not self.running:
-            done(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+        if not self.running or self._retired:
+            done(self._not_running())
             return
         self._world.applier.hurry()
         self.reads.wait_for(index, timeout_ns, self.applied_index, done)
+
+    def _not_running(self) -> Rejected:
+        reason = self._retired or "this node is not running"
+        return Rejected(Fault(Code.NO_LEADER, reason), applied_never=True)
 
     def receive(self, sender: int, body: PeerBody) -> None:
         """Take what a peer sent. `turn` must follow, once everything that arrived together was given."""
