@@ -70,7 +70,18 @@ class LeaseStamp(msgspec.Struct, array_like=True, frozen=True, tag=4):
     lease_clock_ms: Uint
 
 
-PeerBody = Message | Forward | ForwardReply | TransferLeader | LeaseStamp
+class Digests(msgspec.Struct, array_like=True, frozen=True, tag=40):
+    """What the machine's digest was at some indexes, ascending.
+
+    `life`: drawn anew whenever the sender's state was not made by applying alone (a start, an install, a
+    repair): what it said before is then of another state, and void.
+    """
+
+    life: Uint
+    points: list[tuple[Uint, Uint]]
+
+
+PeerBody = Message | Forward | ForwardReply | TransferLeader | LeaseStamp | Digests
 Outcome = Executed | Rejected
 Reply = Callable[[Outcome], None]
 

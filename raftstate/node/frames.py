@@ -26,7 +26,7 @@ import xxhash
 
 from raftstate.core.types import Message
 from raftstate.machine.types import Uint
-from raftstate.node.environment import Forward, ForwardReply, LeaseStamp, PeerBody, TransferLeader
+from raftstate.node.environment import Digests, Forward, ForwardReply, LeaseStamp, PeerBody, TransferLeader
 
 PROTOCOL_VERSION = 1
 MAGIC = b"RS"
@@ -54,6 +54,7 @@ class Kind(IntEnum):
     FORWARD_REPLY = 5
     TRANSFER_LEADER = 6
     LEASE_STAMP = 7
+    DIGESTS = 40
 
 
 class Channel(IntEnum):
@@ -93,6 +94,7 @@ _KINDS: dict[type, Kind] = {
     ForwardReply: Kind.FORWARD_REPLY,
     TransferLeader: Kind.TRANSFER_LEADER,
     LeaseStamp: Kind.LEASE_STAMP,
+    Digests: Kind.DIGESTS,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

@@ -16,17 +16,21 @@ from itertools import count
 
 import msgspec
 
+from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.config import Config
+from raftstate.core.membership import next_conf_state
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.storage import MemoryStorage
-from raftstate.core.types import ConfState, Entry, HardState
+from raftstate.core.types import ConfState, Entry, EntryType, HardState
+from raftstate.errors import DataLossError
 from raftstate.machine.layout import META_KEY, meta_row, read_meta
 from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from raftstate.machine.types import MACHINE_VERSION, Batch, EntryResult, Member
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import Done, Executed, Outcome, PeerBody, Rejected
+from raftstate.node.integrity import Integrity
 from raftstate.node.startup import StartStorage
 from raftstate.pb.v1 import pipeline_pb2
 from tests.machine.memory_tables import MemoryTables
@@ -92,6 +96,9 @@ class SimNode:
         self.checkpoint.put(Table.HOT, META_KEY, meta_row(meta))
         self.knows = MACHINE_VERSION
         """The machine version that its code knows, as it tells its peers."""
+        self.distrusted = ""
+        """What was durably noted of the checkpoint."""
+        self.rebuilds = 0
         self.epoch = 0
         self.alive = False
         self.failures: list[BaseException] = []
@@ -126,11 +133,12 @@ class SimNode:
         )
         epoch = self.epoch
         clock = _EpochClock(self, epoch)
+        self.applier = _Applier(self, clock)
         world = World(
             clock=clock,
             network=_Sender(self, epoch),
             log_disk=_Disk(self, epoch),
-            applier=_Applier(self, clock),
+            applier=self.applier,
             random=rng,
             on_halt=self.failures.append,
         )
@@ -141,6 +149,8 @@ class SimNode:
             TIMING,
             history_retention_ns=self.cluster.retention_s * 1_000 * MS,
         )
+        self.integrity = Integrity(self.driver, clock, rng, _Repair(self, clock), distrusted=self.distrusted)
+        self.integrity.start()
         self.driver.start()
         for other in self.cluster.nodes.values():
             if other is not self and other.alive:
@@ -266,7 +276,7 @@ class _Disk:
 
 
 class _Applier:
-    """Applies at once, or lazily after some milliseconds."""
+    """Applies at once, or lazily after some milliseconds. Damage has it wait for another state."""
 
     def __init__(self, node: SimNode, clock: _EpochClock) -> None:
         self._node, self._clock = node, clock
@@ -288,9 +298,69 @@ class _Applier:
             self.hurry()
 
     def hurry(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for apply in waiting:
-            apply()
+        while self._waiting and not self.is_beside:
+            apply = self._waiting.pop(0)
+            try:
+                apply()
+            except DataLossError as error:
+                self._waiting.insert(0, apply)
+                self.is_beside = True
+                if not self._node.integrity.damaged(error):
+                    raise
+
+    def adopt(self, tables: MemoryTables) -> None:
+        """Go over to another state, which has applied at least as much."""
+        self._node.tables = tables
+        self._node.machine.load(tables)
+        self.is_beside = False
+        self.hurry()
+
+
+class _Repair:
+    """Implements `integrity.StateRepair`: a checkpoint of another node comes after a while, and the log is
+    replayed on it."""
+
+    def __init__(self, node: SimNode, clock: _EpochClock) -> None:
+        self._node, self._clock = node, clock
+
+    def mark(self, reason: str) -> None:
+        self._clock.call_later(0.002, lambda: setattr(self._node, "distrusted", reason))
+
+    def rebuild(self, source: int, done: Callable[[Exception | None], None]) -> None:
+        node, other = self._node, self._node.cluster.nodes[source]
+
+        def arrive() -> None:
+            if not other.alive or (source, node.id) in node.cluster.cut:
+                done(ConnectionResetError("the source is gone"))
+            elif not other.driver.fitness.may_read:
+                done(DataLossError("the source shows nothing"))
+            else:
+                wait(copy.deepcopy(other.tables))
+
+        def wait(tables: MemoryTables) -> None:
+            index = read_meta(tables).applied_index
+            applied = node.driver.applied_index
+            if node.applier.is_beside:
+                applied = max(
+                    applied, min(node.driver.raw.raft.raft_log.committed, node.storage.last_index())
+                )
+            if applied < index:
+                self._clock.call_later(0.005, lambda: wait(tables))
+                return
+            machine = Machine(tables)
+            for at in range(index + 1, node.driver.applied_index + 1):
+                [entry] = node.storage.entries(at, at + 1, 1 << 30)
+                states = {}
+                if entry.type is not EntryType.NORMAL:
+                    states[at] = next_conf_state(machine.conf_state(), decode_conf_change(entry))
+                machine.apply(tables, [entry], states)
+            node.checkpoint, node.distrusted = copy.deepcopy(tables), ""
+            node.applier.adopt(tables)
+            node.rebuilds += 1
+            node.driver.state_rebuilt(index)
+            done(None)
+
+        self._clock.call_later(node.cluster.random.uniform(0.01, 0.2), arrive)
 
 
 class SimCluster:
