@@ -17,11 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from raftstate.core.types import ConfState, Entry
-from raftstate.errors import RaftstateError, ResourceExhaustedError
+from raftstate.errors import DataLossError, RaftstateError, ResourceExhaustedError
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult, LongApply
-from raftstate.node.environment import Clock, Timer
+from raftstate.node.environment import Clock, Done, Timer
 from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
@@ -125,6 +125,13 @@ class StateApplier:
         self._applied_since_slice = False
         self._closing = False
         self._failed = False
+        self._stalled = False
+        self._exchanging: tuple[Callable[[], None], Done] | None = None
+        """What waits until nothing is under way that belongs to the old state."""
+        self._log_needed_from: list[Callable[[], int | None]] = []
+        self.on_damage: Callable[[DataLossError], bool] = lambda _: False
+        """Told of damage that a transaction has met; returns whether another state will be put in the place
+        of this one (`exchange`). Until then nothing is applied; or this node halts."""
 
     def on_applied(self, callback: Callable[[], None]) -> None:
         """Have `callback` called on the loop after each transaction that made a revision, or moved the
@@ -135,6 +142,10 @@ class StateApplier:
         """Have no slice of a sweep made while `needs_before`, given the compacted revision, returns True:
         somebody is about to read changes before it."""
         self._needs_before.append(needs_before)
+
+    def hold_log_from(self, needed_from: Callable[[], int | None]) -> None:
+        """Have the log cut no further than the index that `needed_from` returns, unless that is None."""
+        self._log_needed_from.append(needed_from)
 
     def start(self) -> None:
         """Go on with a sweep that was under way when the node stopped."""
@@ -158,7 +169,12 @@ class StateApplier:
     @property
     def is_beside(self) -> bool:
         """See `environment.Applier.is_beside`."""
-        return self._beside is not None
+        return self._beside is not None or self._stalled
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nothing can be applied before the state is exchanged."""
+        return self._stalled
 
     def hurry(self) -> None:
         """See `environment.Applier.hurry`."""
@@ -171,7 +187,7 @@ class StateApplier:
         if self._lazy_timer is not None:
             self._lazy_timer.cancel()
             self._lazy_timer = None
-        if not self._waiting or self._failed or self._closing or self._beside is not None:
+        if not self._waiting or self._failed or self._closing or self.is_beside:
             return
         if self._checkpointer.must_wait:
             # So much was dirtied since the last checkpoint that more would only pile up on the disk; the one
@@ -187,10 +203,22 @@ class StateApplier:
                 )
         except LongApply:
             self._work_beside(work)
+        except DataLossError as error:
+            self._stall(work, error)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
         else:
             self._applied(work, results)
+
+    def _stall(self, work: _Work, error: DataLossError) -> None:
+        """A row that the entries need is damaged: they wait until another state has taken this one's place,
+        if one will."""
+        self._waiting[:0] = work.portions
+        self._stalled = True
+        log.error("state damaged; nothing is applied until it is replaced", error=str(error))
+        if not self.on_damage(error):
+            self._fail(error)
+        self._exchange_if_idle()
 
     def _work_beside(self, work: _Work) -> None:
         """Apply on a thread what would hold the loop for longer than followers wait for a heartbeat."""
@@ -209,13 +237,17 @@ class StateApplier:
         self._beside = None
         try:
             results = beside.result()
+        except DataLossError as error:
+            self._stall(work, error)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
-        self._applied(work, results)
+        else:
+            self._applied(work, results)
         synced, self._synced_meanwhile = self._synced_meanwhile, None
         if synced is not None:
             self._synced(synced)
+        self._exchange_if_idle()
         self._work()
 
     def _applied(self, work: _Work, results: list[EntryResult]) -> None:
@@ -223,10 +255,11 @@ class StateApplier:
         self._commands += sum(map(_commands, results))
         self._applied_bytes += sum(len(entry.data) for entry in work.entries)
         self._sizes.append((work.entries[-1].index, self._applied_bytes))
-        start = 0
+        # The first ones may have been within a state that took the place of this one: they have no results.
+        start = len(results) - len(work.entries)
         for portion in work.portions:
             end = start + len(portion.entries)
-            portion.done(results[start:end])
+            portion.done(results[max(0, start) : max(0, end)])
             start = end
         self._applied_since_slice = True
         self._tell()
@@ -249,7 +282,7 @@ class StateApplier:
     def _sweep(self) -> None:
         """Delete a slice of what a compaction has made superfluous."""
         self._sweep_timer = None
-        if self._failed or self._closing or self._beside is not None:
+        if self._failed or self._closing or self.is_beside:
             return  # what runs beside the loop calls for the next slice when it is done
         if self._checkpointer.must_wait:
             self._begin_checkpoint()
@@ -258,6 +291,9 @@ class StateApplier:
             try:
                 with self._state.write() as tables:
                     swept = self._machine.sweep(tables, self._sweep_changes)
+            except DataLossError as error:
+                self._sweep_failed(error)
+                return
             except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
                 self._fail(error)
                 return
@@ -266,6 +302,17 @@ class StateApplier:
                 log.info("history deleted", compacted_revision=self._machine.compacted_revision)
             self._checkpoint_if_due()
         self._sweep_later()
+
+    def _sweep_failed(self, error: DataLossError) -> None:
+        """A row on the way is damaged: no more is swept, and entries are applied for as long as they can."""
+        log.error("history not deleted", error=str(error))
+        try:
+            with self._state.read() as tables:
+                self._machine.load(tables)
+        except DataLossError:
+            self._stalled = True
+        if not self.on_damage(error) and self._stalled:
+            self._fail(error)
 
     def _set_pace(self, swept: int, took_ns: int) -> None:
         """Make the next slice shorter than one that took too long, or longer than one that had time left."""
@@ -286,8 +333,10 @@ class StateApplier:
             self._checkpoint_if_due()
 
     def _begin_checkpoint(self) -> None:
-        if self._syncing is not None or self._beside is not None or self._failed:
+        if self._syncing is not None or self.is_beside or self._failed:
             return
+        if self._exchanging is not None:
+            return  # of a state that is current no more
         now_ns = self._clock.monotonic_ns()
         try:
             checkpoint = self._checkpointer.begin(now_ns, self._commands, self._machine.applied_index)
@@ -314,6 +363,7 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
+        self._exchange_if_idle()
         self._cut_log()
         self._work()
         if self._state.dirtied_bytes and self._syncing is None:
@@ -329,7 +379,8 @@ class StateApplier:
         """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
         durable_index = self._state.durable_applied_index
         to_index = max(durable_index - LOG_MARGIN_ENTRIES, self._index_before_margin())
-        to_index = min(to_index, durable_index)
+        needed = [index for held in self._log_needed_from if (index := held()) is not None]
+        to_index = min(to_index, durable_index, *needed)
         if self._cutting or self._closing or to_index <= self._cut_to:
             return
         large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes
@@ -346,6 +397,39 @@ class StateApplier:
                 self._fail(error)
 
         self._log_writer.compact(to_index, done)
+
+    def exchange(self, swap: Callable[[], None], done: Done) -> None:
+        """Go over to another state that this one's entries were applied to.
+
+        Args:
+            swap: called on the loop between two transactions, with no checkpoint under way: it brings the
+                other state to the same entry, or further, and has the store adopt it.
+            done: called when the machine is loaded from it, before anything is applied to it; or with what
+                `swap` has raised.
+        """
+        self._exchanging = (swap, done)
+        self._exchange_if_idle()
+
+    def _exchange_if_idle(self) -> None:
+        if self._exchanging is None or self._beside is not None or self._syncing is not None:
+            return
+        if self._failed or self._closing:
+            return  # it is current on disk: the next start goes on with it
+        (swap, done), self._exchanging = self._exchanging, None
+        try:
+            swap()
+            with self._state.read() as tables:
+                self._machine.adopt(tables)
+        except Exception as error:  # noqa: BLE001 - not swallowed: it is passed on
+            done(error)
+            return
+        self._checkpointer = Checkpointer(self._state, self._clock.monotonic_ns(), self._commands)
+        self._stalled = False
+        done(None)
+        self._tell()
+        self._clock.call_soon(self._work)
+        self._sweep_later()
+        self._checkpoint_if_due()
 
     def _fail(self, error: BaseException) -> None:
         self._failed = True
@@ -366,7 +450,7 @@ class StateApplier:
         # The checkpoint's own callback runs on the loop's next turn.
         await asyncio.sleep(0)
         try:
-            if self._failed:
+            if self._failed or self._stalled or not self._state.is_settled:
                 return False
             if self._state.dirtied_bytes:
                 # On this thread: at the end of an interpreter no executor takes work any more, and nobody

@@ -246,6 +246,11 @@ class Driver:
         know: a part of the node registers what it takes."""
         self._handlers[kind] = handler
 
+    @property
+    def committed_index(self) -> int:
+        """The last entry that is known here to be committed."""
+        return self.raw.raft.raft_log.committed
+
     def state_rebuilt(self, index: int) -> None:
         """The state was made anew, from a copy as of `index`: what is known of it is taken from it again.
 
