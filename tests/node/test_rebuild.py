@@ -17,7 +17,7 @@ from raftstate.machine.tables import Table
 from raftstate.machine.types import EntryResult
 from raftstate.machine.verify import check_state
 from raftstate.node.rebuild import StateRebuilder
-from raftstate.node.startup import check_state_fits_log
+from raftstate.node.startup import reset_to_finish
 from raftstate.store.snapshot import PreparedGeneration, SnapshotMeta, content_of, write_snapshot
 from raftstate.store.state import StateStore
 from tests.node.test_applier import Rig
@@ -317,7 +317,7 @@ async def test_a_crash_at_a_step_leaves_the_old_state_or_the_new_one(
         reader = Reader(tables)
         assert (reader.get(b"k3") is not None) is (step == "after current")
     rig_log = type(rig.log).open(tmp_path / "log", map_bytes=1 << 28)
-    check_state_fits_log(rig_log, machine.applied_index, machine.applied_term)
+    assert reset_to_finish(rig_log, machine.applied_index, machine.applied_term) is None
     entries = rig_log.entries(machine.applied_index + 1, rig_log.last_index() + 1, 1 << 30)
     with again.write() as tables:
         machine.apply(tables, entries)
