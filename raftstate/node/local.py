@@ -314,6 +314,10 @@ class LocalNode:
             alarms=alarms,
         )
 
+    def defragment(self) -> int:
+        """See `service.NodeService.defragment`."""
+        raise FailedPreconditionError("not wired yet")
+
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         """See `service.NodeService.transfer_leader`."""
         raft = self._driver.raw.raft
