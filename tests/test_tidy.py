@@ -25,11 +25,12 @@ ALLOWED: dict[str, set[str]] = {
     "lifeline": set(),
     "logs": set(),
     "address": {"errors"},
+    "compression": set(),
     "config": {"address", "errors"},
     "folder": {"config", "errors"},
     "core": {"core", "errors"},
     "machine": {"machine", "core", "pb", "errors"},
-    "store": {"store", "core", "machine.tables", "errors"},
+    "store": {"store", "core", "machine.tables", "compression", "errors"},
     "node": {"node", "store", "machine", "core", "address", "errors", "logs"},
     "rpc": {"rpc", "node", "machine", "pb", "address", "errors", "logs"},
     "supervisor": {"config", "folder", "lifeline", "client", "address", "errors"},
@@ -37,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
     "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
     "testing": {"client", "supervisor"},
-    "state": {"state", "errors"},
+    "state": {"state", "compression", "errors"},
     "cli": {"cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "logs"}
     | {"errors"},
 }

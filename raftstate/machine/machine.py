@@ -113,28 +113,25 @@ class Machine:
 
         Raises `FailedPreconditionError` when there is a state already.
         """
-        if tables.get(Table.HOT, META_KEY) is not None:
-            raise FailedPreconditionError(
-                "the state holds a cluster already; bootstrap only an empty directory"
-            )
         conf_state = ConfState(
             voters=tuple(sorted(member.id for member in members if not member.learner)),
             learners=tuple(sorted(member.id for member in members if member.learner)),
         )
-        meta = Meta(
-            cluster_id=cluster_id,
-            applied_index=0,
-            applied_term=0,
-            revision=1,
-            machine_version=MACHINE_VERSION,
-            lease_clock_ms=0,
-            wall_clock_ms=0,
-            digest=0,
-            conf_state=conf_state,
-            members=sorted(members, key=lambda member: member.id),
-        )
-        tables.put(Table.HOT, META_KEY, meta_row(meta))
-        tables.put(Table.HOT, SUMS_KEY, sums_row([0] * BUCKETS))
+        _write_first_state(tables, cluster_id, MACHINE_VERSION, conf_state, members)
+
+    @staticmethod
+    def blank(tables: WriteTables, cluster_id: int) -> None:
+        """Write the state of a node that joins a cluster: it knows whose it is, and nothing else.
+
+        It has no members and the lowest machine version; a snapshot brings all there is.
+
+        Args:
+            tables: empty ones.
+            cluster_id: of the cluster.
+
+        Raises `FailedPreconditionError` when there is a state already.
+        """
+        _write_first_state(tables, cluster_id, 1, ConfState(), [])
 
     def load(self, tables: ReadTables) -> None:
         """Take everything from the tables, as committed. Raises `DataLossError` when a row is damaged."""
@@ -166,6 +163,11 @@ class Machine:
     def conf_state(self) -> ConfState:
         """Return the configuration as of the applied index."""
         return self._conf_state
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether this is still the state of a node that joins, which waits for its first snapshot."""
+        return self.applied_index == 0 and self._conf_state == ConfState()
 
     @property
     def session_count(self) -> int:
@@ -514,6 +516,31 @@ class Machine:
             "check the addresses that the client was given",
             "cluster_id",
         )
+
+
+def _write_first_state(
+    tables: WriteTables,
+    cluster_id: int,
+    machine_version: int,
+    conf_state: ConfState,
+    members: Sequence[Member],
+) -> None:
+    if tables.get(Table.HOT, META_KEY) is not None:
+        raise FailedPreconditionError("the state holds a cluster already; bootstrap only an empty directory")
+    meta = Meta(
+        cluster_id=cluster_id,
+        applied_index=0,
+        applied_term=0,
+        revision=1,
+        machine_version=machine_version,
+        lease_clock_ms=0,
+        wall_clock_ms=0,
+        digest=0,
+        conf_state=conf_state,
+        members=sorted(members, key=lambda member: member.id),
+    )
+    tables.put(Table.HOT, META_KEY, meta_row(meta))
+    tables.put(Table.HOT, SUMS_KEY, sums_row([0] * BUCKETS))
 
 
 def _new_records(entry: Entry) -> list[Member]:

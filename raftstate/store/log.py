@@ -56,6 +56,8 @@ class LogWrite:
     meta: MetaRow
     in_new_files: bool = False
     """Whether the log was rewritten: the ids of its transactions have begun anew."""
+    is_reset: bool = False
+    """Whether everything that stood in the log before was removed."""
 
 
 class LogStore:
@@ -72,12 +74,15 @@ class LogStore:
         self._in_use = threading.Lock()
         """Held by whoever reads the environment on another thread than the one that may put another in its
         place."""
+        self._main = environment.open_db()
         self._data_file = data_file
         self._page_bytes = page_bytes
         self._failure: StorageError | None = None
         # The log thread's view: what is on disk.
         self._meta = _EMPTY
         self._hard_state = HardState()
+        self._reset_id = 0
+        """Transaction of the last reset since the log was opened: what was damaged before is gone."""
         # The loop thread's view: what was published.
         self._seen = _EMPTY
         self._seen_hard_state = HardState()
@@ -244,6 +249,9 @@ class LogStore:
             raise InvariantError(
                 f"log transaction {write.meta.transaction_id} was published after {self._seen.transaction_id}"
             )
+        if write.is_reset:
+            self.first_damaged_index = None
+            self._window = LogWindow(self._window.max_bytes, next_index=write.meta.boundary_index + 1)
         if write.entries:
             self._window.append(write.entries)
         self._window.drop_through(write.meta.boundary_index)
@@ -268,7 +276,8 @@ class LogStore:
                     try:
                         entry = _read_record(cursor, index)
                     except DataLossError:
-                        self._note_damage(index)
+                        if meta.transaction_id >= self._reset_id:
+                            self._note_damage(index)
                         raise
                     found.append(entry)
                     size += entry_bytes(entry)
@@ -389,7 +398,9 @@ class LogStore:
             self._environment, self._data_file = copy.environment, copy.data_file
             old.close()
         os.close(old_file)
+        self._main = self._environment.open_db()
         self._meta = copy.meta
+        self._reset_id = 0
         return LogWrite((), self._hard_state, copy.meta, in_new_files=True)
 
     def _require_no_failure(self) -> None:
@@ -398,6 +409,59 @@ class LogStore:
                 f"the log at {self._path} takes no more writes after an earlier failure: {self._failure}",
                 detail=self._failure.detail,
             ) from self._failure
+
+    def reset(self, hard_state: HardState, index: int, term: int) -> LogWrite:
+        """Remove all entries, in one transaction: the state was replaced by one that contains entry `index`.
+
+        Args:
+            hard_state: the new one; its commit index is `index`.
+            index: the new boundary, and so the last index. It may lie behind entries that were never
+                committed.
+            term: of that entry.
+
+        Returns:
+            What to publish.
+
+        Raises:
+            InvariantError: the hard state goes backwards, or is not one for this boundary; or the log holds
+                this very entry: then what follows it may have been acknowledged, and stays. Nothing was
+                written.
+            DataLossError: the record that tells is damaged.
+            StorageError: see `write`.
+        """
+        check_hard_state(self._hard_state, hard_state)
+        if hard_state.commit != index or hard_state.term < term:
+            raise InvariantError(
+                f"the log can't be reset to entry {index} of term {term} with commit index "
+                f"{hard_state.commit} in term {hard_state.term}"
+            )
+        if index <= self._meta.last_index and self._term_on_disk(index) == term:
+            raise InvariantError(
+                f"the log holds entry {index} of term {term}, up to {self._meta.last_index}: it is not reset"
+            )
+        with self._transaction() as txn:
+            txn.drop(self._main, delete=False)
+            meta = self._meta._replace(
+                last_index=index, last_term=term, boundary_index=index, boundary_term=term
+            )
+            meta = self._seal(txn, meta, hard_state, anew=True)
+        self._meta, self._hard_state = meta, hard_state
+        self._reset_id = meta.transaction_id
+        self.first_damaged_index = None
+        return LogWrite((), hard_state, meta, is_reset=True)
+
+    def _term_on_disk(self, index: int) -> int:
+        """The term of an entry from the boundary to the last one. The log thread's."""
+        meta = self._meta
+        if index == meta.last_index:
+            return meta.last_term
+        if index == meta.boundary_index:
+            return meta.boundary_term
+        try:
+            with self._environment.begin(buffers=True) as txn, txn.cursor() as cursor:
+                return _read_record(cursor, index).term
+        except lmdb.Error as error:
+            raise _read_failure(self._path, error) from error
 
     def _check_entries(self, entries: Sequence[Entry]) -> None:
         meta, first = self._meta, entries[0].index
@@ -444,8 +508,15 @@ class LogStore:
                     self._failure.add_note(f"nor could this be noted for the next start: {unmarked}")
             raise self._failure from error
 
-    def _seal(self, txn: lmdb.Transaction[memoryview], meta: MetaRow, hard_state: HardState) -> MetaRow:
-        """Put the two fixed rows; return the meta row as written."""
+    def _seal(
+        self,
+        txn: lmdb.Transaction[memoryview],
+        meta: MetaRow,
+        hard_state: HardState,
+        *,
+        anew: bool = False,
+    ) -> MetaRow:
+        """Put the two fixed rows; return the meta row as written. `anew`: neither is there."""
         transaction_id = txn.id()
         slot = (transaction_id - 1) & 1
         previous = read_meta_page(self._data_file, slot, self._page_bytes, source=str(self._path))
@@ -455,7 +526,7 @@ class LogStore:
             )
         sealed = meta._replace(transaction_id=transaction_id, previous_page_checksum=page_checksum(previous))
         txn.put(META_KEY, log_format.encode_meta(sealed))
-        if hard_state is not self._hard_state:
+        if anew or hard_state is not self._hard_state:
             txn.put(HARD_STATE_KEY, log_format.encode_hard_state(hard_state))
         return sealed
 

@@ -39,6 +39,16 @@ class _Append:
 
 
 @dataclass(frozen=True, slots=True)
+class _Install:
+    publish: Callable[[], None]
+    hard_state: HardState
+    index: int
+    term: int
+    done: Done
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Compaction:
     to_index: int
     done: Done
@@ -65,15 +75,15 @@ class LogWriter:
         self._log = log
         self._post = post
         self._clock_ns = clock_ns
-        # The loop thread's: appends not reported yet, oldest first.
-        self._outstanding: deque[_Append] = deque()
+        # The loop thread's: appends and installs not reported yet, oldest first.
+        self._outstanding: deque[_Append | _Install] = deque()
         # The newest hard state given, and the same while its commit index waits for a write to ride with.
         self._given = log.last_hard_state
         self._riding: HardState | None = None
         self._failed = False
         self._closed = False
         # From the loop thread to the log thread; None asks it to end.
-        self._queue: SimpleQueue[_Append | _Compaction | _Rewrite | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Rewrite | None] = SimpleQueue()
         # The log thread's.
         self._compactions: deque[_Compaction] = deque()
         self._rewrites: deque[_Rewrite] = deque()
@@ -86,7 +96,8 @@ class LogWriter:
 
     @property
     def outstanding_since_ns(self) -> int | None:
-        """When the oldest append not reported yet was handed over, by the given clock; None: no such."""
+        """When the oldest append or install not reported yet was handed over, by the given clock; None: no
+        such."""
         return self._outstanding[0].since_ns if self._outstanding else None
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
@@ -113,6 +124,31 @@ class LogWriter:
             return
         request = _Append(self._riding, entries, done, self._clock_ns())
         self._riding = None
+        self._outstanding.append(request)
+        self._queue.put(request)
+
+    def install(
+        self, publish: Callable[[], None], hard_state: HardState, index: int, term: int, done: Done
+    ) -> None:
+        """Replace the state, then empty the log, after everything handed over before, and before all after.
+
+        A crash between the two leaves the new state beside the old log, which the next start resets.
+
+        Args:
+            publish: makes the new state, which contains entry `index`, the one that a start would open.
+                Called on the log's thread; may block.
+            hard_state: as `LogStore.reset` takes it.
+            index: the last entry that the new state contains.
+            term: its term.
+            done: called with None once both are durable and the empty log is published, else with the error.
+                Like a failed append, a failed install is the last thing that the writer tried.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._given, self._riding = hard_state, None
+        request = _Install(publish, hard_state, index, term, done, self._clock_ns())
         self._outstanding.append(request)
         self._queue.put(request)
 
@@ -169,42 +205,47 @@ class LogWriter:
             raise ClosedError("the log writer is closed: the node is stopping")
 
     def _report(
-        self, appends: Sequence[_Append], write: LogWrite | None, error: BaseException | None
+        self, requests: Sequence[_Append | _Install], write: LogWrite | None, error: BaseException | None
     ) -> None:
         """Publish and report one group; runs on the loop thread."""
         if write is not None:
             self._log.publish(write)
         self._failed = self._failed or error is not None
-        for append in appends:
+        for request in requests:
             self._outstanding.popleft()
-            append.done(error)
+            request.done(error)
 
     # -- the log thread
 
     def _run(self) -> None:
         running = True
         while running:
-            appends, running = self._take()
+            appends, install, running = self._take()
             if appends:
                 self._write_group(appends)
+            if install is not None:
+                self._install(install)
             if self._compactions and running:
                 self._compact_slice(self._compactions[0])
             elif self._rewrites and running:
                 self._rewrite(self._rewrites.popleft())
         self._finish()
 
-    def _take(self) -> tuple[list[_Append], bool]:
-        """All appends that wait, and whether to go on then; waits for one if there is nothing to compact."""
+    def _take(self) -> tuple[list[_Append], _Install | None, bool]:
+        """All appends that wait up to the next install, that install, and whether to go on then; waits for
+        one if there is nothing to compact."""
         appends: list[_Append] = []
         block = not self._compactions and not self._rewrites
         while True:
             try:
                 request = self._queue.get(block)
             except Empty:
-                return appends, True
+                return appends, None, True
             block = False
             if request is None:
-                return appends, False
+                return appends, None, False
+            if isinstance(request, _Install):
+                return appends, request, True
             if isinstance(request, _Append):
                 appends.append(request)
             elif isinstance(request, _Compaction):
@@ -213,18 +254,33 @@ class LogWriter:
                 self._rewrites.append(request)
 
     def _write_group(self, appends: list[_Append]) -> None:
+        self._do(appends, partial(self._write, appends))
+
+    def _install(self, install: _Install) -> None:
+        self._do((install,), partial(self._replace, install))
+
+    def _do(self, requests: Sequence[_Append | _Install], work: Callable[[], LogWrite | None]) -> None:
+        """Do what was asked for, unless something failed before, and post the report."""
         write: LogWrite | None = None
         error: BaseException | None = self._failure
         if error is None:
             try:
-                write = self._write(appends)
+                write = work()
             except Exception as raised:  # noqa: BLE001 - whatever it was, those who wait must hear of it
                 error = raised
                 self._failure = StorageError(
                     f"the log takes no more writes after an earlier failure: {raised}"
                 )
                 self._failure.__cause__ = raised
-        self._post(partial(self._report, appends, write, error))
+        self._post(partial(self._report, requests, write, error))
+
+    def _replace(self, install: _Install) -> LogWrite:
+        """Publish the new state and reset the log."""
+        check_hard_state(self._newest, install.hard_state)
+        install.publish()
+        write = self._log.reset(install.hard_state, install.index, install.term)
+        self._newest = self._saved = write.hard_state
+        return write
 
     def _write(self, appends: list[_Append]) -> LogWrite | None:
         """Write a group in one transaction; None: there was nothing that needs one."""
