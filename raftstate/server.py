@@ -39,7 +39,8 @@ from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.frames import Hello
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
-from raftstate.node.startup import StartStorage, check_state_fits_log
+from raftstate.node.snapshot_disk import StateSnapshots
+from raftstate.node.startup import StartStorage, reset_to_finish
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
@@ -61,9 +62,6 @@ UNCOMMITTED_BYTES_MAX = 64 << 20
 """What a leader holds in memory while no quorum answers; beyond it writes are refused."""
 INFLIGHT_BYTES_MAX = 16 << 20
 """What is sent to a follower ahead of its answers: a second's worth over a link of 128 Mbit/s."""
-LOG_MARGIN_BYTES = 2 << 30
-"""Bytes of entries kept behind the last checkpoint: what a follower that was down may need. A quarter of the
-log's map if that is less."""
 LOG_FOLDER = "log"
 HANDOVER_S_MAX = 0.3
 """How long a leader that is told to stop tries to hand leadership over first. It takes some 10 ms when the
@@ -128,7 +126,7 @@ class Stores:
             self.log = LogStore.open(self.directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
             opened.callback(self.log.close)
             check_log_is_whole(self.log)
-            check_state_fits_log(self.log, self.machine.applied_index, self.machine.applied_term)
+            fit_log_to_state(self.log, self.machine, self.state.durable_applied_index)
             opened.pop_all()  # they stay open
         self.clean = False
         """Whether the state was checkpointed at the end; the node says so when it has."""
@@ -149,6 +147,24 @@ def check_log_is_whole(log_store: LogStore) -> None:
             f"entry {damaged} of this node's log is damaged on disk, and was not served; the other nodes "
             "hold it: replace this node's data directory"
         )
+
+
+def fit_log_to_state(log_store: LogStore, machine: Machine, durable_index: int) -> None:
+    """Finish an install that a crash cut short, and see to it that the log does not hold the first entry of
+    all: whoever needs that one joins, and needs a snapshot instead.
+
+    Raises:
+        DataLossError: log and state don't fit.
+        StorageError: the log can't be written.
+    """
+    hard_state = reset_to_finish(log_store, machine.applied_index, machine.applied_term)
+    if hard_state is not None:
+        log.warning("finishing an install", applied=machine.applied_index, last_index=log_store.last_index())
+        log_store.publish(log_store.reset(hard_state, machine.applied_index, machine.applied_term))
+    if durable_index >= 1:
+        cut = log_store.compact(1, 1)
+        if cut is not None:
+            log_store.publish(cut)
 
 
 def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
@@ -214,9 +230,17 @@ class Node:
         rng = random.Random(secrets.randbits(64))
         machine = stores.machine
         self._log_writer = LogWriter(stores.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
-        margin_bytes = min(LOG_MARGIN_BYTES, settings.log_map_bytes // 4)
+        self._snapshot_disk = StateSnapshots(stores.state, stores.directory.path, machine.cluster_id)
         self._applier = StateApplier(
-            machine, stores.state, self._log_writer, clock, self._halt, log_margin_bytes=margin_bytes
+            machine,
+            stores.state,
+            self._log_writer,
+            clock,
+            self._halt,
+            adopt=self._snapshot_disk.adopt,
+            log_margin_bytes=min(settings.log_margin_bytes, settings.log_map_bytes // 4),
+            log_margin_entries=settings.log_margin_entries,
+            log_boundary=stores.log.first_index() - 1,
         )
         member = settings.member
         self._links = PeerLinks(
@@ -231,12 +255,16 @@ class Node:
             ),
             seed=rng.getrandbits(64),
         )
-        world = World(clock, self._links, self._log_writer, self._applier, rng, self._halt)
+        world = World(
+            clock, self._links, self._log_writer, self._applier, rng, self._halt, self._snapshot_disk
+        )
         timing = Timing(settings.cluster.heartbeat_ms, settings.cluster.election_timeout_ms)
         storage = StartStorage(stores.log, machine.conf_state(), machine.applied_index)
         raw = RawNode(core_config(member.id, storage, timing, machine.applied_index, rng))
         retention_ns = settings.cluster.history_retention_s * 1_000_000_000
         self.driver = Driver(raw, machine, world, timing, history_retention_ns=retention_ns)
+        storage.source = self.driver.snapshots.own.snapshot
+        self._applier.hold_log_from(self._log_needed_from)
         self.service = LocalNode(
             self.driver,
             machine,
@@ -247,6 +275,7 @@ class Node:
             version=importlib.metadata.version("raftstate"),
         )
         self._applier.on_applied(self.service.watch_hub.applied)
+        self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
         self._listen_peers = listen_peers
         self._rpc = _rpc_server(self.service, settings) if listen_clients else None
@@ -296,7 +325,16 @@ class Node:
                 self._log_writer.close()
             finally:
                 self.service.close()
-                self._stores.clean = await self._applier.close() and self.failure is None
+                clean = await self._applier.close()
+                self._snapshot_disk.close()
+                # A state that was installed, and not adopted any more, is what the next start opens.
+                self._stores.clean = clean and self.failure is None and not self.driver.is_installing
+
+    def _log_needed_from(self) -> int | None:
+        """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""
+        if self._stores.log.size_bytes() > self._settings.log_map_bytes // 2:
+            return None
+        return self.driver.snapshots.log_needed_from()
 
     def _halt(self, error: BaseException) -> None:
         if self.failure is None:

@@ -160,6 +160,14 @@ class Machine:
         self._leases = Leases(tables)
         self._as_committed = True
 
+    def adopt(self, tables: ReadTables) -> None:
+        """Go on with another state of the same cluster, as `load` does with this one.
+
+        Raises `DataLossError` when a row is damaged.
+        """
+        self._sweeper = Sweeper()  # it remembers rows of the state that goes
+        self.load(tables)
+
     def conf_state(self) -> ConfState:
         """Return the configuration as of the applied index."""
         return self._conf_state

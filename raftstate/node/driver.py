@@ -35,7 +35,9 @@ from raftstate.core.types import (
     HardState,
     Message,
     MessageType,
+    Snapshot,
 )
+from raftstate.errors import InvariantError
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import Code, EntryResult, Fault, Item
@@ -53,12 +55,15 @@ from raftstate.node.environment import (
     PeerBody,
     Rejected,
     Reply,
+    SnapshotDisk,
     TransferLeader,
 )
 from raftstate.node.fitness import Fitness
 from raftstate.node.frames import FrameError
+from raftstate.node.installs import Installs
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests, last_stamp
+from raftstate.node.snapshots import Snapshots
 from raftstate.node.upkeep import LEASES_SINCE, Upkeep
 
 log = get_logger(__name__)
@@ -80,7 +85,7 @@ EARLY_CAMPAIGN_STEP_S = 0.05
 split."""
 _NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER, MessageType.SNAP})
 """Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's,
-and no node can install a snapshot yet."""
+and a snapshot's message travels in an offer: the core must not have it before the bytes are here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,7 @@ class World:
     applier: Applier
     random: random.Random
     on_halt: Callable[[BaseException], None]
+    snapshot_disk: SnapshotDisk
 
 
 class Driver:
@@ -151,7 +157,8 @@ class Driver:
         self.applied_index = raw.raft.raft_log.applied
         self.applied = AppliedState.of(machine)
         """As of `applied_index`."""
-        self._applying = False
+        self._unapplied: dict[int, Message] = {}
+        """What was given to the applier and is not applied yet, by its last index."""
         self._turn_scheduled = False
         self._taking_turn = False
         self.halted: BaseException | None = None
@@ -172,6 +179,21 @@ class Driver:
         """Called with what was applied before, once a change of the membership is."""
         self.fitness = Fitness()
         """What keeps this node from leading or being read."""
+        self._installs = Installs(world.log_disk, world.snapshot_disk, world.applier)
+        self.snapshots = Snapshots(
+            raw,
+            world.network,
+            world.snapshot_disk,
+            world.clock.monotonic_ns,
+            self.fitness,
+            cluster_id=machine.cluster_id,
+            first_id=world.random.getrandbits(62),
+            applied_index=lambda: self.applied_index,
+            is_blank=lambda: self.applied.is_blank,
+            knows=self.upkeep.knows,
+            step=self._step_snapshot,
+        )
+        self.membership_watchers.append(lambda _: self.snapshots.own.membership_changed(self.applied_index))
         self._handlers: dict[type, Callable[[int, Any], None]] = {
             Message: self._receive_message,
             Forward: self._receive_forward,
@@ -179,6 +201,8 @@ class Driver:
             LeaseStamp: lambda sender, stamp: self._go_by(sender, stamp.lease_clock_ms),
             TransferLeader: self._receive_transfer,
         }
+        for body, handler in self.snapshots.handlers.items():
+            self.on(body, self._guarded(handler))
 
     # -- life
 
@@ -194,6 +218,7 @@ class Driver:
         self._stopped = True
         self.requests.stop("this node is stopping")
         self.reads.stop("this node is stopping")
+        self.snapshots.stop()
 
     def _halt(self, error: BaseException) -> None:
         if self.halted is None:
@@ -201,12 +226,18 @@ class Driver:
             reason = f"this node has halted: {error}"
             self.requests.stop(reason)
             self.reads.stop(reason)
+            self.snapshots.stop()
             self._world.on_halt(error)
 
     @property
     def running(self) -> bool:
         """Whether the driver takes part."""
         return self.halted is None and not self._stopped
+
+    @property
+    def is_installing(self) -> bool:
+        """Whether a snapshot takes the place of the state, and has not yet."""
+        return self._installs.is_under_way
 
     # -- what comes in
 
@@ -244,6 +275,9 @@ class Driver:
         know: a part of the node registers what it takes."""
         self._handlers[kind] = handler
 
+    def _guarded(self, handler: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
+        return lambda sender, body: self._guard(lambda: handler(sender, body))
+
     def _receive_transfer(self, _sender: int, transfer: TransferLeader) -> None:
         if self.raw.raft.state is Role.LEADER:
             # Otherwise dropped: two nodes with old news of each other would play ball with it.
@@ -254,6 +288,10 @@ class Driver:
             log.warning(
                 "message ignored", sender=sender, type=message.type.name, from_=message.from_, to=message.to
             )
+            return
+        if self.applied.is_blank and message.type is MessageType.APP and message.index == 0:
+            # A node that joins has no state to apply the first entries to: the leader's log may begin with
+            # them, and its state did not. It is answered nothing until the leader has a snapshot to send.
             return
         self._guard(lambda: self._step_peer(message))
         if sender == self.raw.raft.lead:
@@ -370,6 +408,7 @@ class Driver:
         self._guard(self.raw.tick)
         self.requests.expire()
         self.reads.expire(self.applied_index)
+        self._guard(self.snapshots.tick)
         if self.raw.raft.state is Role.LEADER:
             self._lead_tick()
         self._schedule_tick()
@@ -455,6 +494,8 @@ class Driver:
             self._apply(message)
         elif message.type is MessageType.APP:
             self._send_append(message)
+        elif message.type is MessageType.SNAP:
+            self.snapshots.sender.send(message)
         else:
             self._world.network.send(message.to, message)
 
@@ -494,11 +535,46 @@ class Driver:
         def done(error: BaseException | None) -> None:
             if error is not None:
                 self._halt(error)
-                return
-            self._guard(lambda: self._respond(responses))
-            self.turn()
+            elif not self._installs.keep_back(responses):
+                self._guard(lambda: self._respond(responses))
+                self.turn()
 
+        if message.snapshot is not None:
+            self._install(message.snapshot, hard_state)
         self._world.log_disk.append(hard_state, message.entries, done)
+
+    def _install(self, snapshot: Snapshot, hard_state: HardState | None) -> None:
+        """Begin to install what the core wants in place of the log. What comes with it is written behind it,
+        and answered when this node goes on with the new state."""
+        if hard_state is None:
+            raise InvariantError("the core wants a snapshot installed, and the commit index did not move")
+        prepared = self.snapshots.receiver.take(snapshot.metadata)
+        index = snapshot.metadata.index
+        self._installs.begin(
+            prepared, hard_state, lambda: self._guard(lambda: self._installed(index)), self._halt
+        )
+
+    def _installed(self, index: int) -> None:
+        before = self.applied
+        self.applied_index = index
+        self.applied = AppliedState.of(self._machine)
+        self._lease_clock.raise_to(self.applied.lease_clock_ms)
+        self.requests.installed()
+        self._respond(self._installs.end())
+        # What the applier had not come to is in the new state. The core waits for word of it nevertheless.
+        unapplied, self._unapplied = self._unapplied, {}
+        for message in unapplied.values():
+            self._respond(message.responses)
+        self.snapshots.installed()
+        if (before.conf_state, before.members) != (self.applied.conf_state, self.applied.members):
+            self._membership_changed(before)
+        self.reads.applied(index)
+        self.schedule_turn()
+
+    def _step_snapshot(self, message: Message) -> None:
+        """Give the core a snapshot's message: its bytes are here, or not needed."""
+        self._guard(lambda: self.raw.step(message))
+        self.turn()
 
     def _respond(self, responses: Sequence[Message]) -> None:
         if not self.running:
@@ -516,8 +592,10 @@ class Driver:
         for entry in entries:
             if entry.type is not EntryType.NORMAL:
                 conf_states[entry.index] = self._go_over(entry)
+        self._unapplied[entries[-1].index] = message
 
         def done(results: list[EntryResult]) -> None:
+            del self._unapplied[entries[-1].index]
             before = self.applied
             self.applied_index = entries[-1].index
             self.applied = AppliedState.of(self._machine)

@@ -26,7 +26,18 @@ import xxhash
 
 from raftstate.core.types import Message
 from raftstate.machine.types import Uint
-from raftstate.node.environment import Forward, ForwardReply, LeaseStamp, PeerBody, TransferLeader
+from raftstate.node.environment import (
+    Forward,
+    ForwardReply,
+    LeaseStamp,
+    PeerBody,
+    SnapshotChunk,
+    SnapshotFinished,
+    SnapshotOffer,
+    SnapshotPull,
+    SnapshotWithdrawn,
+    TransferLeader,
+)
 
 PROTOCOL_VERSION = 1
 MAGIC = b"RS"
@@ -54,6 +65,11 @@ class Kind(IntEnum):
     FORWARD_REPLY = 5
     TRANSFER_LEADER = 6
     LEASE_STAMP = 7
+    SNAPSHOT_OFFER = 10
+    SNAPSHOT_PULL = 11
+    SNAPSHOT_CHUNK = 12
+    SNAPSHOT_FINISHED = 13
+    SNAPSHOT_WITHDRAWN = 14
 
 
 class Channel(IntEnum):
@@ -93,6 +109,11 @@ _KINDS: dict[type, Kind] = {
     ForwardReply: Kind.FORWARD_REPLY,
     TransferLeader: Kind.TRANSFER_LEADER,
     LeaseStamp: Kind.LEASE_STAMP,
+    SnapshotOffer: Kind.SNAPSHOT_OFFER,
+    SnapshotPull: Kind.SNAPSHOT_PULL,
+    SnapshotChunk: Kind.SNAPSHOT_CHUNK,
+    SnapshotFinished: Kind.SNAPSHOT_FINISHED,
+    SnapshotWithdrawn: Kind.SNAPSHOT_WITHDRAWN,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

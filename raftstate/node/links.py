@@ -23,7 +23,14 @@ from raftstate.address import split_address
 from raftstate.core.types import Message, MessageType
 from raftstate.errors import ConfigError
 from raftstate.logs import get_logger
-from raftstate.node.environment import LeaseStamp, PeerBody
+from raftstate.node.environment import (
+    LeaseStamp,
+    PeerBody,
+    SnapshotFinished,
+    SnapshotOffer,
+    SnapshotPull,
+    SnapshotWithdrawn,
+)
 from raftstate.node.frames import FRAME_BYTES_MAX, Channel, FrameError, FrameReader, Hello, Welcome, encode
 
 log = get_logger(__name__)
@@ -43,6 +50,8 @@ WRITE_BUFFER_BYTES_MAX = 64 << 20
 """Four times what the core sends ahead of a peer's answers (`server.INFLIGHT_BYTES_MAX`). A peer with more to
 take is too slow, and messages to it are dropped rather than kept in memory."""
 _BULK = frozenset({MessageType.APP, MessageType.SNAP})
+_URGENT = (LeaseStamp, SnapshotOffer, SnapshotPull, SnapshotFinished, SnapshotWithdrawn)
+"""Bodies beside the core's messages that are small, and waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +125,7 @@ class PeerLinks:
 
     def send(self, to: int, body: PeerBody) -> bool:
         """Send a body; False: it was certainly not sent."""
-        urgent = body.type not in _BULK if isinstance(body, Message) else isinstance(body, LeaseStamp)
+        urgent = body.type not in _BULK if isinstance(body, Message) else isinstance(body, _URGENT)
         channel = Channel.CONTROL if urgent else Channel.BULK
         transport = self._outbound.get((to, channel))
         # Between the loss of a connection and the turn of its dialler the transport is still here, and

@@ -195,6 +195,7 @@ class LocalNode:
             raise ClosedError("this node is not serving")
         if not self._driver.fitness.may_read:
             raise DataLossError(f"this node shows nothing: {self._driver.fitness.why_not_read()}")
+        self._require_state()
         asked_ns = await self._freshen(consistency, max_staleness_ms, timeout_s, min_applied_index)
         if self._open_reads >= OPEN_READS_MAX:
             raise ResourceExhaustedError(
@@ -265,8 +266,14 @@ class LocalNode:
             raise self._error(outcome)
         return outcome
 
+    def _require_state(self) -> None:
+        """Raise `NoLeaderError` on a node that joins: it has nothing to show before it was sent a snapshot."""
+        if self._driver.applied.is_blank:
+            raise NoLeaderError("this node joins its cluster, and holds no state yet; ask another node")
+
     def watches(self) -> NodeWatches:
         """See `service.NodeService.watches`."""
+        self._require_state()
         return self.watch_hub.open()
 
     # -- operations

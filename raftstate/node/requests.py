@@ -2,7 +2,7 @@
 
     submitted ──> held ─┬─ this node leads ──> proposed ───┬─ its entry is applied ────────────> answered
                         │                                  ├─ another entry has its index ─────> refused
-                        │                                  └─ deadline ────────────────────────> unknown
+                        │                                  └─ deadline, or a snapshot instead ─> unknown
                         ├─ another node leads ─> forwarded ┬─ reply ───────────────────────────> answered
                         │                                  └─ the link is lost, or deadline ───> unknown
                         └─ deadline, or no leader for too long ────────────────────────────────> refused
@@ -258,6 +258,17 @@ class Requests:
         self._forwarded = {
             key: request for key, request in self._forwarded.items() if request.reply is not None
         }
+
+    def installed(self) -> None:
+        """A snapshot has taken the place of this node's log: nobody will tell here what became of what was
+        proposed to it. An entry within the snapshot may be among what was committed; so may none behind it,
+        but that takes the log to see, and *unknown* is true of both."""
+        for _, requests in self._proposed.values():
+            for request in requests:
+                self._unknown(
+                    request, "this node lost leadership, and was sent a snapshot of the state since"
+                )
+        self._proposed.clear()
 
     def stop(self, reason: str) -> None:
         """Answer everything: this node goes on with nothing."""

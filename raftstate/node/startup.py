@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from raftstate.core.errors import Compacted, Unavailable
 from raftstate.core.storage import Storage
-from raftstate.core.types import ConfState, HardState
+from raftstate.core.types import NONE, ConfState, HardState, Snapshot
 from raftstate.errors import DataLossError
 
 
@@ -28,7 +30,12 @@ class StartStorage:
         self.term = log.term
         self.first_index = log.first_index
         self.last_index = log.last_index
-        self.snapshot = log.snapshot
+        self.source: Callable[[], Snapshot] = log.snapshot
+        """Whom the core is answered by when it asks for a snapshot."""
+
+    def snapshot(self) -> Snapshot:
+        """See `Storage.snapshot`."""
+        return self.source()
 
     def initial_state(self) -> tuple[HardState, ConfState]:
         """Return the saved hard state, its commit index raised to the applied one, and the configuration."""
@@ -36,17 +43,36 @@ class StartStorage:
         return HardState(saved.term, saved.vote, max(saved.commit, self._applied_index)), self._conf_state
 
 
-def check_state_fits_log(log: Storage, applied_index: int, applied_term: int) -> None:
-    """Raise `DataLossError` unless the log holds, or was cut at, the entry that the state applied last."""
+def reset_to_finish(log: Storage, applied_index: int, applied_term: int) -> HardState | None:
+    """Say whether a crash cut an install short between its two halves, the state and the log.
+
+    Args:
+        log: the log.
+        applied_index, applied_term: the entry that the state applied last.
+
+    Returns:
+        None: the log holds that entry, or was cut at it. Else an installed state is ahead of what this log
+        knows to be committed: the hard state with which the log is to begin anew behind that entry. Term and
+        vote are kept, for they are promises; a term that the log has not heard of yet it has not voted in.
+
+    Raises:
+        DataLossError: they don't fit, and no crash explains it; or the entry can't be read.
+    """
+    saved, _ = log.initial_state()
     try:
-        term = log.term(applied_index)
-    except (Compacted, Unavailable) as error:
+        found = f"that index in term {(term := log.term(applied_index))}"
+        if term == applied_term:
+            return None
+    except (Compacted, Unavailable):
+        found = f"the indexes from {log.first_index()} to {log.last_index()}"
+    # An install begins with a snapshot ahead of the commit index. What the log knows to be committed it would
+    # have been of one mind with.
+    if applied_index <= max(saved.commit, log.first_index() - 1):
         raise DataLossError(
-            f"the state has applied index {applied_index}, the log reaches from {log.first_index()} to "
-            f"{log.last_index()}: they are not of one node, or one of them was replaced; replace this node"
-        ) from error
-    if term != applied_term:
-        raise DataLossError(
-            f"the state has applied index {applied_index} in term {applied_term}, the log holds that index "
-            f"in term {term}: they are not of one node; replace this node"
+            f"the state has applied index {applied_index} in term {applied_term}, the log holds {found} and "
+            f"knows {saved.commit} to be committed: they are not of one node, or one of them was replaced; "
+            "replace this node"
         )
+    if saved.term >= applied_term:
+        return HardState(saved.term, saved.vote, applied_index)
+    return HardState(applied_term, NONE, applied_index)

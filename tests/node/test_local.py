@@ -24,6 +24,7 @@ from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import PeerBody
 from raftstate.node.local import LocalNode
 from raftstate.node.service import NodeReader, ReadConsistency, WatchSpec
+from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.node.startup import StartStorage
 from raftstate.pb.v1.pipeline_pb2 import CommandBatch
 from raftstate.store.log import LogStore
@@ -54,8 +55,16 @@ class Rig:
         with self.state.read() as tables:
             self.machine = machine = Machine(tables)
         self.writer = LogWriter(self.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
+        self.snapshot_disk = StateSnapshots(self.state, path, 7)
         self.applier = StateApplier(
-            machine, self.state, self.writer, clock, self.halts.append, log_margin_bytes=1 << 20
+            machine,
+            self.state,
+            self.writer,
+            clock,
+            self.halts.append,
+            adopt=self.snapshot_disk.adopt,
+            log_margin_bytes=1 << 20,
+            log_margin_entries=10_000,
         )
         config = Config(
             id=1,
@@ -68,7 +77,15 @@ class Rig:
             pre_vote=True,
             disable_proposal_forwarding=True,
         )
-        world = World(clock, Nobody(), self.writer, self.applier, random.Random(1), self.halts.append)
+        world = World(
+            clock,
+            Nobody(),
+            self.writer,
+            self.applier,
+            random.Random(1),
+            self.halts.append,
+            self.snapshot_disk,
+        )
         self.driver = Driver(RawNode(config), machine, world, Timing(15, 405))
         self.node = LocalNode(self.driver, machine, self.log, self.state, clock, name="n1", version="0")
         self.applier.on_applied(self.node.watch_hub.applied)
@@ -91,6 +108,7 @@ class Rig:
         self.writer.close()
         self.node.close()
         clean = await self.applier.close()
+        self.snapshot_disk.close()
         self.state.close(clean=clean)
         self.log.close()
 
