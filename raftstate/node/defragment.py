@@ -172,7 +172,7 @@ class Defragmenter:
         if self.why or self._rebuilder.is_under_way or self._is_installing():
             what = self.why or "another node's state is put in its place"
             raise FailedPreconditionError(
-                f"the files of this node's state are being rewritten already ({what}); wait until that is done"
+                f"the files of this node's state are being rewritten already ({what}); wait for that"
             )
         self._check_room()
         self.why = why
