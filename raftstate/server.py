@@ -35,10 +35,14 @@ from raftstate.machine.machine import Machine
 from raftstate.machine.types import MACHINE_VERSION, Member
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
+from raftstate.node.defragment import Defragmenter
 from raftstate.node.driver import Driver, Timing, World
+from raftstate.node.erase import Eraser
+from raftstate.node.erase_files import NodeFiles
 from raftstate.node.frames import Hello
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
+from raftstate.node.rebuild import StateRebuilder
 from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.node.startup import StartStorage, reset_to_finish
 from raftstate.store.directory import DataDirectory, Identity
@@ -274,6 +278,23 @@ class Node:
             name=member.name,
             version=importlib.metadata.version("raftstate"),
         )
+        self._rebuilder = StateRebuilder(stores.state, stores.log, self._applier, self.driver, self._halt)
+        self._defragmenter = Defragmenter(
+            stores.state,
+            self._rebuilder,
+            clock,
+            stores.directory.path,
+            is_installing=lambda: self.driver.is_installing,
+            on_halt=self._halt,
+            bytes_min=settings.defragment_bytes_min,
+        )
+        self._erase_files = NodeFiles(
+            self.driver, stores.state, stores.log, self._log_writer, self._defragmenter
+        )
+        self._eraser = Eraser(machine, self._erase_files, clock, stores.directory.path)
+        self._defragmenter.erased_index = lambda: self._eraser.erased_index
+        self.service.defragmenter, self.service.eraser = self._defragmenter, self._eraser
+        self._applier.on_adopted(self._eraser.state_replaced)
         self._applier.on_applied(self.service.watch_hub.applied)
         self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
@@ -287,6 +308,8 @@ class Node:
             await self._links.start(host, port)
         self._applier.start()
         self.driver.start()
+        self._defragmenter.start()
+        self._eraser.start()
         if self._rpc is not None:
             await self._rpc.start()
         log.info(
