@@ -71,6 +71,17 @@ class LeaseStamp(msgspec.Struct, array_like=True, frozen=True, tag=4):
     lease_clock_ms: Uint
 
 
+class Digests(msgspec.Struct, array_like=True, frozen=True, tag=40):
+    """What the machine's digest was at some indexes, ascending.
+
+    `life`: drawn anew whenever the sender's state was not made by applying alone (a start, an install, a
+    repair): what it said before is then of another state, and void.
+    """
+
+    life: Uint
+    points: list[tuple[Uint, Uint]]
+
+
 class SnapshotOffer(msgspec.Struct, array_like=True, frozen=True, tag=10):
     """A leader has a snapshot for a follower that its log can't help any more. The core's message travels in
     here, and is given to the receiver's core only once the receiver holds all bytes."""
@@ -131,6 +142,7 @@ PeerBody = (
     | SnapshotChunk
     | SnapshotFinished
     | SnapshotWithdrawn
+    | Digests
 )
 Outcome = Executed | Rejected
 Reply = Callable[[Outcome], None]

@@ -27,6 +27,7 @@ import xxhash
 from raftstate.core.types import Message
 from raftstate.machine.types import Uint
 from raftstate.node.environment import (
+    Digests,
     Forward,
     ForwardReply,
     LeaseStamp,
@@ -70,6 +71,7 @@ class Kind(IntEnum):
     SNAPSHOT_CHUNK = 12
     SNAPSHOT_FINISHED = 13
     SNAPSHOT_WITHDRAWN = 14
+    DIGESTS = 40
 
 
 class Channel(IntEnum):
@@ -114,6 +116,7 @@ _KINDS: dict[type, Kind] = {
     SnapshotChunk: Kind.SNAPSHOT_CHUNK,
     SnapshotFinished: Kind.SNAPSHOT_FINISHED,
     SnapshotWithdrawn: Kind.SNAPSHOT_WITHDRAWN,
+    Digests: Kind.DIGESTS,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

@@ -92,12 +92,21 @@ class LocalNode:
         self._open_reads = 0
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-read")
         self._watch_reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-watch")
-        self.watch_hub = WatchHub(state.read, clock, beside_on(self._watch_reads), self._confirm)
+        self.watch_hub = WatchHub(
+            state.read,
+            clock,
+            beside_on(self._watch_reads),
+            self._confirm,
+            on_damage=lambda error: self.on_damage(error),
+        )
         """Wants to be told what is applied (`StateApplier.on_applied`), and closed first of all."""
         self.defragmenter: Defragmenter | None = None
         self.eraser: Eraser | None = None
         """Set before the node serves."""
         driver.has_watches = lambda: self.watch_hub.watch_count > 0
+        self.on_damage: Callable[[DataLossError], None] = lambda _: None
+        """Told of what a read or a watch found damaged."""
+        driver.fitness.watch(self._fitness_changed)
 
     # -- what it is
 
@@ -198,26 +207,50 @@ class LocalNode:
     ) -> AsyncIterator[NodeReader]:
         if not self._driver.running:
             raise ClosedError("this node is not serving")
-        if not self._driver.fitness.may_read:
-            raise DataLossError(f"this node shows nothing: {self._driver.fitness.why_not_read()}")
+        self._require_shown()
         self._require_state()
         asked_ns = await self._freshen(consistency, max_staleness_ms, timeout_s, min_applied_index)
         if self._open_reads >= OPEN_READS_MAX:
             raise ResourceExhaustedError(
                 f"{self._open_reads} reads are under way at this node, its limit; try again, or another node"
             )
+        self._require_shown()
         needed = self._driver.applied_index if asked_ns is not None else min_applied_index
         self._open_reads += 1
         try:
             with self._state.read() as tables:
-                reader = Reader(tables)
+                try:
+                    reader = Reader(tables)
+                except DataLossError as error:
+                    self.on_damage(error)
+                    raise
                 if reader.applied_index < needed:
                     raise InvariantError(
                         f"a read sees index {reader.applied_index}, but {needed} was applied before it began"
                     )
-                yield LocalReader(reader, asked_ns, self._clock, self._driver.lease_clock_ms, self._reads)
+                yield LocalReader(
+                    reader,
+                    asked_ns,
+                    self._clock,
+                    self._driver.lease_clock_ms,
+                    self._reads,
+                    self._require_shown,
+                    self.on_damage,
+                )
         finally:
             self._open_reads -= 1
+
+    def _require_shown(self) -> None:
+        if not self._driver.fitness.may_read:
+            raise DataLossError(f"this node shows nothing: {self._driver.fitness.why_not_read()}")
+
+    def _fitness_changed(self) -> None:
+        if self._driver.fitness.may_read:
+            self.watch_hub.show()
+        else:
+            self.watch_hub.withhold(
+                DataLossError(f"this node shows nothing: {self._driver.fitness.why_not_read()}")
+            )
 
     async def _freshen(
         self, consistency: ReadConsistency, max_staleness_ms: int, timeout_s: float, min_applied_index: int

@@ -226,6 +226,14 @@ class LogStore:
             found.extend(self._window.slice(start, hi))
         return limit_entries(found, max_bytes)
 
+    def stored(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+        """Return committed entries as `entries` does, read from the disk. Any thread.
+
+        Raises:
+            Compacted, Unavailable, DataLossError, StorageError: as for `entries`.
+        """
+        return self._read(lo, hi, max_bytes)
+
     def snapshot(self) -> Snapshot:
         """See `Storage.snapshot`."""
         raise SnapshotTemporarilyUnavailable("the log has no snapshot, and none is made of the state yet")

@@ -129,6 +129,11 @@ class StateStore:
         return self._opened.dirtied_bytes
 
     @property
+    def is_settled(self) -> bool:
+        """Whether CURRENT names the generation that is open: none was made current that is not adopted."""
+        return self._offered is None
+
+    @property
     def failure(self) -> RaftstateError | None:
         """Why nothing can be written until the node is started again; None as long as all is well."""
         return self._opened.failure

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from raftstate.core.types import Entry, Message, MessageType
 from raftstate.machine.types import Batch, BatchResult, Code, Fault
 from raftstate.node import frames as frames_module
-from raftstate.node.environment import Executed, Forward, ForwardReply, LeaseStamp, Rejected, TransferLeader
+from raftstate.node.environment import (
+    Digests,
+    Executed,
+    Forward,
+    ForwardReply,
+    LeaseStamp,
+    Rejected,
+    TransferLeader,
+)
 from raftstate.node.frames import (
     FRAME_BYTES_MAX,
     Channel,
@@ -43,6 +51,7 @@ BODIES = [
     ForwardReply(6, rejected=Rejected(Fault(Code.NO_LEADER, "none"), applied_never=True)),
     TransferLeader(3),
     LeaseStamp(1_234_567),
+    Digests(2**63 - 1, [(64, 2**64 - 1), (70, 0)]),
 ]
 
 
