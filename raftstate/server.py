@@ -294,7 +294,8 @@ class Node:
         self._eraser = Eraser(machine, self._erase_files, clock, stores.directory.path)
         self._defragmenter.erased_index = lambda: self._eraser.erased_index
         self.service.defragmenter, self.service.eraser = self._defragmenter, self._eraser
-        self._applier.on_adopted(self._eraser.state_replaced)
+        self._applier.on_adopted(self._eraser.state_installed)
+        self._applier.on_exchanged(self._eraser.state_exchanged)
         self._applier.on_applied(self.service.watch_hub.applied)
         self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
@@ -336,6 +337,8 @@ class Node:
     async def stop(self) -> None:
         """Take no more part, let go of ports and threads, and checkpoint the state."""
         self.driver.stop()
+        self._eraser.close()
+        self._rebuilder.close()
         # Before the services wait for what is under way: a stream of watches has no end of its own.
         self.service.watch_hub.close()
         try:
@@ -348,10 +351,18 @@ class Node:
                 self._log_writer.close()
             finally:
                 self.service.close()
+                await self._defragmenter.close()
                 clean = await self._applier.close()
+                self._rebuilder.join()
+                self._erase_files.close()
                 self._snapshot_disk.close()
                 # A state that was installed, and not adopted any more, is what the next start opens.
-                self._stores.clean = clean and self.failure is None and not self.driver.is_installing
+                self._stores.clean = (
+                    clean
+                    and self.failure is None
+                    and self._stores.state.is_settled
+                    and not self.driver.is_installing
+                )
 
     def _log_needed_from(self) -> int | None:
         """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""

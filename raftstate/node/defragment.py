@@ -10,7 +10,6 @@ crash leaves the old generation or the new one, and the other to be removed by t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Callable, Coroutine
@@ -269,6 +268,6 @@ class Defragmenter:
         """Give up what is under way, and end the thread. The rebuilder was told to stop."""
         self._closing = True
         if self._task is not None:
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([self._task])
+            self._task.cancel()
+            await asyncio.wait([self._task])
         self._thread.shutdown()

@@ -127,7 +127,7 @@ class Eraser:
         """And of the log's files."""
         self._seen_index = self._seen_ns = self._first_ns = 0
         self._cut_from_ns = 0
-        self._busy = False
+        self._busy = self._is_rewriting = False
         self._epoch = 0
         self._retry_ns, self._pause_ns = 0, RETRY_NS_MIN
         self._timer: Timer | None = None
@@ -143,14 +143,26 @@ class Eraser:
         if self._timer is not None:
             self._timer.cancel()
 
-    def state_replaced(self) -> None:
-        """Take note that this node goes on with another state, which was made elsewhere, of rows."""
-        self._epoch += 1
-        self._busy = False
-        self.erased_index = read_erased(self._files.generation())
-        # Its rows were put into new files: what the other node had swept is in none of them.
-        self._clean_index = 0 if self._machine.sweep_pending else self._machine.last_erase_index
+    def state_installed(self) -> None:
+        """Take note that this node goes on with the state that it was sent, and that its log was emptied. At
+        that moment: nothing was applied to it, or swept."""
         self._log_clean_index = 0
+        self._state_replaced()
+
+    def state_exchanged(self) -> None:
+        """Take note that this node went over to other files of its state, at that moment."""
+        if self._is_rewriting:
+            self.erased_index = read_erased(self._files.generation())
+        else:
+            self._state_replaced()
+
+    def _state_replaced(self) -> None:
+        self._epoch += 1
+        self._busy = self._is_rewriting = False
+        self.erased_index = read_erased(self._files.generation())
+        # Its rows were put into new files: what was swept before is in none of them. And an erase that was
+        # applied to them since would have left something to be swept.
+        self._clean_index = 0 if self._machine.sweep_pending else self._machine.last_erase_index
 
     def _look(self) -> None:
         if self._closing:
@@ -168,7 +180,7 @@ class Eraser:
         if not self._is_quiet(now_ns) or self._machine.sweep_pending:
             return
         if self._clean_index < self._machine.last_erase_index:
-            self._begin(lambda done: self._files.rewrite_state(done), self._state_rewritten)
+            self._begin(self._files.rewrite_state, self._state_rewritten, is_rewriting=True)
             return
         target = self._clean_index
         if self._log_clean_index < target:
@@ -214,15 +226,21 @@ class Eraser:
 
     # -- steps that take a while
 
-    def _begin(self, step: Callable[[Callable[[object], None]], None], then: Callable[..., None]) -> None:
+    def _begin(
+        self,
+        step: Callable[[Callable[[object], None]], None],
+        then: Callable[..., None],
+        *,
+        is_rewriting: bool = False,
+    ) -> None:
         """Begin a step; `then` is called when it is done, unless the state was replaced meanwhile."""
         epoch = self._epoch
-        self._busy = True
+        self._busy, self._is_rewriting = True, is_rewriting
 
         def done(result: object) -> None:
             if self._closing or epoch != self._epoch:
                 return
-            self._busy = False
+            self._busy = self._is_rewriting = False
             if isinstance(result, RaftstateError):
                 self._failed(result)
                 return
@@ -235,7 +253,7 @@ class Eraser:
         try:
             step(done)
         except RaftstateError:
-            self._busy = False
+            self._busy = self._is_rewriting = False
             raise
 
     def _state_rewritten(self, result: Rewritten) -> None:

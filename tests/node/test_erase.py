@@ -253,7 +253,7 @@ def test_a_state_from_another_node_is_seen_to_again(node: Node) -> None:
     (node.directory / f"state-{node.number - 1}" / "erased").unlink()
     (node.directory / f"state-{node.number - 1}").rmdir()
     node.sweep_pending = True
-    node.eraser.state_replaced()
+    node.eraser.state_installed()
     assert node.eraser.erased_index == 0
     node.wait(2)
     node.sweep_pending = False
@@ -263,7 +263,7 @@ def test_a_state_from_another_node_is_seen_to_again(node: Node) -> None:
 def test_one_that_was_swept_when_it_was_sent_needs_no_rewriting(node: Node) -> None:
     node.last_erase_index = 7
     node.boundary = 8
-    node.eraser.state_replaced()
+    node.eraser.state_installed()
     assert node.finish_all() == ["log", "write 7"]
 
 
@@ -271,7 +271,7 @@ def test_what_ends_after_the_state_was_replaced_counts_for_nothing(node: Node) -
     node.last_erase_index = 7
     node.wait(2)
     node.sweep_pending = True
-    node.eraser.state_replaced()
+    node.eraser.state_installed()
     node.finish(Rewritten(7, 1, 1))
     node.sweep_pending = False
     node.steps.clear()

@@ -41,22 +41,20 @@ def data(cluster: LocalCluster, name: str) -> Path:
 async def fill(store: AsyncClient) -> None:
     """Write the key again and again: small values and such as take pages of their own; leases; answers with
     previous pairs, kept by the client's session for as long as it has something to wait for."""
-    async with store.lease(60) as lease:
-        for round in range(40):
-            await store.put(KEY, MARK + b"%d" % round, lease=lease)
-            await store.put(KEY, MARK * (1_000 if round % 3 else 100_000 // len(MARK)))
-        await store.delete(KEY)
-        await store.put(KEY, MARK * 2_000, lease=lease)
-        await store.put(KEY, MARK, prev_kv=True, lease=lease)
-        await store.txn().then(Range(prefix="people/"), Put(KEY, MARK * 500, prev_kv=True)).commit()
-        await store.txn().then(Delete(KEY, prev_kv=True), Put("other", b"kept")).commit()
-        await store.put(KEY, MARK * 3_000, lease=lease)
-        await store.put("kept", b"as it is")
+    lease = await store.lease(600).grant()
+    for round in range(40):
+        await store.put(KEY, MARK + b"%d" % round, lease=lease)
+        await store.put(KEY, MARK * (1_000 if round % 3 else 100_000 // len(MARK)))
+    await store.delete(KEY)
+    await store.put(KEY, MARK * 2_000, lease=lease)
+    await store.put(KEY, MARK, prev_kv=True, lease=lease)
+    await store.txn().then(Range(prefix="people/"), Put(KEY, MARK * 500, prev_kv=True)).commit()
+    await store.txn().then(Delete(KEY, prev_kv=True), Put("other", b"kept")).commit()
+    await store.put(KEY, MARK * 3_000, lease=lease)
+    await store.put("kept", b"as it is")
 
 
-async def until_done(
-    store: AsyncClient, erased: EraseResult, *, but: tuple[str, ...] = ()
-) -> dict[str, str]:
+async def until_done(store: AsyncClient, erased: EraseResult, *, but: tuple[str, ...] = ()) -> dict[str, str]:
     """Wait until all members but these are done; return what each is."""
     deadline = time.monotonic() + DONE_S
     while True:
@@ -93,7 +91,7 @@ async def test_no_file_of_any_node_holds_an_erased_key_while_others_write(cluste
         assert erased.deleted
         assert await store.get(KEY) is None
         await until_done(store, erased)
-        assert {name: files_with(data(cluster, name)) for name in names} == dict.fromkeys(names, set())
+        assert {name: files_with(data(cluster, name)) for name in names} == {name: set() for name in names}
         assert load.total > before
         kept = await store.get("kept")
         assert kept is not None
@@ -114,14 +112,14 @@ async def test_a_node_that_was_down_is_pending_and_done_once_it_is_back(cluster:
         erased = await store.erase(KEY)
         states = await until_done(store, erased, but=(down,))
         assert states[down] == "unreachable"
-        assert {name: files_with(data(cluster, name)) for name in others} == dict.fromkeys(others, set())
+        assert {name: files_with(data(cluster, name)) for name in others} == {name: set() for name in others}
         assert files_with(data(cluster, down)) != set()
         await asyncio.to_thread(cluster.restart, down)
         await until_done(store, erased)
         assert files_with(data(cluster, down)) == set()
         await load.until(load.total + 50)
         # And they stay so: nothing that was sent to it has come from a file that still held it.
-        assert {name: files_with(data(cluster, name)) for name in others} == dict.fromkeys(others, set())
+        assert {name: files_with(data(cluster, name)) for name in others} == {name: set() for name in others}
 
 
 async def test_nodes_that_are_killed_on_the_way_go_on_when_they_are_back(cluster: LocalCluster) -> None:
