@@ -86,4 +86,10 @@ def node_status(endpoint: str, reply: cluster_pb2.StatusResponse) -> NodeStatus:
             for each in reply.progress
         ),
         alarms=tuple(reply.alarms),
+        last_erase_index=reply.last_erase_index,
+        erased_index=reply.erased_index,
+        state_free_bytes=reply.state_free_bytes,
+        rebuild=reply.rebuild,
+        rebuild_done_bytes=reply.rebuild_done_bytes,
+        rebuild_total_bytes=reply.rebuild_total_bytes,
     )

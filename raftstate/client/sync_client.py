@@ -26,8 +26,10 @@ from raftstate.client.txn import Txn
 from raftstate.client.types import (
     Consistency,
     DeleteResult,
+    EraseResult,
     KeyValue,
     LeaseStatus,
+    MemberErase,
     NodeStatus,
     PutResult,
     RangeResult,
@@ -172,6 +174,14 @@ class Client:
         """Forget the history before a revision; see `AsyncClient.compact`."""
         self._run(self._async.compact(revision, timeout=timeout))
 
+    def erase(self, key: Key, *, timeout: float | None = None) -> EraseResult:
+        """Delete a key together with its history; see `AsyncClient.erase`."""
+        return self._run(self._async.erase(key, timeout=timeout))
+
+    def erase_progress(self, erased: EraseResult | int, *, timeout: float | None = None) -> list[MemberErase]:
+        """Return how far each member is with an erase; see `AsyncClient.erase_progress`."""
+        return self._run(self._async.erase_progress(erased, timeout=timeout))
+
     def get(
         self,
         key: Key,
@@ -289,6 +299,10 @@ class Client:
     def transfer_leader(self, target: int | str | None = None, *, timeout: float | None = None) -> int:
         """Hand leadership to another voter; see `AsyncClient.transfer_leader`."""
         return self._run(self._async.transfer_leader(target, timeout=timeout))
+
+    def defragment(self, target: int | str, *, timeout: float | None = None) -> int:
+        """Have a member rewrite its files without free space; see `AsyncClient.defragment`."""
+        return self._run(self._async.defragment(target, timeout=timeout))
 
     def workflow(self, name: str) -> Workflow:
         """Return the workflow of that name; see `AsyncClient.workflow`."""

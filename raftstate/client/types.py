@@ -50,6 +50,31 @@ class DeleteResult(msgspec.Struct, frozen=True):
     prev_kvs: tuple[KeyValue, ...] = ()
 
 
+class EraseResult(msgspec.Struct, frozen=True):
+    """An erase that was applied.
+
+    `revision`: all history before it is forgotten. `deleted`: whether the key was there. `index`: what
+    `erase_progress` is asked with.
+    """
+
+    revision: int
+    deleted: bool
+    index: int
+
+
+class MemberErase(msgspec.Struct, frozen=True):
+    """How far one member is with an erase.
+
+    `state`: "done": its bytes are in none of the member's files any more; "pending": they may be; or
+    "unreachable": it did not answer.
+    """
+
+    id: int
+    name: str
+    client_address: str
+    state: Literal["done", "pending", "unreachable"]
+
+
 class RangeResult(msgspec.Struct, frozen=True):
     """Pairs in the order of their keys; iterable, with a length.
 
@@ -154,6 +179,10 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     `durable_applied_index` can't be taken back by a power cut. `digest` is equal on all nodes at equal
     `applied_index`. Reads of the past, and watches, reach back to `compacted_revision`. `watches` are those
     that this node serves. `progress` is the leader's only.
+
+    What was erased up to `erased_index` is in none of its files any more; when that is not less than
+    `last_erase_index`, nothing is to be erased. `state_free_bytes` of `state_bytes` are used by nothing.
+    `rebuild` says what the files of its state are being rewritten for, if they are, and how far that is.
     """
 
     endpoint: str
@@ -184,3 +213,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[MemberStatus, ...] = ()
     progress: tuple[PeerProgress, ...] = ()
     alarms: tuple[str, ...] = ()
+    last_erase_index: int = 0
+    erased_index: int = 0
+    state_free_bytes: int = 0
+    rebuild: str = ""
+    rebuild_done_bytes: int = 0
+    rebuild_total_bytes: int = 0

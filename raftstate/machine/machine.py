@@ -148,6 +148,8 @@ class Machine:
         self.last_member_id = max(meta.last_member_id, *(member.id for member in meta.members), 0)
         """The highest id that a member ever had."""
         self.compacted_revision = meta.compacted_revision
+        self.last_erase_index = meta.last_erase_index
+        """The entry of the last erase; 0: there was none."""
         self.sweep_pending = compaction.pending(tables, self.compacted_revision)
         """Whether `sweep` has anything left to do."""
         if self._swept_last:
@@ -282,6 +284,7 @@ class Machine:
             members=self.members,
             compacted_revision=self.compacted_revision,
             last_member_id=self.last_member_id,
+            last_erase_index=self.last_erase_index,
         )
 
     # -- one entry
@@ -389,7 +392,9 @@ class Machine:
             return fault
         place = Place(self.cluster_id, index, position, self.lease_clock_ms)
         if not batch.HasField("session"):
-            return run_batch(keyspace, place, batch, checked.faults, None)[0]
+            result, _ = run_batch(keyspace, place, batch, checked.faults, None)
+            self._erase(keyspace, index)
+            return result
         session = self._find(SessionId(batch.session.index, batch.session.nonce))
         if isinstance(session, Fault):
             return session
@@ -399,10 +404,18 @@ class Machine:
             return fault
         cancelled = give_up(session, batch.given_up, keyspace.revision)
         result, ran = run_batch(keyspace, place, batch, checked.faults, session)
+        self._erase(keyspace, index)  # from the answers before this batch
         stored = StoredAnswers(ran.serials, ran.revisions, cancelled + ran.answers)
         if stored.serials or stored.answers:
             self._sessions.store(session, index, position, stored, self.machine_version)
         return result
+
+    def _erase(self, keyspace: Keyspace, index: int) -> None:
+        """Take what a batch has erased out of all stored answers."""
+        keys = keyspace.take_erased()
+        if keys:
+            self._sessions.erase(keyspace.tables, keys, keyspace.budget, self.machine_version)
+            self.last_erase_index = index
 
     def _register(self, index: int, item: Register) -> Registered | Fault:
         fault = self._check_cluster(item.cluster_id) or check_ttl(item.ttl_ms)

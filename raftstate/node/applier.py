@@ -121,6 +121,7 @@ class StateApplier:
         self._adopting: tuple[PreparedState, Callable[[], None]] | None = None
         """What waits until nothing is under way that belongs to the old state."""
         self._adopted: list[Callable[[], None]] = []
+        self._exchanged: list[Callable[[], None]] = []
         self._applied_bytes = self._cut_bytes = self._last_outside = 0
         self._sizes: deque[tuple[int, int]] = deque()
         """(last index, bytes applied by then) of each transaction that is within the margin."""
@@ -154,6 +155,11 @@ class StateApplier:
         """Have `callback` called on the loop when another state has taken the place of this one: at a later
         index, and perhaps without some of the history that this one had."""
         self._adopted.append(callback)
+
+    def on_exchanged(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the loop when this node has gone over to other files of the state, as of
+        the same entry, before anything is applied to them."""
+        self._exchanged.append(callback)
 
     def hold_log_from(self, needed_from: Callable[[], int | None]) -> None:
         """Have the log cut no further than the index that `needed_from` returns, unless that is None."""
@@ -449,6 +455,8 @@ class StateApplier:
             return
         self._checkpointer = Checkpointer(self._state, self._clock.monotonic_ns(), self._commands)
         self._stalled = False
+        for callback in self._exchanged:
+            callback()
         done(None)
         self._tell()
         self._clock.call_soon(self._work)

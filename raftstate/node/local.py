@@ -30,8 +30,10 @@ from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
 from raftstate.machine.types import Code, Fault, Item, ItemResult
+from raftstate.node.defragment import Defragmenter
 from raftstate.node.driver import Driver
 from raftstate.node.environment import Clock, Executed, Outcome, Rejected
+from raftstate.node.erase import Eraser
 from raftstate.node.reading import LocalReader, bound_us
 from raftstate.node.service import (
     NodeReader,
@@ -98,6 +100,9 @@ class LocalNode:
             on_damage=lambda error: self.on_damage(error),
         )
         """Wants to be told what is applied (`StateApplier.on_applied`), and closed first of all."""
+        self.defragmenter: Defragmenter | None = None
+        self.eraser: Eraser | None = None
+        """Set before the node serves."""
         driver.has_watches = lambda: self.watch_hub.watch_count > 0
         self.on_damage: Callable[[DataLossError], None] = lambda _: None
         """Told of what a read or a watch found damaged."""
@@ -324,6 +329,7 @@ class LocalNode:
                 for peer, item in raft.tracker.visit()
                 if peer != raft.id
             ]
+        defragmenter, eraser = self.defragmenter, self.eraser
         alarms = self._driver.fitness.alarms
         if self._driver.halted is not None:
             alarms = (f"halted: {self._driver.halted}", *alarms)
@@ -352,7 +358,19 @@ class LocalNode:
             members=applied.members,
             progress=progress,
             alarms=alarms,
+            last_erase_index=applied.last_erase_index,
+            erased_index=0 if eraser is None else eraser.erased_index,
+            state_free_bytes=0 if defragmenter is None else defragmenter.free_bytes(),
+            rebuild="" if defragmenter is None else defragmenter.why,
+            rebuild_done_bytes=0 if defragmenter is None else defragmenter.done_bytes,
+            rebuild_total_bytes=0 if defragmenter is None else defragmenter.total_bytes,
         )
+
+    def defragment(self) -> int:
+        """See `service.NodeService.defragment`."""
+        if self.defragmenter is None:
+            raise ClosedError("this node is starting")
+        return self.defragmenter.begin("defragment", lambda _: None)
 
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         """See `service.NodeService.transfer_leader`."""

@@ -93,6 +93,17 @@ class NodeStatus:
     """One for each other member; empty on a node that does not lead."""
     alarms: Sequence[str] = field(default=())
     """Sentences for the operator; empty: all is well."""
+    last_erase_index: int = 0
+    """The entry of the last erase applied here; 0: there was none."""
+    erased_index: int = 0
+    """What erases up to this entry took away is in no file here any more."""
+    state_free_bytes: int = 0
+    """Of `state_bytes`, what nothing uses."""
+    rebuild: str = ""
+    """What the files of the state are being rewritten for; empty: they are not."""
+    rebuild_done_bytes: int = 0
+    rebuild_total_bytes: int = 0
+    """How many bytes of rows are copied, of about how many."""
 
 
 class NodeReader(Protocol):
@@ -331,6 +342,14 @@ class NodeService(Protocol):
 
         Raises `InvalidArgumentError` (no such voter), `NoLeaderError`, or `FailedPreconditionError` (the
         transfer was given up).
+        """
+        ...
+
+    def defragment(self) -> int:
+        """Begin to rewrite the files of the state without free space; return their size as it begins.
+
+        Raises `FailedPreconditionError` when they are being rewritten already, `ResourceExhaustedError` when
+        the disk has no room for a second copy.
         """
         ...
 

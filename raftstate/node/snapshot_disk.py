@@ -151,7 +151,7 @@ class StateSnapshots:
     def remove(self, file: SnapshotFile) -> None:
         """See `environment.SnapshotDisk.remove`."""
 
-        def removed(result: None | BaseException) -> None:
+        def removed(result: BaseException | None) -> None:
             if result is not None:
                 log.warning("a snapshot is left over until the next start", error=str(result))
 
@@ -271,11 +271,11 @@ class StateBuild:
             if self._made is not None:
                 self._made.discard()
 
-        def discarded(result: None | BaseException) -> None:
+        def discarded(result: BaseException | None) -> None:
             if result is not None:
                 log.warning("an unfinished state is left over until the next start", error=str(result))
 
         self._disk._run(self._disk._builder, discard, discarded)
 
-    def _unless_discarded(self, done: Done) -> Callable[[None | BaseException], None]:
+    def _unless_discarded(self, done: Done) -> Callable[[BaseException | None], None]:
         return lambda result: None if self._is_discarded else done(result)

@@ -27,3 +27,12 @@ class ClusterHandlers:
         leader_id = await service.transfer_leader(request.target_id, timeout_s=timeout_s)
         head = header(service, revision=service.revision, applied_index=service.applied_index)
         return cluster_pb2.TransferLeaderResponse(header=head, leader_id=leader_id)
+
+    async def defragment(
+        self, _request: cluster_pb2.DefragmentRequest, _timeout_s: float
+    ) -> cluster_pb2.DefragmentResponse:
+        """Begin to rewrite the files of this node's state without free space."""
+        service = self._service
+        state_bytes = service.defragment()
+        head = header(service, revision=service.revision, applied_index=service.applied_index)
+        return cluster_pb2.DefragmentResponse(header=head, state_bytes=state_bytes)

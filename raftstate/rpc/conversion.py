@@ -245,4 +245,10 @@ def status_message(service: NodeService, status: NodeStatus) -> cluster_pb2.Stat
         compacted_revision=status.compacted_revision,
         leases=status.leases,
         watches=status.watches,
+        last_erase_index=status.last_erase_index,
+        erased_index=status.erased_index,
+        rebuild=status.rebuild,
+        rebuild_done_bytes=status.rebuild_done_bytes,
+        rebuild_total_bytes=status.rebuild_total_bytes,
+        state_free_bytes=status.state_free_bytes,
     )

@@ -54,6 +54,11 @@ class _Compaction:
     done: Done
 
 
+@dataclass(frozen=True, slots=True)
+class _Rewrite:
+    done: Done
+
+
 class LogWriter:
     """Writes a log in a thread of its own. All methods, and all callbacks, belong to the loop thread.
 
@@ -78,9 +83,10 @@ class LogWriter:
         self._failed = False
         self._closed = False
         # From the loop thread to the log thread; None asks it to end.
-        self._queue: SimpleQueue[_Append | _Install | _Compaction | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Rewrite | None] = SimpleQueue()
         # The log thread's.
         self._compactions: deque[_Compaction] = deque()
+        self._rewrites: deque[_Rewrite] = deque()
         self._saved = self._newest = log.last_hard_state
         self._failure: StorageError | None = None
         # Set when the thread could not save what it still had to: read once it has ended.
@@ -160,6 +166,20 @@ class LogWriter:
         self._check_open()
         self._queue.put(_Compaction(to_index, done))
 
+    def rewrite(self, done: Done) -> None:
+        """Copy the log into new files, see `LogStore.rewrite`, after the compactions handed over before.
+        Appends wait for as long as that takes: cut the log first.
+
+        Args:
+            done: called with None once that is durable, else with the error. Unless the log failed as a
+                whole, the writer stays usable.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Rewrite(done))
+
     def close(self) -> None:
         """Write what waits, and end the thread. What was handed over is still reported, after this returns.
 
@@ -207,13 +227,15 @@ class LogWriter:
                 self._install(install)
             if self._compactions and running:
                 self._compact_slice(self._compactions[0])
+            elif self._rewrites and running:
+                self._rewrite(self._rewrites.popleft())
         self._finish()
 
     def _take(self) -> tuple[list[_Append], _Install | None, bool]:
         """All appends that wait up to the next install, that install, and whether to go on then; waits for
         one if there is nothing to compact."""
         appends: list[_Append] = []
-        block = not self._compactions
+        block = not self._compactions and not self._rewrites
         while True:
             try:
                 request = self._queue.get(block)
@@ -226,8 +248,10 @@ class LogWriter:
                 return appends, request, True
             if isinstance(request, _Append):
                 appends.append(request)
-            else:
+            elif isinstance(request, _Compaction):
                 self._compactions.append(request)
+            else:
+                self._rewrites.append(request)
 
     def _write_group(self, appends: list[_Append]) -> None:
         self._do(appends, partial(self._write, appends))
@@ -291,7 +315,20 @@ class LogWriter:
             self._compactions.popleft()
             self._post(partial(compaction.done, error))
 
+    def _rewrite(self, rewrite: _Rewrite) -> None:
+        try:
+            write = self._log.rewrite()
+        except Exception as raised:  # noqa: BLE001 - whatever it was, the one who waits must hear of it
+            self._post(partial(rewrite.done, raised))
+        else:
+            self._post(partial(self._report, (), write, None))
+            self._post(partial(rewrite.done, None))
+
     def _finish(self) -> None:
+        for rewrite in self._rewrites:
+            self._post(
+                partial(rewrite.done, ClosedError("the log writer was closed before it had rewritten it"))
+            )
         for compaction in self._compactions:
             error = ClosedError(f"the log writer was closed before it had compacted to {compaction.to_index}")
             self._post(partial(compaction.done, error))

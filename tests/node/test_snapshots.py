@@ -3,19 +3,10 @@ the way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import pytest
 
-from raftstate.core.types import ConfState, Entry, EntryType, Message, MessageType, Snapshot, SnapshotMetadata
-from raftstate.machine.layout import read_meta
-from raftstate.machine.types import Code, Register
-from raftstate.node import snapshot_files, snapshot_receiver, snapshot_sender
+from raftstate.node import snapshot_receiver, snapshot_sender
 from raftstate.node.environment import (
-    Executed,
-    Outcome,
-    PeerBody,
-    Rejected,
     SnapshotChunk,
     SnapshotFinished,
     SnapshotOffer,

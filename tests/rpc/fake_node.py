@@ -141,11 +141,20 @@ class FakeNode:
             members=MEMBERS,
             progress=(PeerStatus(1, 20, 22, "replicate", recently_active=True),),
             alarms=("the disk is slow",),
+            last_erase_index=17,
+            erased_index=16,
+            state_free_bytes=4_096,
+            rebuild="erase",
+            rebuild_done_bytes=1,
+            rebuild_total_bytes=2,
         )
 
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         self.timeouts_s.append(timeout_s)
         return target_id or 1
+
+    def defragment(self) -> int:
+        return 8_192
 
     def leader(self) -> tuple[int, str]:
         return NODE_ID, "127.0.0.1:7002"

@@ -58,7 +58,7 @@ class PeerProgress(_message.Message):
     def __init__(self, id: _Optional[int] = ..., match_index: _Optional[int] = ..., next_index: _Optional[int] = ..., state: _Optional[str] = ..., recently_active: _Optional[bool] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("header", "name", "version", "role", "leader_id", "commit_index", "last_log_index", "first_log_index", "durable_applied_index", "digest", "machine_version", "log_bytes", "state_bytes", "sessions", "members", "progress", "alarms", "leader_silent_ms", "keys", "compacted_revision", "leases", "watches")
+    __slots__ = ("header", "name", "version", "role", "leader_id", "commit_index", "last_log_index", "first_log_index", "durable_applied_index", "digest", "machine_version", "log_bytes", "state_bytes", "sessions", "members", "progress", "alarms", "leader_silent_ms", "keys", "compacted_revision", "leases", "watches", "last_erase_index", "erased_index", "rebuild", "rebuild_done_bytes", "rebuild_total_bytes", "state_free_bytes")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -81,6 +81,12 @@ class StatusResponse(_message.Message):
     COMPACTED_REVISION_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
     WATCHES_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERASE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    ERASED_INDEX_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REBUILD_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     header: _common_pb2.ResponseHeader
     name: str
     version: str
@@ -103,7 +109,25 @@ class StatusResponse(_message.Message):
     compacted_revision: int
     leases: int
     watches: int
-    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., commit_index: _Optional[int] = ..., last_log_index: _Optional[int] = ..., first_log_index: _Optional[int] = ..., durable_applied_index: _Optional[int] = ..., digest: _Optional[int] = ..., machine_version: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PeerProgress, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ..., leader_silent_ms: _Optional[int] = ..., keys: _Optional[int] = ..., compacted_revision: _Optional[int] = ..., leases: _Optional[int] = ..., watches: _Optional[int] = ...) -> None: ...
+    last_erase_index: int
+    erased_index: int
+    rebuild: str
+    rebuild_done_bytes: int
+    rebuild_total_bytes: int
+    state_free_bytes: int
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., commit_index: _Optional[int] = ..., last_log_index: _Optional[int] = ..., first_log_index: _Optional[int] = ..., durable_applied_index: _Optional[int] = ..., digest: _Optional[int] = ..., machine_version: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PeerProgress, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ..., leader_silent_ms: _Optional[int] = ..., keys: _Optional[int] = ..., compacted_revision: _Optional[int] = ..., leases: _Optional[int] = ..., watches: _Optional[int] = ..., last_erase_index: _Optional[int] = ..., erased_index: _Optional[int] = ..., rebuild: _Optional[str] = ..., rebuild_done_bytes: _Optional[int] = ..., rebuild_total_bytes: _Optional[int] = ..., state_free_bytes: _Optional[int] = ...) -> None: ...
+
+class DefragmentRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DefragmentResponse(_message.Message):
+    __slots__ = ("header", "state_bytes")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    header: _common_pb2.ResponseHeader
+    state_bytes: int
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., state_bytes: _Optional[int] = ...) -> None: ...
 
 class TransferLeaderRequest(_message.Message):
     __slots__ = ("target_id",)
