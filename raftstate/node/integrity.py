@@ -217,6 +217,7 @@ class Integrity:
         log.error("quarantined", node=self._driver.raw.raft.id, reason=reason)
         if mark:
             self._repair.mark(reason)
+        self._driver.snapshots.own.state_replaced()  # copies of it are no better
         self._tell_operators()
         self._driver.schedule_turn()
         self._clock.call_soon(self._rebuild)
@@ -277,6 +278,7 @@ class Integrity:
                 self._failed(str(error))
             return
         self._rebuilt = True
+        self._driver.snapshots.own.state_replaced()
         self.exchange.replaced(self._life())
         log.info("state rebuilt", applied=self._driver.applied_index)
         self._tell_operators()

@@ -297,8 +297,9 @@ class RepairFetch:
             return f"the copy is of cluster {prepared.cluster_id:#x}, not of {self._cluster_id:#x}"
         if prepared.metadata != offered:
             return f"the copy is {prepared.metadata}, {offered} was offered"
-        if prepared.metadata.index < self._min_index:
-            return f"the copy ends with entry {prepared.metadata.index}, {self._min_index} or later was asked for"
+        index = prepared.metadata.index
+        if index < self._min_index:
+            return f"the copy ends with entry {index}, {self._min_index} or later was asked for"
         return ""
 
     def _look(self, current: int) -> None:
