@@ -214,6 +214,12 @@ class NodeSettings(BaseSettings):
         description="How many bytes of log entries are kept so at most, in bytes; a quarter of log_map_bytes"
         " if that is less.",
     )
+    defragment_bytes_min: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="A state file larger than this, in bytes, is rewritten by itself when half of it is free."
+        " 0: never by itself.",
+    )
     log_level: str = Field(
         default="info",
         pattern="^(debug|info|warning|error)$",

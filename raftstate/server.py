@@ -36,12 +36,17 @@ from raftstate.machine.types import MACHINE_VERSION, Member
 from raftstate.node.admission import Place
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
+from raftstate.node.defragment import Defragmenter
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import Rejected
+from raftstate.node.erase import Eraser
+from raftstate.node.erase_files import NodeFiles
+from raftstate.node.integrity import Integrity
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
 from raftstate.node.member_changes import MembersChanged, ReplaceMember
 from raftstate.node.membership import Membership
+from raftstate.node.rebuild import NodeRepair, StateRebuilder
 from raftstate.node.refill import Refill
 from raftstate.node.rejoin import Replaced, WipedPeers, ask_for_replacement
 from raftstate.node.snapshot_disk import StateSnapshots
@@ -430,6 +435,28 @@ class Node:
             durable_index=lambda: stores.state.durable_applied_index,
             need_snapshot=self._need_snapshot,
         )
+        self._rebuilder = StateRebuilder(stores.state, stores.log, self._applier, self.driver, self._halt)
+        self._repair = NodeRepair(self._rebuilder, stores.state, stores.log)
+        self.integrity = Integrity(self.driver, world, self._repair, distrusted=stores.state.distrusted())
+        self._applier.on_damage = self.integrity.damaged
+        self.service.on_damage = self.integrity.damaged
+        self._defragmenter = Defragmenter(
+            stores.state,
+            self._rebuilder,
+            clock,
+            stores.directory.path,
+            is_installing=lambda: self.driver.is_installing,
+            on_halt=self._halt,
+            bytes_min=settings.defragment_bytes_min,
+        )
+        self._erase_files = NodeFiles(
+            self.driver, stores.state, stores.log, self._log_writer, self._defragmenter
+        )
+        self._eraser = Eraser(machine, self._erase_files, clock, stores.directory.path)
+        self._defragmenter.erased_index = lambda: self._eraser.erased_index
+        self.service.defragmenter, self.service.eraser = self._defragmenter, self._eraser
+        self._applier.on_adopted(self._eraser.state_installed)
+        self._applier.on_exchanged(self._eraser.state_exchanged)
         self._applier.on_applied(self.service.watch_hub.applied)
         self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
@@ -450,6 +477,9 @@ class Node:
             await self._links.start(host, port)
         self._applier.start()
         self.driver.start()
+        self._defragmenter.start()
+        self._eraser.start()
+        self.integrity.start()
         if self._rpc is not None:
             await self._rpc.start()
         await self._start_ops()
@@ -514,6 +544,8 @@ class Node:
     async def stop(self) -> None:
         """Take no more part, let go of ports and threads, and checkpoint the state."""
         self.driver.stop()
+        self._eraser.close()
+        self._rebuilder.close()
         # Before the services wait for what is under way: a stream of watches has no end of its own.
         self.service.watch_hub.close()
         try:
@@ -528,10 +560,19 @@ class Node:
                 self._log_writer.close()
             finally:
                 self.service.close()
+                await self._defragmenter.close()
+                await self._repair.close()
                 clean = await self._applier.close()
+                self._rebuilder.join()
+                self._erase_files.close()
                 self._snapshot_disk.close()
                 # A state that was installed, and not adopted any more, is what the next start opens.
-                self._stores.clean = clean and self.failure is None and not self.driver.is_installing
+                self._stores.clean = (
+                    clean
+                    and self.failure is None
+                    and self._stores.state.is_settled
+                    and not self.driver.is_installing
+                )
 
     def _log_needed_from(self) -> int | None:
         """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""

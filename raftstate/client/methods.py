@@ -14,6 +14,7 @@ TIME_TO_LIVE = Method("Lease/TimeToLive", lease_pb2.LeaseTimeToLiveRequest, leas
 LEASES = Method("Lease/List", lease_pb2.LeaseListRequest, lease_pb2.LeaseListResponse)
 WATCH = Method("Watch/Watch", watch_pb2.WatchRequest, watch_pb2.WatchResponse)
 STATUS = Method("Cluster/Status", cluster_pb2.StatusRequest, cluster_pb2.StatusResponse)
+DEFRAGMENT = Method("Cluster/Defragment", cluster_pb2.DefragmentRequest, cluster_pb2.DefragmentResponse)
 TRANSFER_LEADER = Method(
     "Cluster/TransferLeader", cluster_pb2.TransferLeaderRequest, cluster_pb2.TransferLeaderResponse
 )

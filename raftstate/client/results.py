@@ -139,4 +139,10 @@ def node_status(endpoint: str, reply: cluster_pb2.StatusResponse) -> NodeStatus:
         log_map_bytes=reply.log_map_bytes,
         state_map_bytes=reply.state_map_bytes,
         wall_clock_ms=reply.wall_clock_ms,
+        last_erase_index=reply.last_erase_index,
+        erased_index=reply.erased_index,
+        state_free_bytes=reply.state_free_bytes,
+        rebuild=reply.rebuild,
+        rebuild_done_bytes=reply.rebuild_done_bytes,
+        rebuild_total_bytes=reply.rebuild_total_bytes,
     )

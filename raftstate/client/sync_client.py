@@ -26,9 +26,11 @@ from raftstate.client.txn import Txn
 from raftstate.client.types import (
     Consistency,
     DeleteResult,
+    EraseResult,
     KeyValue,
     LeaseStatus,
     MemberAdded,
+    MemberErase,
     MemberList,
     MemberStatus,
     NodeStatus,
@@ -174,6 +176,14 @@ class Client:
     def compact(self, revision: int, *, timeout: float | None = None) -> None:
         """Forget the history before a revision; see `AsyncClient.compact`."""
         self._run(self._async.compact(revision, timeout=timeout))
+
+    def erase(self, key: Key, *, timeout: float | None = None) -> EraseResult:
+        """Delete a key together with its history; see `AsyncClient.erase`."""
+        return self._run(self._async.erase(key, timeout=timeout))
+
+    def erase_progress(self, erased: EraseResult | int, *, timeout: float | None = None) -> list[MemberErase]:
+        """Return how far each member is with an erase; see `AsyncClient.erase_progress`."""
+        return self._run(self._async.erase_progress(erased, timeout=timeout))
 
     def get(
         self,
@@ -341,6 +351,10 @@ class Client:
                 name, peer_address=peer_address, client_address=client_address, timeout=timeout
             )
         )
+
+    def defragment(self, target: int | str, *, timeout: float | None = None) -> int:
+        """Have a member rewrite its files without free space; see `AsyncClient.defragment`."""
+        return self._run(self._async.defragment(target, timeout=timeout))
 
     def workflow(self, name: str) -> Workflow:
         """Return the workflow of that name; see `AsyncClient.workflow`."""

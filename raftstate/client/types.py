@@ -50,6 +50,31 @@ class DeleteResult(msgspec.Struct, frozen=True):
     prev_kvs: tuple[KeyValue, ...] = ()
 
 
+class EraseResult(msgspec.Struct, frozen=True):
+    """An erase that was applied.
+
+    `revision`: all history before it is forgotten. `deleted`: whether the key was there. `index`: what
+    `erase_progress` is asked with.
+    """
+
+    revision: int
+    deleted: bool
+    index: int
+
+
+class MemberErase(msgspec.Struct, frozen=True):
+    """How far one member is with an erase.
+
+    `state`: "done": its bytes are in none of the member's files any more; "pending": they may be; or
+    "unreachable": it did not answer.
+    """
+
+    id: int
+    name: str
+    client_address: str
+    state: Literal["done", "pending", "unreachable"]
+
+
 class RangeResult(msgspec.Struct, frozen=True):
     """Pairs in the order of their keys; iterable, with a length.
 
@@ -200,6 +225,10 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     that this node serves. `progress` is the leader's only. `metrics_address` is host:port of its HTTP port,
     if it has one. `checkpoint_age_ms`: for how long, at most, something is applied that no durable checkpoint
     has. `wall_clock_ms`: its time of day when it answered, in ms since 1970.
+
+    What was erased up to `erased_index` is in none of its files any more; when that is not less than
+    `last_erase_index`, nothing is to be erased. `state_free_bytes` of `state_bytes` are used by nothing.
+    `rebuild` says what the files of its state are being rewritten for, if they are, and how far that is.
     """
 
     endpoint: str
@@ -237,3 +266,9 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     log_map_bytes: int = 0
     state_map_bytes: int = 0
     wall_clock_ms: int = 0
+    last_erase_index: int = 0
+    erased_index: int = 0
+    state_free_bytes: int = 0
+    rebuild: str = ""
+    rebuild_done_bytes: int = 0
+    rebuild_total_bytes: int = 0

@@ -88,10 +88,13 @@ class ChangeKind(IntEnum):
 
     PUT = 1
     DELETE = 2
+    NOTHING = 3
+    """Of no key: it only takes a revision, so that all before it can be compacted."""
 
 
 class Change(NamedTuple):
-    """A row of CHANGES. A deletion has no value, create revision, version or lease.
+    """A row of CHANGES. A deletion has no value, create revision, version or lease; one of NOTHING no
+    key either.
 
     `previous_revision` 0: the key was not there before.
     """
@@ -123,6 +126,8 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
     compacted_revision: int = 0
     last_member_id: int = 0
     """The highest id that a member ever had: ids are not used twice."""
+    last_erase_index: int = 0
+    """The entry of the last erase; 0: there was none."""
 
 
 class SweepProgress(NamedTuple):

@@ -198,6 +198,10 @@ class Driver:
         self._damaged: Sequence[int] = ()
         self.parts: list[DriverPart] = []
         """What stands beside this driver, and is told what happens."""
+        self.install_watchers: list[Callable[[], None]] = []
+        """Called when a snapshot's state has taken the place of this node's."""
+        self.result_watchers: list[Callable[[Sequence[EntryResult]], None]] = []
+        """Called with the results of the entries that were applied, before anybody is answered."""
         self.fitness = Fitness()
         """What keeps this node from leading or being read."""
         self._installs = Installs(world.log_disk, world.snapshot_disk, world.applier)
@@ -331,6 +335,21 @@ class Driver:
         """Have `handler` called with (sender, body) for each body of a type that this driver itself does not
         know: a part of the node registers what it takes."""
         self._handlers[kind] = handler
+
+    @property
+    def committed_index(self) -> int:
+        """The last entry that is known here to be committed."""
+        return self.raw.raft.raft_log.committed
+
+    def state_rebuilt(self, index: int) -> None:
+        """The state was made anew, from a copy as of `index`: what is known of it is taken from it again.
+
+        If `index` is beyond what was applied here, the entries up to there are still to come from the core;
+        the machine passes over them, and what it would have answered is not known.
+        """
+        self.applied = AppliedState.of(self._machine)
+        self.requests.passed_over(index, "this node's state was rebuilt, and the write may be in it")
+        self.schedule_turn()
 
     def _guarded(self, handler: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
         return lambda sender, body: self._guard(lambda: handler(sender, body))
@@ -651,6 +670,8 @@ class Driver:
         self.applied_index = index
         self.applied = AppliedState.of(self._machine)
         self._lease_clock.raise_to(self.applied.lease_clock_ms)
+        for watcher in self.install_watchers:
+            watcher()
         self.requests.installed()
         self._respond(self._installs.end())
         # What the applier had not come to is in the new state. The core waits for word of it nevertheless.
@@ -736,7 +757,10 @@ class Driver:
     def _applied(self, responses: Sequence[Message], results: Sequence[EntryResult]) -> None:
         self._respond(responses)
         self._lease_clock.raise_to(self.applied.lease_clock_ms)
-        self.requests.applied(results)
+        for watcher in self.result_watchers:
+            watcher(results)
+        # What a state that can't be trusted made of a write may be no true answer to it.
+        self.requests.applied(results, withheld=self.fitness.why_not_read())
         self.reads.applied(self.applied_index)
         if self.raw.raft.state is Role.LEADER:
             self.upkeep.applied(self._clock.monotonic_ns(), self.applied_index)

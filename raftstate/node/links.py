@@ -30,8 +30,12 @@ from raftstate.node.environment import (
     Announce,
     ChangeMembers,
     ChangeMembersReply,
+    Digests,
     LeaseStamp,
     PeerBody,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
     SnapshotFinished,
     SnapshotOffer,
     SnapshotPull,
@@ -74,6 +78,10 @@ _URGENT = (
     ChangeMembers,
     ChangeMembersReply,
     Announce,
+    Digests,
+    RepairRequest,
+    RepairOffer,
+    RepairPull,
 )
 """Bodies beside the core's messages that are small, and waited for."""
 

@@ -245,14 +245,18 @@ class Requests:
         self.tally.forwarded += 1
         self._forwarded[forward.id] = request
 
-    def applied(self, results: Sequence[EntryResult]) -> None:
-        """Answer the requests whose index was applied."""
+    def applied(self, results: Sequence[EntryResult], *, withheld: str = "") -> None:
+        """Answer the requests whose index was applied. `withheld`: why their results must not be shown."""
         if not self._proposed:
             return
         for entry in results:
             term, requests = self._proposed.pop(entry.index, (0, ()))
             if term == entry.term and requests:
                 self.tally.commit_seconds.observe_ns(self._now_ns() - requests[0].sent_ns)
+            if term == entry.term and withheld:
+                for request in requests:
+                    self._unknown(request, f"the write was applied, but its result is not shown: {withheld}")
+            elif term == entry.term:
                 for request, result in zip(requests, entry.items, strict=True):
                     request.answer(Executed(entry.index, entry.revision, result))
             elif requests:
@@ -274,6 +278,13 @@ class Requests:
                 Fault(Code.UNKNOWN_OUTCOME, "the leader sent an empty answer"), applied_never=False
             )
         request.answer(outcome)
+
+    def passed_over(self, index: int, reason: str) -> None:
+        """Entries up to `index` came with a state that was made elsewhere: their results are not known."""
+        # Those that are applied here were answered.
+        for proposed in [at for at in self._proposed if at <= index]:
+            for request in self._proposed.pop(proposed)[1]:
+                self._unknown(request, reason)
 
     def link_lost(self, peer: int) -> None:
         """A connection to or from a peer broke: what was forwarded there may or may not have arrived."""

@@ -110,6 +110,17 @@ class NodeStatus:
     """Sizes that the files of log and state can't exceed."""
     wall_clock_ms: int = 0
     """The node's time of day, since 1970."""
+    last_erase_index: int = 0
+    """The entry of the last erase applied here; 0: there was none."""
+    erased_index: int = 0
+    """What erases up to this entry took away is in no file here any more."""
+    state_free_bytes: int = 0
+    """Of `state_bytes`, what nothing uses."""
+    rebuild: str = ""
+    """What the files of the state are being rewritten for; empty: they are not."""
+    rebuild_done_bytes: int = 0
+    rebuild_total_bytes: int = 0
+    """How many bytes of rows are copied, of about how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +403,14 @@ class NodeService(Protocol):
 
     def cluster_times(self) -> ClusterTimes:
         """Return what a node that joins must be told."""
+        ...
+
+    def defragment(self) -> int:
+        """Begin to rewrite the files of the state without free space; return their size as it begins.
+
+        Raises `FailedPreconditionError` when they are being rewritten already, `ResourceExhaustedError` when
+        the disk has no room for a second copy.
+        """
         ...
 
     def leader(self) -> tuple[int, str]:

@@ -265,4 +265,10 @@ def status_message(service: NodeService, status: NodeStatus) -> cluster_pb2.Stat
         log_map_bytes=status.log_map_bytes,
         state_map_bytes=status.state_map_bytes,
         wall_clock_ms=status.wall_clock_ms,
+        last_erase_index=status.last_erase_index,
+        erased_index=status.erased_index,
+        rebuild=status.rebuild,
+        rebuild_done_bytes=status.rebuild_done_bytes,
+        rebuild_total_bytes=status.rebuild_total_bytes,
+        state_free_bytes=status.state_free_bytes,
     )

@@ -191,6 +191,8 @@ class FakeNode:
         self.number = number
         self.address = "127.0.0.1:0"
         self.streams = 0
+        self.erased_index = 0
+        self.defragmented = 0
         self.frozen: MemoryTables | None = None
         self.behind = asyncio.Event()
         """A read came that has to wait for this node to thaw."""
@@ -335,8 +337,14 @@ class _Cluster(_Service, cluster_pb2_grpc.ClusterServicer):
             name=f"n{self.node.number + 1}",
             role=cluster_pb2.ROLE_LEADER if leads else cluster_pb2.ROLE_FOLLOWER,
             leader_id=0 if cluster.leader is None else cluster.leader + 1,
+            last_erase_index=cluster.rig.machine.last_erase_index,
+            erased_index=self.node.erased_index,
             members=cluster.members(),
         )
+
+    async def Defragment(self, request: Any, context: Any) -> cluster_pb2.DefragmentResponse:  # noqa: N802
+        self.node.defragmented += 1
+        return cluster_pb2.DefragmentResponse(header=self.cluster.header(self.node.number), state_bytes=77)
 
     async def TransferLeader(self, request: Any, context: Any) -> cluster_pb2.TransferLeaderResponse:  # noqa: N802
         self.cluster.move_leader(request.target_id - 1)

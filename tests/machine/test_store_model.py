@@ -36,6 +36,7 @@ from tests.machine.rig import (
     Rig,
     compact,
     compare,
+    erase,
     grant,
     op_delete,
     op_put,
@@ -67,7 +68,8 @@ class Writer:
     def made_up(self, serial: int) -> Command:
         random = self.random
         kind = random.choices(
-            ["put", "delete", "txn", "compact", "grant", "revoke", "renew"], [6, 2, 8, 1, 2, 1, 1]
+            ["put", "delete", "txn", "compact", "grant", "revoke", "renew", "erase"],
+            [6, 2, 8, 1, 2, 1, 1, 0.5],
         )[0]
         match kind:
             case "put":
@@ -79,6 +81,8 @@ class Writer:
                 return txn(serial, [self.a_compare() for _ in range(random.choice([0, 1, 1, 2]))], *branches)
             case "compact":
                 return compact(serial, max(1, self.model.revision - random.randrange(-1, 12)))
+            case "erase":
+                return erase(serial, self.key())
             case "grant":
                 return grant(serial, random.choice(LEASES), random.choice([1_000, 3_000]))
             case "revoke":

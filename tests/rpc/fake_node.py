@@ -157,6 +157,12 @@ class FakeNode:
             log_map_bytes=13,
             state_map_bytes=14,
             wall_clock_ms=15,
+            last_erase_index=17,
+            erased_index=16,
+            state_free_bytes=4_096,
+            rebuild="erase",
+            rebuild_done_bytes=1,
+            rebuild_total_bytes=2,
         )
 
     async def members(self, *, timeout_s: float) -> MemberList:
@@ -178,6 +184,9 @@ class FakeNode:
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         self.timeouts_s.append(timeout_s)
         return target_id or 1
+
+    def defragment(self) -> int:
+        return 8_192
 
     def leader(self) -> tuple[int, str]:
         return self.leader_id, "127.0.0.1:7002" if self.leader_id else ""
