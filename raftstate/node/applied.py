@@ -48,6 +48,11 @@ class AppliedState(NamedTuple):
         return next((member for member in self.members if member.id == id), None)
 
     @property
+    def is_blank(self) -> bool:
+        """Whether this is the state of a node that joins, and was sent none yet: every cluster has voters."""
+        return not self.conf_state.voters
+
+    @property
     def needs_lease_clock(self) -> bool:
         """Whether anything lives by the lease clock."""
         return bool(self.sessions or self.leases)

@@ -21,18 +21,17 @@ from raftstate.errors import RaftstateError, ResourceExhaustedError
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult, LongApply
-from raftstate.node.environment import Clock, Timer
+from raftstate.measure import Histogram
+from raftstate.node.environment import Clock, PreparedState, Timer
 from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
 log = get_logger(__name__)
 
-LOG_MARGIN_ENTRIES = 200_000
-"""Entries kept behind the last checkpoint. A follower further behind can't be refilled yet, so the margin is
-some minutes of single writes; to verify it takes a start a second."""
 CUT_ENTRIES_MIN = 2_000
-"""The log is cut when at least so many entries can go: each cut is a transaction of its own."""
+"""The log is cut when at least so many entries can go, or as many as the margin has: each cut is a
+transaction of its own."""
 LAZY_S = 0.010
 """How long a follower lets entries wait for more, when no read or watch waits for them. Less than a
 heartbeat: small beside the lag that followers are held to, and at a full load it halves the pages that their
@@ -80,8 +79,10 @@ class StateApplier:
         log_writer: cuts the log behind checkpoints.
         clock: the node's.
         on_halt: called with what can't be gone on from.
-        log_margin_bytes: entries of so many bytes are kept behind the last checkpoint, if they are not more
-            than `LOG_MARGIN_ENTRIES`.
+        adopt: makes `state` go on with a state that has become current.
+        log_margin_entries: so many entries are kept behind the last checkpoint,
+        log_margin_bytes: if they have no more bytes than this.
+        log_boundary: what the log was cut to before.
     """
 
     def __init__(
@@ -92,9 +93,14 @@ class StateApplier:
         clock: Clock,
         on_halt: Callable[[BaseException], None],
         *,
+        adopt: Callable[[PreparedState], None],
         log_margin_bytes: int,
+        log_margin_entries: int,
+        log_boundary: int = 0,
     ) -> None:
+        self._adopt_state = adopt
         self._log_margin_bytes = log_margin_bytes
+        self._log_margin_entries = log_margin_entries
         self._machine = machine
         self._state = state
         self._log_writer = log_writer
@@ -111,8 +117,12 @@ class StateApplier:
         """A transaction under way on the thread: the loop begins no other, and no checkpoint, and leaves the
         machine alone."""
         self._timer: Timer | None = None
-        self._cut_to = 0
+        self._cut_to = log_boundary
         self._cutting = False
+        self._log_needed_from: list[Callable[[], int | None]] = []
+        self._adopting: tuple[PreparedState, Callable[[], None]] | None = None
+        """What waits until nothing is under way that belongs to the old state."""
+        self._adopted: list[Callable[[], None]] = []
         self._applied_bytes = self._cut_bytes = self._last_outside = 0
         self._sizes: deque[tuple[int, int]] = deque()
         """(last index, bytes applied by then) of each transaction that is within the margin."""
@@ -125,6 +135,23 @@ class StateApplier:
         self._applied_since_slice = False
         self._closing = False
         self._failed = False
+        self.apply_seconds = Histogram()
+        """Of transactions of portions, from their begin to their commit."""
+        self.checkpoint_seconds = Histogram()
+        """Of checkpoints, from their begin until they were durable."""
+        self._checkpoint_began_ns = self._durable_as_of_ns = clock.monotonic_ns()
+
+    @property
+    def commands_applied(self) -> int:
+        """How many commands were applied since the start."""
+        return self._commands
+
+    @property
+    def checkpoint_age_ns(self) -> int:
+        """For how long, at most, something was applied that no durable checkpoint has; 0: they have all."""
+        if not self._state.dirtied_bytes:
+            return 0
+        return self._clock.monotonic_ns() - self._durable_as_of_ns
 
     def on_applied(self, callback: Callable[[], None]) -> None:
         """Have `callback` called on the loop after each transaction that made a revision, or moved the
@@ -135,6 +162,15 @@ class StateApplier:
         """Have no slice of a sweep made while `needs_before`, given the compacted revision, returns True:
         somebody is about to read changes before it."""
         self._needs_before.append(needs_before)
+
+    def on_adopted(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the loop when another state has taken the place of this one: at a later
+        index, and perhaps without some of the history that this one had."""
+        self._adopted.append(callback)
+
+    def hold_log_from(self, needed_from: Callable[[], int | None]) -> None:
+        """Have the log cut no further than the index that `needed_from` returns, unless that is None."""
+        self._log_needed_from.append(needed_from)
 
     def start(self) -> None:
         """Go on with a sweep that was under way when the node stopped."""
@@ -173,6 +209,8 @@ class StateApplier:
             self._lazy_timer = None
         if not self._waiting or self._failed or self._closing or self._beside is not None:
             return
+        if self._adopting is not None:
+            return  # what waits is within the state that comes
         if self._checkpointer.must_wait:
             # So much was dirtied since the last checkpoint that more would only pile up on the disk; the one
             # under way, or begun here, lets it go on.
@@ -180,6 +218,7 @@ class StateApplier:
             return
         work = _Work(self._waiting)
         self._waiting = []
+        began_ns = self._clock.monotonic_ns()
         try:
             with self._state.write() as tables:
                 results = self._machine.apply(
@@ -190,10 +229,13 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
         else:
+            self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
             self._applied(work, results)
 
     def _work_beside(self, work: _Work) -> None:
         """Apply on a thread what would hold the loop for longer than followers wait for a heartbeat."""
+
+        began_ns = self._clock.monotonic_ns()
 
         def apply() -> list[EntryResult]:
             # Where many leases are, to take back what was begun takes long, too.
@@ -203,19 +245,21 @@ class StateApplier:
                 return self._machine.apply(tables, work.entries, work.conf_states)
 
         self._beside = asyncio.get_running_loop().run_in_executor(self._thread, apply)
-        self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside))
+        self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside, began_ns))
 
-    def _worked_beside(self, work: _Work, beside: asyncio.Future[list[EntryResult]]) -> None:
+    def _worked_beside(self, work: _Work, beside: asyncio.Future[list[EntryResult]], began_ns: int) -> None:
         self._beside = None
         try:
             results = beside.result()
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
+        self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
         self._applied(work, results)
         synced, self._synced_meanwhile = self._synced_meanwhile, None
         if synced is not None:
             self._synced(synced)
+        self._adopt_if_idle()
         self._work()
 
     def _applied(self, work: _Work, results: list[EntryResult]) -> None:
@@ -249,7 +293,7 @@ class StateApplier:
     def _sweep(self) -> None:
         """Delete a slice of what a compaction has made superfluous."""
         self._sweep_timer = None
-        if self._failed or self._closing or self._beside is not None:
+        if self._failed or self._closing or self._beside is not None or self._adopting is not None:
             return  # what runs beside the loop calls for the next slice when it is done
         if self._checkpointer.must_wait:
             self._begin_checkpoint()
@@ -288,6 +332,8 @@ class StateApplier:
     def _begin_checkpoint(self) -> None:
         if self._syncing is not None or self._beside is not None or self._failed:
             return
+        if self._adopting is not None:
+            return  # of a state that is current no more
         now_ns = self._clock.monotonic_ns()
         try:
             checkpoint = self._checkpointer.begin(now_ns, self._commands, self._machine.applied_index)
@@ -299,6 +345,7 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
+        self._checkpoint_began_ns = now_ns
         self._syncing = asyncio.get_running_loop().run_in_executor(self._disk, checkpoint.sync)
         self._syncing.add_done_callback(self._synced)
 
@@ -314,6 +361,9 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
+        self._durable_as_of_ns = self._checkpoint_began_ns
+        self.checkpoint_seconds.observe_ns(self._clock.monotonic_ns() - self._checkpoint_began_ns)
+        self._adopt_if_idle()
         self._cut_log()
         self._work()
         if self._state.dirtied_bytes and self._syncing is None:
@@ -328,12 +378,16 @@ class StateApplier:
     def _cut_log(self) -> None:
         """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
         durable_index = self._state.durable_applied_index
-        to_index = max(durable_index - LOG_MARGIN_ENTRIES, self._index_before_margin())
-        to_index = min(to_index, durable_index)
+        # Never the whole log: a node that joins must not be sent the entries from the first one on, which
+        # were applied to a state that it has not.
+        to_index = max(durable_index - self._log_margin_entries, self._index_before_margin(), 1)
+        needed = [index for held in self._log_needed_from if (index := held()) is not None]
+        to_index = min(to_index, durable_index, *needed)
         if self._cutting or self._closing or to_index <= self._cut_to:
             return
         large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes
-        if to_index - self._cut_to < CUT_ENTRIES_MIN and not large:
+        worthwhile = min(CUT_ENTRIES_MIN, self._log_margin_entries)
+        if to_index - self._cut_to < worthwhile and self._cut_to and not large:
             return
         self._cutting = True
         self._cut_bytes = self._applied_bytes
@@ -346,6 +400,43 @@ class StateApplier:
                 self._fail(error)
 
         self._log_writer.compact(to_index, done)
+
+    def adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
+        """See `environment.Applier.adopt`. A transaction on the thread, and a checkpoint's sync, are waited
+        for: both use the environment that goes."""
+        self._adopting = (prepared, done)
+        self._adopt_if_idle()
+
+    def _adopt_if_idle(self) -> None:
+        if self._adopting is None or self._beside is not None or self._syncing is not None:
+            return
+        if self._failed or self._closing:
+            return  # it is current on disk: the next start goes on with it
+        prepared, done = self._adopting
+        self._adopting = None
+        for timer in (self._timer, self._lazy_timer, self._sweep_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._lazy_timer = self._sweep_timer = None
+        self._waiting.clear()
+        try:
+            self._adopt_state(prepared)
+            with self._state.read() as tables:
+                self._machine.adopt(tables)
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
+            self._fail(error)
+            return
+        self._checkpointer = Checkpointer(self._state, self._clock.monotonic_ns(), self._commands)
+        # The log begins anew behind it.
+        self._cut_to = self._last_outside = self._machine.applied_index
+        self._cut_bytes = self._applied_bytes
+        self._sizes.clear()
+        self._sweep_changes = SWEEP_CHANGES
+        for callback in self._adopted:
+            callback()
+        done()
+        self._tell()
+        self._sweep_later()
 
     def _fail(self, error: BaseException) -> None:
         self._failed = True

@@ -25,6 +25,7 @@ from raftstate.errors import (
     NoLeaderError,
     RaftstateError,
     ResourceExhaustedError,
+    UnimplementedError,
 )
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
@@ -32,8 +33,12 @@ from raftstate.machine.tables import Table
 from raftstate.machine.types import Code, Fault, Item, ItemResult
 from raftstate.node.driver import Driver
 from raftstate.node.environment import Clock, Executed, Outcome, Rejected
+from raftstate.node.member_changes import MemberRequest, MembersChanged
+from raftstate.node.membership import Membership
 from raftstate.node.reading import LocalReader, bound_us
 from raftstate.node.service import (
+    ClusterTimes,
+    MemberList,
     NodeReader,
     NodeStatus,
     NodeWatches,
@@ -53,6 +58,8 @@ _ERRORS: dict[Code, type[RaftstateError]] = {
     Code.NO_LEADER: NoLeaderError,
     Code.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     Code.FAILED_PRECONDITION: FailedPreconditionError,
+    Code.INVALID: InvalidArgumentError,
+    Code.UNIMPLEMENTED: UnimplementedError,
 }
 _ROLES = {
     CoreRole.FOLLOWER: Role.FOLLOWER,
@@ -72,6 +79,7 @@ class LocalNode:
     def __init__(
         self,
         driver: Driver,
+        membership: Membership,
         machine: Machine,
         log: LogStore,
         state: StateStore,
@@ -81,6 +89,7 @@ class LocalNode:
         version: str,
     ) -> None:
         self._driver = driver
+        self._membership = membership
         self._cluster_id = machine.cluster_id
         self._log = log
         self._state = state
@@ -92,6 +101,10 @@ class LocalNode:
         self._watch_reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-watch")
         self.watch_hub = WatchHub(state.read, clock, beside_on(self._watch_reads), self._confirm)
         """Wants to be told what is applied (`StateApplier.on_applied`), and closed first of all."""
+        self.metrics_address = ""
+        """host:port of this node's metrics, once they are served; empty: they are not."""
+        self.checkpoint_age_ns: Callable[[], int] = lambda: 0
+        """Tells for how long, at most, something is applied that no durable checkpoint has."""
         driver.has_watches = lambda: self.watch_hub.watch_count > 0
 
     # -- what it is
@@ -131,11 +144,26 @@ class LocalNode:
         """Whether requests can be answered."""
         return self._driver.running
 
+    @property
+    def may_read(self) -> bool:
+        """Whether what this node holds may be shown."""
+        return self._driver.fitness.may_read
+
     def leader(self) -> tuple[int, str]:
         """Return (id, client address) of the leader; (0, "") when none is known."""
         lead = self._driver.raw.raft.lead
         member = self._driver.applied.member(lead)
         return (lead, member.client_address) if member is not None else (NONE, "")
+
+    @property
+    def open_reads(self) -> int:
+        """How many reads are under way, each with a reader slot of the state."""
+        return self._open_reads
+
+    @property
+    def leader_silent_ms(self) -> int:
+        """How long ago the leader was last heard of, in ms; 0 on the leader itself."""
+        return self._silent_ms()
 
     # -- writes
 
@@ -195,6 +223,7 @@ class LocalNode:
             raise ClosedError("this node is not serving")
         if not self._driver.fitness.may_read:
             raise DataLossError(f"this node shows nothing: {self._driver.fitness.why_not_read()}")
+        self._require_state()
         asked_ns = await self._freshen(consistency, max_staleness_ms, timeout_s, min_applied_index)
         if self._open_reads >= OPEN_READS_MAX:
             raise ResourceExhaustedError(
@@ -265,8 +294,14 @@ class LocalNode:
             raise self._error(outcome)
         return outcome
 
+    def _require_state(self) -> None:
+        """Raise `NoLeaderError` on a node that joins: it has nothing to show before a snapshot has come."""
+        if self._driver.applied.is_blank:
+            raise NoLeaderError("this node joins its cluster, and holds no state yet; ask another node")
+
     def watches(self) -> NodeWatches:
         """See `service.NodeService.watches`."""
+        self._require_state()
         return self.watch_hub.open()
 
     # -- operations
@@ -277,13 +312,7 @@ class LocalNode:
         applied = self._driver.applied
         with self._state.read() as tables:
             keys = tables.count(Table.INDEX)
-        progress = []
-        if raft.state is CoreRole.LEADER:
-            progress = [
-                PeerStatus(peer, item.match, item.next, item.state.name.lower(), item.recent_active)
-                for peer, item in raft.tracker.visit()
-                if peer != raft.id
-            ]
+        member = applied.member(raft.id)
         alarms = self._driver.fitness.alarms
         if self._driver.halted is not None:
             alarms = (f"halted: {self._driver.halted}", *alarms)
@@ -310,9 +339,35 @@ class LocalNode:
             leases=applied.leases,
             watches=self.watch_hub.watch_count,
             members=applied.members,
-            progress=progress,
+            progress=self._progress(),
             alarms=alarms,
+            incarnation=member.incarnation if member is not None else 0,
+            metrics_address=self.metrics_address,
+            checkpoint_age_ms=self.checkpoint_age_ns() // 1_000_000,
+            disk_free_bytes=self._state.disk_free_bytes(),
+            log_map_bytes=self._log.map_bytes,
+            state_map_bytes=self._state.map_bytes,
+            wall_clock_ms=self._clock.wall_ns() // 1_000_000,
         )
+
+    def _progress(self) -> list[PeerStatus]:
+        raft = self._driver.raw.raft
+        if raft.state is not CoreRole.LEADER:
+            return []
+        last = raft.raft_log.last_index()
+        return [
+            PeerStatus(
+                peer,
+                item.match,
+                item.next,
+                item.state.name.lower(),
+                item.recent_active,
+                lag_entries=max(0, last - item.match),
+                lag_ms=self._driver.follower_lag_ns(item.match) // 1_000_000,
+            )
+            for peer, item in raft.tracker.visit()
+            if peer != raft.id
+        ]
 
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         """See `service.NodeService.transfer_leader`."""
@@ -352,6 +407,33 @@ class LocalNode:
             raise FailedPreconditionError(message) from None
         finally:
             self._driver.leader_watchers.remove(watch)
+
+    # -- members
+
+    async def members(self, *, timeout_s: float) -> MemberList:
+        """See `service.NodeService.members`."""
+        await self._confirm(timeout_s)
+        return MemberList(
+            members=self._driver.applied.members,
+            leader_id=self._driver.raw.raft.lead,
+            commit_index=self._driver.raw.raft.raft_log.committed,
+            progress=self._progress(),
+        )
+
+    async def change_members(self, request: MemberRequest, *, timeout_s: float) -> MembersChanged:
+        """See `service.NodeService.change_members`."""
+        waiting: asyncio.Future[MembersChanged | Rejected] = asyncio.get_running_loop().create_future()
+        self._membership.submit(request, int(timeout_s * 1e9), _resolver(waiting))
+        outcome = await waiting
+        if isinstance(outcome, Rejected):
+            raise self._error(outcome)
+        return outcome
+
+    def cluster_times(self) -> ClusterTimes:
+        """See `service.NodeService.cluster_times`."""
+        timing = self._driver.timing
+        retention_s = self._driver.history_retention_ns // 1_000_000_000
+        return ClusterTimes(timing.heartbeat_ms, timing.election_timeout_ms, retention_s)
 
     def close(self) -> None:
         """End the watches, and the reading threads after what they are reading now."""

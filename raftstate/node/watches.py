@@ -165,6 +165,31 @@ class WatchHub:
         if self.watch_count:
             self._schedule(PASS_NS)
 
+    def state_replaced(self) -> None:
+        """Take note that the state is another one, at a later revision: this node was sent a snapshot.
+
+        Its history is the same, as far as it reaches back. But what the tail has not read of it, before the
+        compacted revision, may have been swept where it comes from, and nothing held that up for the sake of
+        watches here: those who want it end as compacted.
+        """
+        if self._closed:
+            return
+        try:
+            with self._read() as tables:
+                compacted = read_meta(tables).compacted_revision
+        except RaftstateError as error:
+            self._end_all(error)
+            return
+        self._see_compaction(compacted)
+        if self._tail[0] < compacted:
+            refusal = _compacted(self._tail[0], compacted)
+            for stream in list(self._streams):
+                for group in list(stream.up_to_date):
+                    if group.first_revision < compacted:
+                        self._end(group, refusal)
+            self._tail = (compacted, 0)
+        self._schedule(PASS_NS)
+
     def needs_before(self, revision: int) -> bool:
         """Return whether changes before `revision` were not read yet that watches which are up to date wait
         for: a moment later they will be. Until then none that another change took the place of may go."""

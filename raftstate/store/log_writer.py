@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.measure import Histogram
 from raftstate.store.log import LogStore, LogWrite, check_hard_state
 
 Done = Callable[[BaseException | None], None]
@@ -54,6 +55,13 @@ class _Compaction:
     done: Done
 
 
+@dataclass(frozen=True, slots=True)
+class _Refill:
+    entries: Sequence[Entry]
+    anchor: tuple[int, int] | None
+    done: Done
+
+
 class LogWriter:
     """Writes a log in a thread of its own. All methods, and all callbacks, belong to the loop thread.
 
@@ -77,9 +85,12 @@ class LogWriter:
         self._riding: HardState | None = None
         self._failed = False
         self._closed = False
+        self.commit_seconds = Histogram()
+        """Of transactions of the log, each durable when it returned."""
         # From the loop thread to the log thread; None asks it to end.
-        self._queue: SimpleQueue[_Append | _Install | _Compaction | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Refill | None] = SimpleQueue()
         # The log thread's.
+        self._refills: deque[_Refill] = deque()
         self._compactions: deque[_Compaction] = deque()
         self._saved = self._newest = log.last_hard_state
         self._failure: StorageError | None = None
@@ -160,6 +171,26 @@ class LogWriter:
         self._check_open()
         self._queue.put(_Compaction(to_index, done))
 
+    @property
+    def damaged(self) -> Sequence[int]:
+        """The indexes of the log's records that are known to be damaged, ascending; another object whenever
+        that has changed."""
+        return self._log.damaged
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        """Write damaged records anew, after everything handed over before.
+
+        Args:
+            entries: as `LogStore.refill` takes them.
+            anchor: as `LogStore.refill` takes it.
+            done: called with None once that is durable and published, else with the error.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Refill(entries, anchor, done))
+
     def close(self) -> None:
         """Write what waits, and end the thread. What was handed over is still reported, after this returns.
 
@@ -203,6 +234,8 @@ class LogWriter:
             appends, install, running = self._take()
             if appends:
                 self._write_group(appends)
+            while self._refills:
+                self._refill(self._refills.popleft())
             if install is not None:
                 self._install(install)
             if self._compactions and running:
@@ -226,6 +259,9 @@ class LogWriter:
                 return appends, request, True
             if isinstance(request, _Append):
                 appends.append(request)
+            elif isinstance(request, _Refill):
+                # It looks at what the log holds then: appends that came after it may be written before it.
+                self._refills.append(request)
             else:
                 self._compactions.append(request)
 
@@ -271,9 +307,22 @@ class LogWriter:
         self._newest = newest
         if not entries and (newest.term, newest.vote) == (self._saved.term, self._saved.vote):
             return None
+        began_ns = self._clock_ns()
         write = self._log.write(newest, entries)
+        self.commit_seconds.observe_ns(self._clock_ns() - began_ns)
         self._saved = write.hard_state
         return write
+
+    def _refill(self, refill: _Refill) -> None:
+        write: LogWrite | None = None
+        error: BaseException | None = self._failure
+        if error is None:
+            try:
+                write = self._log.refill(refill.entries, refill.anchor)
+            except Exception as raised:  # noqa: BLE001 - whatever it was, the one who waits must hear of it
+                error = raised
+        self._post(partial(self._report, (), write, None))
+        self._post(partial(refill.done, error))
 
     def _compact_slice(self, compaction: _Compaction) -> None:
         write: LogWrite | None = None

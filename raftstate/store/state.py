@@ -23,6 +23,7 @@ from pathlib import Path
 
 from raftstate.errors import ClosedError, InvariantError, RaftstateError
 from raftstate.machine.tables import ReadTables
+from raftstate.measure import Histogram
 from raftstate.store.checkpoint import Checkpoint
 from raftstate.store.generation import remove_leftovers
 from raftstate.store.open_generation import (
@@ -133,6 +134,20 @@ class StateStore:
     def failure(self) -> RaftstateError | None:
         """Why nothing can be written until the node is started again; None as long as all is well."""
         return self._opened.failure
+
+    @property
+    def map_bytes(self) -> int:
+        """The most that the state's file can grow to."""
+        return self._opened.map_bytes
+
+    def disk_free_bytes(self) -> int:
+        """Return what the file system has left for others than its superuser. Raises `StorageError`."""
+        return self._opened.disk_free_bytes()
+
+    @property
+    def commit_seconds(self) -> Histogram:
+        """Of commits alone, which wait for no disk."""
+        return self._opened.commit_seconds
 
     def size_bytes(self) -> int:
         """Return the size of the data file, free pages included."""
@@ -245,6 +260,7 @@ class StateStore:
         old = self._opened
         if not (old.is_idle and prepared.opened.is_idle):
             raise InvariantError(f"{prepared.path} is adopted within a transaction or a checkpoint")
+        prepared.opened.commit_seconds = old.commit_seconds
         self._opened, self._offered = prepared.opened, None
         self._retired.add(old)
 
