@@ -22,13 +22,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raftstate.address import split_address
+from raftstate.address import join_address, split_address
 from raftstate.config import ClusterConfig, NodeSettings
 from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
-from raftstate.errors import DataLossError, FailedPreconditionError
+from raftstate.errors import ConfigError, DataLossError, FailedPreconditionError
 from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
@@ -36,12 +36,17 @@ from raftstate.machine.types import MACHINE_VERSION, Member
 from raftstate.node.admission import Place
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
+from raftstate.node.defragment import Defragmenter
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import Rejected
+from raftstate.node.erase import Eraser
+from raftstate.node.erase_files import NodeFiles
+from raftstate.node.integrity import Integrity
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
 from raftstate.node.member_changes import MembersChanged, ReplaceMember
 from raftstate.node.membership import Membership
+from raftstate.node.rebuild import NodeRepair, StateRebuilder
 from raftstate.node.refill import Refill
 from raftstate.node.rejoin import Replaced, WipedPeers, ask_for_replacement
 from raftstate.node.snapshot_disk import StateSnapshots
@@ -53,6 +58,7 @@ from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
 if TYPE_CHECKING:
+    from raftstate.ops.server import OpsServer
     from raftstate.rpc.server import RpcServer
 
 log = get_logger(__name__)
@@ -333,6 +339,7 @@ class Node:
         stores: opened; the caller closes them after `stop`.
         on_halt: called when the node can't go on; `failure` then says why.
         listen_clients, listen_peers: whether to open these ports; a node within a program needs neither.
+        default_metrics: whether to open a port for metrics, too, where the settings say nothing of one.
     """
 
     def __init__(
@@ -343,6 +350,7 @@ class Node:
         *,
         listen_clients: bool = True,
         listen_peers: bool = True,
+        default_metrics: bool = True,
     ) -> None:
         self.failure: BaseException | None = None
         self._settings = settings
@@ -417,6 +425,7 @@ class Node:
             name=member.name,
             version=importlib.metadata.version("raftstate"),
         )
+        self.service.checkpoint_age_ns = lambda: self._applier.checkpoint_age_ns
         WipedPeers(self.driver, self._links, self._replace_wiped)
         Refill(
             self.driver,
@@ -426,11 +435,40 @@ class Node:
             durable_index=lambda: stores.state.durable_applied_index,
             need_snapshot=self._need_snapshot,
         )
+        self._rebuilder = StateRebuilder(stores.state, stores.log, self._applier, self.driver, self._halt)
+        self._repair = NodeRepair(self._rebuilder, stores.state, stores.log)
+        self.integrity = Integrity(self.driver, world, self._repair, distrusted=stores.state.distrusted())
+        self._applier.on_damage = self.integrity.damaged
+        self.service.on_damage = self.integrity.damaged
+        self._defragmenter = Defragmenter(
+            stores.state,
+            self._rebuilder,
+            clock,
+            stores.directory.path,
+            is_installing=lambda: self.driver.is_installing,
+            on_halt=self._halt,
+            bytes_min=settings.defragment_bytes_min,
+        )
+        self._erase_files = NodeFiles(
+            self.driver, stores.state, stores.log, self._log_writer, self._defragmenter
+        )
+        self._eraser = Eraser(machine, self._erase_files, clock, stores.directory.path)
+        self._defragmenter.erased_index = lambda: self._eraser.erased_index
+        self.service.defragmenter, self.service.eraser = self._defragmenter, self._eraser
+        self._applier.on_adopted(self._eraser.state_installed)
+        self._applier.on_exchanged(self._eraser.state_exchanged)
         self._applier.on_applied(self.service.watch_hub.applied)
         self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
         self._listen_peers = listen_peers
         self._rpc = _rpc_server(self.service, settings) if listen_clients else None
+        if self._rpc is not None:
+            rpc = self._rpc
+            self.driver.leader_watchers.append(lambda _leader: rpc.health_changed())
+            self.driver.fitness.watch(rpc.health_changed)
+        self._clock = clock
+        self._default_metrics = default_metrics
+        self._ops: OpsServer | None = None
 
     async def start(self) -> None:
         """Open the ports and take part."""
@@ -439,15 +477,56 @@ class Node:
             await self._links.start(host, port)
         self._applier.start()
         self.driver.start()
+        self._defragmenter.start()
+        self._eraser.start()
+        self.integrity.start()
         if self._rpc is not None:
             await self._rpc.start()
+        await self._start_ops()
         log.info(
             "serving",
             node=self._settings.name,
             client=self._settings.client_listener if self._rpc is not None else None,
             peer=self._settings.peer_listener if self._listen_peers else None,
+            metrics=self.service.metrics_address or None,
             applied=self._stores.machine.applied_index,
         )
+
+    async def _start_ops(self) -> None:
+        """Open the port for metrics and probes."""
+        settings = self._settings
+        listener = settings.metrics_listener
+        if listener is None or not (self._default_metrics or settings.listen_metrics):
+            return
+        # Here, so that a node without that port need not load what serves it.
+        from raftstate.ops.metric import Parts
+        from raftstate.ops.server import OpsServer
+
+        parts = Parts(
+            name=settings.name,
+            version=importlib.metadata.version("raftstate"),
+            driver=self.driver,
+            service=self.service,
+            applier=self._applier,
+            links=self._links,
+            log=self._stores.log,
+            log_writer=self._log_writer,
+            state=self._stores.state,
+            meter=self._rpc.meter if self._rpc is not None else None,
+        )
+        host, port = listener
+        ops = OpsServer(parts, self._clock.monotonic_ns)
+        try:
+            bound = await ops.start(host, port)
+        except ConfigError as error:
+            await ops.close()
+            if settings.listen_metrics is not None:
+                raise
+            # Nobody asked for this port by name: a node that served before it knew of metrics still does.
+            log.warning("no metrics", reason=str(error))
+            return
+        self._ops = ops
+        self.service.metrics_address = join_address(host, bound)
 
     async def hand_over(self) -> None:
         """If this node leads others, let one of them lead before it goes: a stop is no failure."""
@@ -465,22 +544,35 @@ class Node:
     async def stop(self) -> None:
         """Take no more part, let go of ports and threads, and checkpoint the state."""
         self.driver.stop()
+        self._eraser.close()
+        self._rebuilder.close()
         # Before the services wait for what is under way: a stream of watches has no end of its own.
         self.service.watch_hub.close()
         try:
             if self._rpc is not None:
-                await self._rpc.set_serving(False)
+                await self._rpc.stop_serving()
                 await self._rpc.stop(grace_s=1.0)
             await self._links.close()
+            if self._ops is not None:
+                await self._ops.close()
         finally:
             try:
                 self._log_writer.close()
             finally:
                 self.service.close()
+                await self._defragmenter.close()
+                await self._repair.close()
                 clean = await self._applier.close()
+                self._rebuilder.join()
+                self._erase_files.close()
                 self._snapshot_disk.close()
                 # A state that was installed, and not adopted any more, is what the next start opens.
-                self._stores.clean = clean and self.failure is None and not self.driver.is_installing
+                self._stores.clean = (
+                    clean
+                    and self.failure is None
+                    and self._stores.state.is_settled
+                    and not self.driver.is_installing
+                )
 
     def _log_needed_from(self) -> int | None:
         """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""

@@ -72,6 +72,17 @@ class LeaseStamp(msgspec.Struct, array_like=True, frozen=True, tag=4):
     lease_clock_ms: Uint
 
 
+class Digests(msgspec.Struct, array_like=True, frozen=True, tag=40):
+    """What the machine's digest was at some indexes, ascending.
+
+    `life`: drawn anew whenever the sender's state was not made by applying alone (a start, an install, a
+    repair): what it said before is then of another state, and void.
+    """
+
+    life: Uint
+    points: list[tuple[Uint, Uint]]
+
+
 class SnapshotOffer(msgspec.Struct, array_like=True, frozen=True, tag=10):
     """A leader has a snapshot for a follower that its log can't help any more. The core's message travels in
     here, and is given to the receiver's core only once the receiver holds all bytes."""
@@ -187,6 +198,44 @@ class ReplaceReply(msgspec.Struct, array_like=True, frozen=True, tag=33):
     refusal: str = ""
 
 
+class RepairRequest(msgspec.Struct, array_like=True, frozen=True, tag=41):
+    """Asks for a copy of the receiver's state that ends with entry `min_index` or later. Sent again and again
+    until an offer, or no offer, is the answer."""
+
+    id: Uint
+    """Drawn by the asker for each copy."""
+    min_index: Uint
+
+
+class RepairOffer(msgspec.Struct, array_like=True, frozen=True, tag=42):
+    """The answer to the request of that id: a copy (`metadata`), or none yet: it is being made; or none at
+    all (`refusal`). The core is told nothing of it."""
+
+    id: Uint
+    metadata: SnapshotMetadata | None = None
+    size_bytes: Uint = 0
+    """Of the file."""
+    raw_bytes: Uint = 0
+    """About what the state takes on the asker's disk."""
+    refusal: str = ""
+
+
+class RepairPull(msgspec.Struct, array_like=True, frozen=True, tag=43):
+    """Asks for some bytes of the copy that was offered under that id."""
+
+    id: Uint
+    offset: Uint
+    size: Uint
+
+
+class RepairChunk(msgspec.Struct, array_like=True, frozen=True, tag=44):
+    """Some bytes of it."""
+
+    id: Uint
+    offset: Uint
+    data: bytes
+
+
 PeerBody = (
     Message
     | Forward
@@ -205,6 +254,11 @@ PeerBody = (
     | RecordsReply
     | ReplaceRequest
     | ReplaceReply
+    | Digests
+    | RepairRequest
+    | RepairOffer
+    | RepairPull
+    | RepairChunk
 )
 Outcome = Executed | Rejected
 Reply = Callable[[Outcome], None]

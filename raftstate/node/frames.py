@@ -30,12 +30,17 @@ from raftstate.node.environment import (
     Announce,
     ChangeMembers,
     ChangeMembersReply,
+    Digests,
     Forward,
     ForwardReply,
     LeaseStamp,
     PeerBody,
     RecordsReply,
     RecordsRequest,
+    RepairChunk,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
     ReplaceReply,
     ReplaceRequest,
     SnapshotChunk,
@@ -84,6 +89,11 @@ class Kind(IntEnum):
     CHANGE_MEMBERS = 20
     CHANGE_MEMBERS_REPLY = 21
     ANNOUNCE = 22
+    DIGESTS = 40
+    REPAIR_REQUEST = 41
+    REPAIR_OFFER = 42
+    REPAIR_PULL = 43
+    REPAIR_CHUNK = 44
 
 
 class Channel(IntEnum):
@@ -153,6 +163,11 @@ _KINDS: dict[type, Kind] = {
     ChangeMembers: Kind.CHANGE_MEMBERS,
     ChangeMembersReply: Kind.CHANGE_MEMBERS_REPLY,
     Announce: Kind.ANNOUNCE,
+    Digests: Kind.DIGESTS,
+    RepairRequest: Kind.REPAIR_REQUEST,
+    RepairOffer: Kind.REPAIR_OFFER,
+    RepairPull: Kind.REPAIR_PULL,
+    RepairChunk: Kind.REPAIR_CHUNK,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

@@ -3,8 +3,8 @@
     data/snapshot-<index>   a file that is, or was, sent; nobody needs it after a restart
     data/state-<n>          what is being built (`store.snapshot`), removed by the next start unless current
 
-One thread makes files, one reads them, one builds. All of it is work that shares the interpreter with the loop
-and the disk with the log, so the first and the last rest after each millisecond or two.
+One thread makes files, one reads them, one builds. All of it is work that shares the interpreter with the
+loop and the disk with the log, so the first and the last rest after each millisecond or two.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ T = TypeVar("T")
 log = get_logger(__name__)
 
 REST_S = 0.002
-"""After each slice of work: the loop, and on a small machine the other processes, get as much as these take."""
+"""After each slice of work: the loop, and on a small machine the other processes, get as much."""
 ROOM_BYTES = 256 << 20
 """Left free on the disk beside a state that is built: the log goes on meanwhile."""
+ADOPT_S = 10.0
+"""How long a state waits to become current while another one, a repaired one, is being gone over to: that
+takes two syncs and a few transactions."""
 _FILES = "snapshot-*"
 
 
@@ -151,7 +154,7 @@ class StateSnapshots:
     def remove(self, file: SnapshotFile) -> None:
         """See `environment.SnapshotDisk.remove`."""
 
-        def removed(result: None | BaseException) -> None:
+        def removed(result: BaseException | None) -> None:
             if result is not None:
                 log.warning("a snapshot is left over until the next start", error=str(result))
 
@@ -185,11 +188,11 @@ class StateSnapshots:
 
     def make_current(self, prepared: PreparedState) -> None:
         """See `environment.SnapshotDisk.make_current`. Raises what `StateStore.make_current` does."""
-        self._state.make_current(_generation(prepared))
+        self._state.make_current(generation_of(prepared), wait_s=ADOPT_S)
 
     def adopt(self, prepared: PreparedState) -> None:
         """Let the state store go on with a state that is current. On the loop, between two transactions."""
-        self._state.adopt(_generation(prepared), self._builder.submit)
+        self._state.adopt(generation_of(prepared), self._builder.submit)
 
     # -- threads
 
@@ -205,7 +208,7 @@ class StateSnapshots:
             elif not isinstance(error, _GivenUpError):
                 done(error)
 
-        # At the end of an interpreter no executor takes work any more: what is left over the next start removes.
+        # At the end of an interpreter no executor takes work any more: the next start removes what is left.
         with suppress(RuntimeError):
             self._loop.run_in_executor(executor, job).add_done_callback(finished)
 
@@ -216,7 +219,8 @@ class StateSnapshots:
             executor.shutdown()
 
 
-def _generation(prepared: PreparedState) -> PreparedGeneration:
+def generation_of(prepared: PreparedState) -> PreparedGeneration:
+    """Return the generation of a state that a `StateSnapshots` has built."""
     if not isinstance(prepared, PreparedSnapshot):
         raise InvariantError(f"a state that was prepared elsewhere: {type(prepared).__name__}")
     return prepared.generation
@@ -271,11 +275,11 @@ class StateBuild:
             if self._made is not None:
                 self._made.discard()
 
-        def discarded(result: None | BaseException) -> None:
+        def discarded(result: BaseException | None) -> None:
             if result is not None:
                 log.warning("an unfinished state is left over until the next start", error=str(result))
 
         self._disk._run(self._disk._builder, discard, discarded)
 
-    def _unless_discarded(self, done: Done) -> Callable[[None | BaseException], None]:
+    def _unless_discarded(self, done: Done) -> Callable[[BaseException | None], None]:
         return lambda result: None if self._is_discarded else done(result)

@@ -108,6 +108,15 @@ class ClusterHandlers:
             times=times_message(self._service.cluster_times()),
         )
 
+    async def defragment(
+        self, _request: cluster_pb2.DefragmentRequest, _timeout_s: float
+    ) -> cluster_pb2.DefragmentResponse:
+        """Begin to rewrite the files of this node's state without free space."""
+        service = self._service
+        state_bytes = service.defragment()
+        head = header(service, revision=service.revision, applied_index=service.applied_index)
+        return cluster_pb2.DefragmentResponse(header=head, state_bytes=state_bytes)
+
     async def _change(self, request: MemberRequest, timeout_s: float) -> MembersChanged:
         fault = check_request(request)
         if fault is not None:

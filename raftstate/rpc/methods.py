@@ -64,6 +64,7 @@ def methods_of(service: NodeService) -> dict[str, Method]:
         UnaryMethod("KV/Range", kv_pb2.RangeRequest, kv.range, write=False),
         UnaryMethod("KV/Txn", kv_pb2.TxnRequest, kv.txn, write=True),
         UnaryMethod("KV/Compact", kv_pb2.CompactRequest, kv.compact, write=True),
+        UnaryMethod("KV/Erase", kv_pb2.EraseRequest, kv.erase, write=True),
         StreamMethod("Pipeline/Write", PipelineHandlers(service, pace).write, write=True),
         UnaryMethod("Session/Register", session_pb2.RegisterRequest, session.register, write=True),
         UnaryMethod("Session/Cancel", session_pb2.CancelRequest, session.cancel, write=True),
@@ -89,6 +90,7 @@ def methods_of(service: NodeService) -> dict[str, Method]:
         UnaryMethod(
             "Cluster/MemberReplace", cluster_pb2.MemberReplaceRequest, cluster.member_replace, write=True
         ),
+        UnaryMethod("Cluster/Defragment", cluster_pb2.DefragmentRequest, cluster.defragment, write=True),
     )
     return {method.name: method for method in methods}
 

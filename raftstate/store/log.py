@@ -18,6 +18,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from raftstate.store import log_format
 from raftstate.store.directory import mark_eio
 from raftstate.store.files import disk_failure, fsync_directory
 from raftstate.store.log_check import check_data_file, check_rows, page_checksum
+from raftstate.store.log_copy import DATA_FILE, copy_log
 from raftstate.store.log_format import HARD_STATE_KEY, META_KEY, MetaRow, entry_key
 from raftstate.store.log_window import LogWindow
 from raftstate.store.meta_page import read_meta_page, read_meta_pages
@@ -41,7 +43,6 @@ from raftstate.store.meta_page import read_meta_page, read_meta_pages
 WINDOW_BYTES = 64 << 20
 """How much of the log's end is kept in memory, unless told otherwise."""
 
-_DATA_FILE = "data.mdb"
 _EMPTY = MetaRow(0, 0, 0, 0, 1, 0)
 
 
@@ -55,6 +56,8 @@ class LogWrite:
     meta: MetaRow
     refilled: Sequence[int] = ()
     """The indexes of damaged records that it put right, in place."""
+    in_new_files: bool = False
+    """Whether the log was rewritten: the ids of its transactions have begun anew."""
     is_reset: bool = False
     """Whether everything that stood in the log before was removed."""
 
@@ -73,6 +76,9 @@ class LogStore:
         whenever it has changed."""
         self._path = path
         self._environment = environment
+        self._in_use = threading.Lock()
+        """Held by whoever reads the environment on another thread than the one that may put another in its
+        place."""
         self._main = environment.open_db()
         self._data_file = data_file
         self._page_bytes = page_bytes
@@ -109,9 +115,9 @@ class LogStore:
         """
         if create:
             _create(path, map_bytes)
-        newest, older = check_data_file(path / _DATA_FILE)
+        newest, older = check_data_file(path / DATA_FILE)
         try:
-            data_file = os.open(path / _DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+            data_file = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 environment = _open_environment(path, map_bytes)
             except lmdb.Error:
@@ -233,14 +239,28 @@ class LogStore:
             found.extend(self._window.slice(start, hi))
         return limit_entries(found, max_bytes)
 
+    def stored(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+        """Return committed entries as `entries` does, read from the disk. Any thread.
+
+        Raises:
+            Compacted, Unavailable, DataLossError, StorageError: as for `entries`.
+        """
+        return self._read(lo, hi, max_bytes)
+
     def snapshot(self) -> Snapshot:
         """See `Storage.snapshot`."""
         raise SnapshotTemporarilyUnavailable("the log has no snapshot, and none is made of the state yet")
 
+    @property
+    def map_bytes(self) -> int:
+        """The most that the log's file can grow to."""
+        return int(self._environment.info()["map_size"])
+
     def size_bytes(self) -> int:
         """The bytes of the pages that the log's rows take up. Any thread."""
         try:
-            stat = self._environment.stat()
+            with self._in_use:
+                stat = self._environment.stat()
         except lmdb.Error as error:
             raise disk_failure("measuring the log", self._path, error) from error
         return stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
@@ -251,7 +271,7 @@ class LogStore:
         Raises:
             InvariantError: `write` is not newer than the last one published.
         """
-        if write.meta.transaction_id <= self._seen.transaction_id:
+        if write.meta.transaction_id <= self._seen.transaction_id and not write.in_new_files:
             raise InvariantError(
                 f"log transaction {write.meta.transaction_id} was published after {self._seen.transaction_id}"
             )
@@ -270,7 +290,7 @@ class LogStore:
         found: list[Entry] = []
         size = 0
         try:
-            with self._environment.begin(buffers=True) as txn, txn.cursor() as cursor:
+            with self._in_use, self._environment.begin(buffers=True) as txn, txn.cursor() as cursor:
                 # The disk may be ahead of what was published: a gap there need not be damage.
                 meta = log_format.decode_meta(txn.get(META_KEY))
                 if lo <= meta.boundary_index:
@@ -454,6 +474,51 @@ class LogStore:
         except Damaged:
             return False
 
+    def rewrite(self) -> LogWrite:
+        """Copy the rows that there are into new files, which take the place of the old ones: whatever was
+        removed from the log before is in no file of it then.
+
+        Returns:
+            What to publish.
+
+        Raises:
+            DataLossError: a record is damaged or missing; the log is as it was.
+            StorageError: the disk or LMDB failed; the log is as it was, unless `write` fails from now on,
+                too.
+        """
+        self._require_no_failure()
+        map_bytes = self._environment.info()["map_size"]
+        copy = copy_log(
+            self._environment,
+            self._path.with_name(self._path.name + ".copy"),
+            self._meta,
+            self._hard_state,
+            lambda path: _open_environment(path, map_bytes, create=True),
+        )
+        try:
+            copy.put_in_place(self._path)
+        except StorageError as error:
+            # Which of the two files a start will find is not known: neither may be written to.
+            self._failure = error
+            copy.discard()
+            raise
+        old, old_file = self._environment, self._data_file
+        with self._in_use:
+            self._environment, self._data_file = copy.environment, copy.data_file
+            old.close()
+        os.close(old_file)
+        self._main = self._environment.open_db()
+        self._meta = copy.meta
+        self._reset_id = 0
+        return LogWrite((), self._hard_state, copy.meta, in_new_files=True)
+
+    def _require_no_failure(self) -> None:
+        if self._failure is not None:
+            raise StorageError(
+                f"the log at {self._path} takes no more writes after an earlier failure: {self._failure}",
+                detail=self._failure.detail,
+            ) from self._failure
+
     def reset(self, hard_state: HardState, index: int, term: int) -> LogWrite:
         """Remove all entries, in one transaction: the state was replaced by one that contains entry `index`.
 
@@ -526,11 +591,7 @@ class LogStore:
     @contextmanager
     def _transaction(self) -> Iterator[lmdb.Transaction[memoryview]]:
         """A write transaction, committed durably at the end of the block, aborted when that raises."""
-        if self._failure is not None:
-            raise StorageError(
-                f"the log at {self._path} takes no more writes after an earlier failure: {self._failure}",
-                detail=self._failure.detail,
-            ) from self._failure
+        self._require_no_failure()
         try:
             txn = self._environment.begin(write=True, buffers=True)
             try:
@@ -597,7 +658,7 @@ def _create(path: Path, map_bytes: int) -> None:
         if unfinished.exists():
             shutil.rmtree(unfinished)
         with _open_environment(unfinished, map_bytes, create=True) as environment:
-            first, _ = read_meta_pages(unfinished / _DATA_FILE)
+            first, _ = read_meta_pages(unfinished / DATA_FILE)
             with environment.begin(write=True) as txn:
                 row = _EMPTY._replace(previous_page_checksum=page_checksum(first))
                 txn.put(META_KEY, log_format.encode_meta(row))

@@ -9,8 +9,10 @@ from typing import Any, Self
 
 from raftstate.client import (
     DeleteResult,
+    EraseResult,
     KeyValue,
     LeaseStatus,
+    MemberErase,
     NodeStatus,
     PutResult,
     RangeResult,
@@ -125,6 +127,7 @@ class FakeClient:
         self.ending: BaseException = KeyboardInterrupt()
         self.is_over: Callable[[], bool] = lambda: True
         self.leases_held: dict[int, float] = {}
+        self.progress: list[list[MemberErase]] = []
 
     def put(self, key: bytes, value: bytes, *, lease: int = 0) -> PutResult:
         self._fail()
@@ -207,9 +210,23 @@ class FakeClient:
         self.calls.append((name, options))
         return FakeLock(self)
 
-    def status(self) -> list[NodeStatus]:
+    def erase(self, key: bytes) -> EraseResult:
+        deleted = self.delete(key, range_end=None, prefix=False).deleted
+        return EraseResult(self.revision + 1, bool(deleted), 77)
+
+    def erase_progress(self, index: int) -> list[MemberErase]:
         self._fail()
-        return self.nodes
+        self.calls.append(index)
+        return self.progress.pop(0)
+
+    def status(self, endpoint: str | None = None) -> list[NodeStatus]:
+        self._fail()
+        return [node for node in self.nodes if endpoint in (None, node.endpoint)]
+
+    def defragment(self, target: int | str) -> int:
+        self._fail()
+        self.calls.append(target)
+        return 3_000_000
 
     def transfer_leader(self, target: int | str | None) -> int:
         self._fail()

@@ -17,12 +17,14 @@ from itertools import count
 import msgspec
 import xxhash
 
+from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.config import Config
 from raftstate.core.errors import Damaged
+from raftstate.core.membership import next_conf_state
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.storage import MemoryStorage
-from raftstate.core.types import ConfState, Entry, HardState, Snapshot, SnapshotMetadata
+from raftstate.core.types import ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata
 from raftstate.errors import DataLossError, RaftstateError
 from raftstate.machine.layout import META_KEY, meta_row, read_meta
 from raftstate.machine.machine import Machine
@@ -38,6 +40,7 @@ from raftstate.node.environment import (
     Rejected,
     SnapshotFile,
 )
+from raftstate.node.integrity import Integrity
 from raftstate.node.refill import Refill
 from raftstate.node.startup import StartStorage, reset_to_finish
 from raftstate.pb.v1 import pipeline_pb2
@@ -163,6 +166,9 @@ class SimNode:
         self.checkpoint.put(Table.HOT, META_KEY, meta_row(meta))
         self.knows = MACHINE_VERSION
         """The machine version that its code knows, as it tells its peers."""
+        self.distrusted = ""
+        """What was durably noted of the checkpoint."""
+        self.rebuilds = 0
         self.epoch = 0
         self.alive = False
         self.failures: list[BaseException] = []
@@ -211,11 +217,12 @@ class SimNode:
         )
         epoch = self.epoch
         clock = _EpochClock(self, epoch)
+        self.applier = _Applier(self, clock)
         world = World(
             clock=clock,
             network=_Sender(self, epoch),
             log_disk=_Disk(self, epoch),
-            applier=_Applier(self, clock),
+            applier=self.applier,
             random=rng,
             on_halt=self.failures.append,
             snapshot_disk=_SnapshotDisk(self, clock),
@@ -236,6 +243,8 @@ class SimNode:
             need_snapshot=self.needs_snapshot.append,
         )
         storage.source = self.driver.snapshots.own.snapshot
+        self.integrity = Integrity(self.driver, world, _Repair(self, clock), distrusted=self.distrusted)
+        self.integrity.start()
         self.driver.start()
         if self.cluster.log_margin is not None:
             self._checkpoint_later(clock)
@@ -345,10 +354,7 @@ class _Sender:
         body = copy.deepcopy(body)
         delay_s = cluster.random.uniform(0.0001, 0.002)
         epoch = self._epoch
-        if cluster.tamper is not None:
-            delays = cluster.tamper(sender, to, body)
-        else:
-            delays = [delay_s]
+        delays = cluster.tamper(sender, to, body) if cluster.tamper is not None else [delay_s]
 
         def arrive() -> None:
             # Peers see a reset when a node dies: after that nothing of it is on its way any more.
@@ -427,7 +433,7 @@ class _Disk:
 
 
 class _Applier:
-    """Applies at once, or lazily after some milliseconds."""
+    """Applies at once, or lazily after some milliseconds. Damage has it wait for another state."""
 
     def __init__(self, node: SimNode, clock: _EpochClock) -> None:
         self._node, self._clock = node, clock
@@ -449,9 +455,23 @@ class _Applier:
             self.hurry()
 
     def hurry(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for apply in waiting:
-            apply()
+        while self._waiting and not self.is_beside:
+            apply = self._waiting.pop(0)
+            try:
+                apply()
+            except DataLossError as error:
+                self._waiting.insert(0, apply)
+                self.is_beside = True
+                if not self._node.integrity.damaged(error):
+                    raise
+
+    def exchange(self, tables: MemoryTables, index: int) -> None:
+        """Go over to another state, which has applied at least as much, made from a copy as of `index`."""
+        self._node.tables = tables
+        self._node.machine.adopt(tables)
+        self._node.driver.state_rebuilt(index)
+        self.is_beside = False
+        self._clock.call_soon(self.hurry)
 
     def adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
         assert isinstance(prepared, _Prepared)
@@ -461,11 +481,69 @@ class _Applier:
             node = self._node
             node.tables = prepared.tables
             node.machine.adopt(node.tables)
+            self.is_beside = False
             node.is_switched = False
             done()
 
         # Something else may be under way.
         self._clock.call_later(self._node.cluster.random.choice([0.0, 0.001, 0.02]), adopt)
+
+
+class _Repair:
+    """Implements `integrity.StateRepair`: a checkpoint of another node comes after a while, and the log is
+    replayed on it."""
+
+    def __init__(self, node: SimNode, clock: _EpochClock) -> None:
+        self._node, self._clock = node, clock
+
+    def mark(self, reason: str) -> None:
+        self._clock.call_later(0.002, lambda: setattr(self._node, "distrusted", reason))
+
+    def hold_log(self) -> int:
+        return self._node.storage.first_index() - 1
+
+    def let_log_go(self) -> None:
+        pass
+
+    def rebuild(
+        self,
+        prepared: PreparedState,
+        check: Callable[[int, int], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        assert isinstance(prepared, _Prepared)
+        node, tables = self._node, prepared.tables
+        index = prepared.metadata.index
+
+        def wait() -> None:
+            applied = node.driver.applied_index
+            if node.applier.is_beside:
+                known = min(node.driver.raw.raft.raft_log.committed, node.storage.last_index())
+                applied = max(applied, known)
+            if applied < index:
+                self._clock.call_later(0.005, wait)
+            else:
+                self._clock.call_later(node.cluster.random.uniform(0, 0.02), exchange)
+
+        def exchange() -> None:
+            machine = Machine(tables)
+            for at in range(index + 1, node.driver.applied_index + 1):
+                [entry] = node.storage.entries(at, at + 1, 1 << 30)
+                states = {}
+                if entry.type is not EntryType.NORMAL:
+                    states[at] = next_conf_state(machine.conf_state(), decode_conf_change(entry))
+                machine.apply(tables, [entry], states)
+            try:
+                check(machine.applied_index, machine.digest)
+            except RaftstateError as error:
+                done(error)
+                return
+            node.checkpoint, node.distrusted = copy.deepcopy(tables), ""
+            node.rebuilds += 1
+            node.applier.exchange(tables, index)
+            done(None)
+
+        wait()
 
 
 class _Prepared:
