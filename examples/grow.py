@@ -3,9 +3,9 @@
     python examples/grow.py [FOLDER]
 
 It begins as a directory that one process has open. `raftstate serve` goes on with that directory, and two
-more nodes join it, while a writer writes and a watch watches. Then the first node is killed, as if its machine
-had died: by now the other two are a majority. At the end, every acknowledged write is there once, and the
-watch has seen each of them once, in order.
+more nodes join it, while a writer writes and a watch watches. Then the first node is killed, as if its
+machine had died: by now the other two are a majority. At the end, every acknowledged write is there once,
+and the watch has seen each of them once, in order.
 """
 
 from __future__ import annotations
