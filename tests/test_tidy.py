@@ -36,11 +36,12 @@ ALLOWED: dict[str, set[str]] = {
     "supervisor": {"config", "folder", "lifeline", "client", "address", "errors"},
     "server": {"rpc", "node", "store", "machine", "core", "config", "folder", "address", "errors", "logs"},
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
+    "offline": {"offline", "store", "machine", "core", "config", "folder", "errors"},
     "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
     "testing": {"client", "supervisor"},
     "state": {"state", "compression", "errors"},
     "cli": {"cli", "server", "supervisor", "client", "state", "config", "folder", "lifeline", "logs"}
-    | {"errors"},
+    | {"offline", "errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
 

@@ -32,6 +32,8 @@ _COMMANDS = {
     "status": _Place("cluster", "status"),
     "transfer-leader": _Place("cluster", "transfer_leader"),
     "defragment": _Place("erase", "defragment"),
+    "check": _Place("offline", "check"),
+    "recover": _Place("offline", "recover"),
     "dev": _Place("dev", "dev"),
     "serve": _Place("serve", "serve"),
     "demo": _Place("demo", "demo"),

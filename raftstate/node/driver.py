@@ -19,16 +19,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from raftstate.core.conf_change import decode_conf_change
-from raftstate.core.errors import StepLocalMessage, StepPeerNotFound
+from raftstate.core.errors import Damaged, StepLocalMessage, StepPeerNotFound
 from raftstate.core.membership import ConfChangeError
 from raftstate.core.progress import ProgressState
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
+from raftstate.core.storage import NO_LIMIT
 from raftstate.core.types import (
     LOCAL_APPEND_THREAD,
     LOCAL_APPLY_THREAD,
     NONE,
+    ConfChange,
+    ConfChangeV2,
     ConfState,
     Entry,
     EntryType,
@@ -61,6 +66,7 @@ from raftstate.node.environment import (
 from raftstate.node.fitness import Fitness
 from raftstate.node.frames import FrameError
 from raftstate.node.installs import Installs
+from raftstate.node.parts import DriverPart
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests, last_stamp
 from raftstate.node.snapshots import Snapshots
@@ -129,6 +135,8 @@ class Driver:
         history_retention_ns: int = 0,
     ) -> None:
         self._tick_ns = timing.heartbeat_ms * 1_000_000
+        self.timing = timing
+        self.history_retention_ns = history_retention_ns
         self.raw = raw
         self._machine = machine
         self._world = world
@@ -181,6 +189,11 @@ class Driver:
         """Called when a snapshot's state has taken the place of this node's."""
         self.result_watchers: list[Callable[[Sequence[EntryResult]], None]] = []
         """Called with the results of the entries that were applied, before anybody is answered."""
+        self.damage_watchers: list[Callable[[Sequence[int]], None]] = []
+        """Called with the indexes of the log's damaged records at each change."""
+        self._damaged: Sequence[int] = ()
+        self.parts: list[DriverPart] = []
+        """What stands beside this driver, and is told what happens."""
         self.fitness = Fitness()
         """What keeps this node from leading or being read."""
         self._installs = Installs(world.log_disk, world.snapshot_disk, world.applier)
@@ -212,6 +225,8 @@ class Driver:
 
     def start(self) -> None:
         """Begin to tick. A sole voter leads at once: it has nobody to wait for."""
+        self.look_at_log()
+        self.raw.raft.may_campaign = self.fitness.may_lead
         if self.applied.conf_state.voters == (self.raw.raft.id,):
             self._guard(self.raw.campaign)
         self._schedule_tick()
@@ -220,23 +235,49 @@ class Driver:
     def stop(self) -> None:
         """End: answer everything, and do nothing more."""
         self._stopped = True
-        self.requests.stop("this node is stopping")
-        self.reads.stop("this node is stopping")
-        self.snapshots.stop()
+        self._answer_all("this node is stopping")
+
+    def halt(self, error: BaseException) -> None:
+        """End this node's part for good: it can't go on, and `error` says why."""
+        self._halt(error)
 
     def _halt(self, error: BaseException) -> None:
         if self.halted is None:
             self.halted = error
-            reason = f"this node has halted: {error}"
-            self.requests.stop(reason)
-            self.reads.stop(reason)
-            self.snapshots.stop()
+            self._answer_all(f"this node has halted: {error}")
             self._world.on_halt(error)
+
+    def _answer_all(self, reason: str) -> None:
+        self.requests.stop(reason)
+        self.reads.stop(reason)
+        self.snapshots.stop()
+        for part in self.parts:
+            part.stopped(reason)
 
     @property
     def running(self) -> bool:
         """Whether the driver takes part."""
         return self.halted is None and not self._stopped
+
+    # -- the log's damage
+
+    def met_damage(self, error: Damaged) -> None:
+        """A read of the log met a damaged record. What wanted it did not happen, and is asked for again."""
+        log.error("damaged log record", node=self.raw.raft.id, error=str(error))
+        self.look_at_log()
+
+    def look_at_log(self) -> None:
+        """Go by what is known of the log's damage now."""
+        damaged = self._world.log_disk.damaged
+        if damaged is self._damaged:
+            return
+        self._damaged = damaged
+        raft_log = self.raw.raft.raft_log
+        ahead = [index for index in damaged if index > raft_log.applying]
+        raft_log.readable_to = ahead[0] - 1 if ahead else NO_LIMIT
+        for watcher in list(self.damage_watchers):
+            watcher(damaged)
+        self.schedule_turn()
 
     @property
     def is_installing(self) -> bool:
@@ -361,17 +402,28 @@ class Driver:
             return
         self.requests.link_lost(peer)
         self.upkeep.lost(peer)
-        raft = self.raw.raft
         self._guard(lambda: self.raw.report_unreachable(peer))
-        if peer == raft.lead and raft.state is Role.FOLLOWER and not raft.is_learner:
-            # A leader that lives says so with its next heartbeat. Forgetting it lets this node promise its
-            # vote at once, instead of after an election timeout; PreVote keeps that harmless when only one
+        for part in self.parts:
+            self._guard(lambda part=part: part.link_lost(peer))  # type: ignore[misc]
+        if peer == self.raw.raft.lead:
+            # A leader that lives says so with its next heartbeat; PreVote keeps this harmless when only one
             # connection broke.
-            self._guard(self.raw.forget_leader)
-            survivors = sorted({*self.applied.conf_state.voters, raft.id} - {peer})
-            delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
-            self._clock.call_later(delay_s, self._campaign_if_leaderless)
+            self.leader_gone()
         self.schedule_turn()
+
+    def leader_gone(self) -> None:
+        """The leader that this node follows has probably ended: forget it, and stand for election soon.
+
+        Forgetting it lets this node promise its vote at once, instead of after an election timeout.
+        """
+        raft = self.raw.raft
+        gone = raft.lead
+        if gone == NONE or raft.state is not Role.FOLLOWER or raft.is_learner:
+            return
+        self._guard(self.raw.forget_leader)
+        survivors = sorted({*self.applied.conf_state.voters, raft.id} - {gone})
+        delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
+        self._clock.call_later(delay_s, self._campaign_if_leaderless)
 
     def _campaign_if_leaderless(self) -> None:
         raft = self.raw.raft
@@ -393,8 +445,9 @@ class Driver:
     def _most_up_to_date(self) -> int:
         tracker = self.raw.raft.tracker
         voters = set(self.applied.conf_state.voters) - {self.raw.raft.id}
+        # One that does not answer can't take over, however much it held when it was last heard of.
         candidates = [
-            (tracker.progress[peer].match, tracker.progress[peer].recent_active, peer)
+            (tracker.progress[peer].recent_active, tracker.progress[peer].match, peer)
             for peer in sorted(voters)
         ]
         return max(candidates)[2] if candidates else NONE
@@ -421,6 +474,7 @@ class Driver:
         if not self.running:
             return
         self._lease_clock.step(self._clock.monotonic_ns())
+        self.look_at_log()
         if not self._world.applier.is_beside:
             self.upkeep.note_revision(self._clock.monotonic_ns())
         self.raw.raft.may_campaign = self.fitness.may_lead
@@ -430,6 +484,8 @@ class Driver:
         self._guard(self.snapshots.tick)
         if self.raw.raft.state is Role.LEADER:
             self._lead_tick()
+        for part in self.parts:
+            self._guard(part.ticked)
         self._schedule_tick()
         self.turn()
 
@@ -490,14 +546,20 @@ class Driver:
     def _take_turn(self) -> None:
         raw = self.raw
         self._note_leader()  # what a new leader proposes first is stamped by its clock as it is from then on
-        self.requests.flush()
-        self.reads.flush()
+        self._guard(self.requests.flush)
+        self._guard(self.reads.flush)
         applied_before = self.applied_index
         while raw.has_ready():
             if self.applied_index != applied_before:
                 self.schedule_turn()
                 return
-            ready = raw.ready()
+            try:
+                ready = raw.ready()
+            except Damaged as error:
+                # From now on the core hands out nothing behind that entry, and the rest of what is ready.
+                self.met_damage(error)
+                self.schedule_turn()
+                return
             if ready.read_states:
                 self.reads.confirmed(ready.read_states, self.applied_index)
                 if self.reads.wait_for_apply:
@@ -554,7 +616,9 @@ class Driver:
         def done(error: BaseException | None) -> None:
             if error is not None:
                 self._halt(error)
-            elif not self._installs.keep_back(responses):
+                return
+            self.look_at_log()
+            if not self._installs.keep_back(responses):
                 self._guard(lambda: self._respond(responses))
                 self.turn()
 
@@ -598,14 +662,24 @@ class Driver:
         self.turn()
 
     def _respond(self, responses: Sequence[Message]) -> None:
-        if not self.running:
-            return
         own = self.raw.raft.id
         for response in responses:
+            if not self.running:
+                return
+            if self._damaged and response.type is MessageType.APP_RESP and not response.reject:
+                # It would vouch for everything up to its index.
+                index = min(response.index, self._damaged[0] - 1)
+                response = msgspec.structs.replace(response, index=index)
             if response.to == own:
-                self.raw.step(response)
+                self._step_own(response)
             else:
                 self._world.network.send(response.to, response)
+
+    def _step_own(self, response: Message) -> None:
+        try:
+            self.raw.step(response)
+        except Damaged as error:
+            self.met_damage(error)
 
     def _apply(self, message: Message) -> None:
         entries = message.entries
@@ -631,12 +705,21 @@ class Driver:
 
     def _go_over(self, entry: Entry) -> ConfState:
         """Go over to the configuration that an entry leads to, and return it."""
+        change: ConfChange | ConfChangeV2 = decode_conf_change(entry)
+        was_leader = self.raw.raft.state is Role.LEADER
         try:
-            return self.raw.apply_conf_change(decode_conf_change(entry))
+            conf_state = self.raw.apply_conf_change(change)
         except ConfChangeError as error:
             # Leaders compare a change before they propose it. Whatever this one is, it fits on no node.
             log.error("membership change without effect", index=entry.index, error=str(error))
             return self.raw.raft.tracker.conf_state()
+        if was_leader and self.raw.raft.state is not Role.LEADER:
+            # It has removed itself. The others must not wait for the next leader to hear that this is
+            # committed: it is what lets them elect one without it.
+            self._send_held_commits()
+        for part in self.parts:
+            part.went_over(change)
+        return conf_state
 
     def _membership_changed(self, before: AppliedState) -> None:
         log.info("members", members=[f"{m.name}{' (learner)' * m.learner}" for m in self.applied.members])
@@ -679,7 +762,13 @@ class Driver:
         (of new leaders, and of changes of the membership) come singly."""
         raft_log = self.raw.raft.raft_log
         for index in range(raft_log.last_index(), self.applied_index, -1):
-            stamp_ms = last_stamp(raft_log.slice(index, index + 1, 0))
+            try:
+                stamp_ms = last_stamp(raft_log.slice(index, index + 1, 0))
+            except Damaged as error:
+                self.met_damage(
+                    error
+                )  # it hands over at once; its clock may be late, which ends nothing early
+                continue
             if stamp_ms is not None:
                 return stamp_ms
         return 0
@@ -700,11 +789,14 @@ class Driver:
     def _guard(self, action: Callable[[], object]) -> None:
         """Run an action of the core or the store.
 
-        What it raises is no result but the end of this node's part.
+        What it raises is no result but the end of this node's part; unless it is a damaged record of the log,
+        which is mended beside the core.
         """
         if not self.running:
             return
         try:
             action()
+        except Damaged as error:
+            self.met_damage(error)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._halt(error)

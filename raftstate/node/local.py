@@ -25,6 +25,7 @@ from raftstate.errors import (
     NoLeaderError,
     RaftstateError,
     ResourceExhaustedError,
+    UnimplementedError,
 )
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
@@ -34,8 +35,12 @@ from raftstate.node.defragment import Defragmenter
 from raftstate.node.driver import Driver
 from raftstate.node.environment import Clock, Executed, Outcome, Rejected
 from raftstate.node.erase import Eraser
+from raftstate.node.member_changes import MemberRequest, MembersChanged
+from raftstate.node.membership import Membership
 from raftstate.node.reading import LocalReader, bound_us
 from raftstate.node.service import (
+    ClusterTimes,
+    MemberList,
     NodeReader,
     NodeStatus,
     NodeWatches,
@@ -55,6 +60,8 @@ _ERRORS: dict[Code, type[RaftstateError]] = {
     Code.NO_LEADER: NoLeaderError,
     Code.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     Code.FAILED_PRECONDITION: FailedPreconditionError,
+    Code.INVALID: InvalidArgumentError,
+    Code.UNIMPLEMENTED: UnimplementedError,
 }
 _ROLES = {
     CoreRole.FOLLOWER: Role.FOLLOWER,
@@ -74,6 +81,7 @@ class LocalNode:
     def __init__(
         self,
         driver: Driver,
+        membership: Membership,
         machine: Machine,
         log: LogStore,
         state: StateStore,
@@ -83,6 +91,7 @@ class LocalNode:
         version: str,
     ) -> None:
         self._driver = driver
+        self._membership = membership
         self._cluster_id = machine.cluster_id
         self._log = log
         self._state = state
@@ -305,7 +314,8 @@ class LocalNode:
         return outcome
 
     def _require_state(self) -> None:
-        """Raise `NoLeaderError` on a node that joins: it has nothing to show before it was sent a snapshot."""
+        """Raise `NoLeaderError` on a node that joins: it has nothing to show before it was sent a
+        snapshot."""
         if self._driver.applied.is_blank:
             raise NoLeaderError("this node joins its cluster, and holds no state yet; ask another node")
 
@@ -322,13 +332,6 @@ class LocalNode:
         applied = self._driver.applied
         with self._state.read() as tables:
             keys = tables.count(Table.INDEX)
-        progress = []
-        if raft.state is CoreRole.LEADER:
-            progress = [
-                PeerStatus(peer, item.match, item.next, item.state.name.lower(), item.recent_active)
-                for peer, item in raft.tracker.visit()
-                if peer != raft.id
-            ]
         defragmenter, eraser = self.defragmenter, self.eraser
         alarms = self._driver.fitness.alarms
         if self._driver.halted is not None:
@@ -356,7 +359,7 @@ class LocalNode:
             leases=applied.leases,
             watches=self.watch_hub.watch_count,
             members=applied.members,
-            progress=progress,
+            progress=self._progress(),
             alarms=alarms,
             last_erase_index=applied.last_erase_index,
             erased_index=0 if eraser is None else eraser.erased_index,
@@ -371,6 +374,16 @@ class LocalNode:
         if self.defragmenter is None:
             raise ClosedError("this node is starting")
         return self.defragmenter.begin("defragment", lambda _: None)
+
+    def _progress(self) -> list[PeerStatus]:
+        raft = self._driver.raw.raft
+        if raft.state is not CoreRole.LEADER:
+            return []
+        return [
+            PeerStatus(peer, item.match, item.next, item.state.name.lower(), item.recent_active)
+            for peer, item in raft.tracker.visit()
+            if peer != raft.id
+        ]
 
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         """See `service.NodeService.transfer_leader`."""
@@ -410,6 +423,33 @@ class LocalNode:
             raise FailedPreconditionError(message) from None
         finally:
             self._driver.leader_watchers.remove(watch)
+
+    # -- members
+
+    async def members(self, *, timeout_s: float) -> MemberList:
+        """See `service.NodeService.members`."""
+        await self._confirm(timeout_s)
+        return MemberList(
+            members=self._driver.applied.members,
+            leader_id=self._driver.raw.raft.lead,
+            commit_index=self._driver.raw.raft.raft_log.committed,
+            progress=self._progress(),
+        )
+
+    async def change_members(self, request: MemberRequest, *, timeout_s: float) -> MembersChanged:
+        """See `service.NodeService.change_members`."""
+        waiting: asyncio.Future[MembersChanged | Rejected] = asyncio.get_running_loop().create_future()
+        self._membership.submit(request, int(timeout_s * 1e9), _resolver(waiting))
+        outcome = await waiting
+        if isinstance(outcome, Rejected):
+            raise self._error(outcome)
+        return outcome
+
+    def cluster_times(self) -> ClusterTimes:
+        """See `service.NodeService.cluster_times`."""
+        timing = self._driver.timing
+        retention_s = self._driver.history_retention_ns // 1_000_000_000
+        return ClusterTimes(timing.heartbeat_ms, timing.election_timeout_ms, retention_s)
 
     def close(self) -> None:
         """End the watches, and the reading threads after what they are reading now."""

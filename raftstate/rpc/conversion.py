@@ -18,6 +18,7 @@ from raftstate.machine.types import (
     TxnDone,
 )
 from raftstate.node.service import (
+    ClusterTimes,
     NodeReader,
     NodeService,
     NodeStatus,
@@ -204,6 +205,16 @@ def member_message(member: Member) -> cluster_pb2.Member:
         peer_address=member.peer_address,
         client_address=member.client_address,
         learner=member.learner,
+        promote=member.learner and member.promote,
+    )
+
+
+def times_message(times: ClusterTimes) -> cluster_pb2.ClusterTimes:
+    """Return the wire's form of what all nodes of a cluster agree on."""
+    return cluster_pb2.ClusterTimes(
+        heartbeat_ms=times.heartbeat_ms,
+        election_timeout_ms=times.election_timeout_ms,
+        history_retention_s=times.history_retention_s,
     )
 
 

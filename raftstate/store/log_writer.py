@@ -59,6 +59,13 @@ class _Rewrite:
     done: Done
 
 
+@dataclass(frozen=True, slots=True)
+class _Refill:
+    entries: Sequence[Entry]
+    anchor: tuple[int, int] | None
+    done: Done
+
+
 class LogWriter:
     """Writes a log in a thread of its own. All methods, and all callbacks, belong to the loop thread.
 
@@ -83,8 +90,9 @@ class LogWriter:
         self._failed = False
         self._closed = False
         # From the loop thread to the log thread; None asks it to end.
-        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Rewrite | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Rewrite | _Refill | None] = SimpleQueue()
         # The log thread's.
+        self._refills: deque[_Refill] = deque()
         self._compactions: deque[_Compaction] = deque()
         self._rewrites: deque[_Rewrite] = deque()
         self._saved = self._newest = log.last_hard_state
@@ -180,6 +188,26 @@ class LogWriter:
         self._check_open()
         self._queue.put(_Rewrite(done))
 
+    @property
+    def damaged(self) -> Sequence[int]:
+        """The indexes of the log's records that are known to be damaged, ascending; another object whenever
+        that has changed."""
+        return self._log.damaged
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        """Write damaged records anew, after everything handed over before.
+
+        Args:
+            entries: as `LogStore.refill` takes them.
+            anchor: as `LogStore.refill` takes it.
+            done: called with None once that is durable and published, else with the error.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Refill(entries, anchor, done))
+
     def close(self) -> None:
         """Write what waits, and end the thread. What was handed over is still reported, after this returns.
 
@@ -223,6 +251,8 @@ class LogWriter:
             appends, install, running = self._take()
             if appends:
                 self._write_group(appends)
+            while self._refills:
+                self._refill(self._refills.popleft())
             if install is not None:
                 self._install(install)
             if self._compactions and running:
@@ -248,6 +278,9 @@ class LogWriter:
                 return appends, request, True
             if isinstance(request, _Append):
                 appends.append(request)
+            elif isinstance(request, _Refill):
+                # It looks at what the log holds then: appends that came after it may be written before it.
+                self._refills.append(request)
             elif isinstance(request, _Compaction):
                 self._compactions.append(request)
             else:
@@ -298,6 +331,17 @@ class LogWriter:
         write = self._log.write(newest, entries)
         self._saved = write.hard_state
         return write
+
+    def _refill(self, refill: _Refill) -> None:
+        write: LogWrite | None = None
+        error: BaseException | None = self._failure
+        if error is None:
+            try:
+                write = self._log.refill(refill.entries, refill.anchor)
+            except Exception as raised:  # noqa: BLE001 - whatever it was, the one who waits must hear of it
+                error = raised
+        self._post(partial(self._report, (), write, None))
+        self._post(partial(refill.done, error))
 
     def _compact_slice(self, compaction: _Compaction) -> None:
         write: LogWrite | None = None

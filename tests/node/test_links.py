@@ -13,7 +13,7 @@ import uvloop
 
 from raftstate.core.types import Entry, Message, MessageType
 from raftstate.node.environment import LeaseStamp, PeerBody, TransferLeader
-from raftstate.node.frames import Channel, FrameReader, Hello, Welcome, encode
+from raftstate.node.frames import Channel, FrameReader, Hello, Reason, Welcome, encode
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 
 CLUSTER = 77
@@ -32,12 +32,28 @@ class End:
             turn=self.changed.set,
             met=lambda peer, version: self.met.append((peer, version)),
             lost=self._lost,
+            refused=self._refused,
+            admit=self._admit,
+            takes=lambda peer, incarnation, body: incarnation >= self.incarnations.get(peer, 0),
         )
+        self.incarnations: dict[int, int] = {}
+        self.refusals: list[tuple[int, Welcome]] = []
         local = LocalPeer(CLUSTER, node_id, 1, machine_version=10 + node_id)
-        self.links = PeerLinks(local, addresses, self._admit, events, seed=node_id)
+        self.links = PeerLinks(
+            local, {peer: (address,) for peer, address in addresses.items()}, events, seed=node_id
+        )
 
-    def _admit(self, hello: Hello) -> str:
-        return "" if hello.cluster_id == CLUSTER else f"this is cluster {CLUSTER}, not {hello.cluster_id}"
+    def _admit(self, hello: Hello) -> Welcome:
+        known = self.incarnations.get(hello.from_id, 0)
+        if hello.from_incarnation < known:
+            return Welcome("it was replaced", reason=Reason.REPLACED, incarnation=known)
+        return Welcome(
+            "" if hello.cluster_id == CLUSTER else f"this is cluster {CLUSTER}, not {hello.cluster_id}"
+        )
+
+    def _refused(self, peer: int, welcome: Welcome) -> None:
+        self.refusals.append((peer, welcome))
+        self.changed.set()
 
     def _lost(self, peer: int) -> None:
         self.lost.append(peer)
