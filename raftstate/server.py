@@ -18,7 +18,7 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
-from raftstate.errors import DataLossError, FailedPreconditionError
+from raftstate.errors import DataLossError, FailedPreconditionError, RaftstateError
 from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
@@ -51,6 +51,7 @@ from raftstate.node.refill import Refill
 from raftstate.node.rejoin import Replaced, WipedPeers, ask_for_replacement
 from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.node.startup import LogLostError, StartStorage, cut_damage, reset_to_finish
+from raftstate.node.state_fetch import Builds, fetch_state
 from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
@@ -139,8 +140,50 @@ async def open_stores(settings: NodeSettings, stop: asyncio.Event) -> Stores | N
             if not await rejoin(settings, directory, lost.members, stop):
                 return None
             stores = Stores(settings, directory)
+        except StateLostError as lost_state:
+            log.error("the state is lost; fetching a copy", node=settings.name, reason=str(lost_state))
+            if not await refetch(settings, directory, lost_state.log_boundary, stop):
+                return None
+            stores = Stores(settings, directory)
         opened.pop_all()
         return stores
+
+
+async def refetch(
+    settings: NodeSettings, directory: DataDirectory, log_boundary: int, stop: asyncio.Event
+) -> bool:
+    """Get the state from another node; return False if `stop` was set first."""
+    identity = directory.identity
+    local = LocalPeer(identity.cluster_id, identity.node_id, identity.incarnation, MACHINE_VERSION)
+    builds = Builds(directory.path, settings.state_map_bytes, identity.cluster_id)
+    try:
+        fetching = fetch_state(
+            local,
+            peer_addresses(settings, ()),
+            split_address(settings.peer_listener),
+            builds,
+            min_index=log_boundary,
+            seed=secrets.randbits(62),
+        )
+        return await _unless_stopped(fetching, stop)
+    finally:
+        builds.close()
+
+
+async def _unless_stopped(work: Coroutine[object, object, None], stop: asyncio.Event) -> bool:
+    """Wait for `work`, or give it up when `stop` is set; return whether it was done."""
+    working = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return False
+        working.result()
+        return True
+    finally:
+        for task in (working, stopped):
+            task.cancel()
+        await asyncio.gather(working, stopped, return_exceptions=True)
 
 
 async def rejoin(
@@ -189,9 +232,12 @@ class Stores:
                 opened.callback(self.state.close, clean=False)
                 with self.state.read() as tables:
                     self.machine = Machine(tables)
-            except DataLossError as error:
-                open_log(settings, directory, ()).close()  # if that is lost, too, there is nothing to keep
-                raise state_is_lost(error) from error
+            except (DataLossError, FailedPreconditionError) as error:
+                # If the log is lost, too, there is nothing to keep.
+                log_store = open_log(settings, directory, ())
+                boundary = log_store.first_index() - 1
+                log_store.close()
+                raise state_is_lost(error, settings, boundary) from error
             self.log = open_log(settings, directory, self.machine.members)
             opened.callback(self.log.close)
             fit_log_to_state(self.log, self.machine, self.state.durable_applied_index)
@@ -219,11 +265,24 @@ def check_sole_copy(log_store: LogStore, machine: Machine, node_id: int) -> None
         )
 
 
-def state_is_lost(error: DataLossError) -> DataLossError:
-    """Return what to tell of a state that can't be opened, beside a log that can."""
+class StateLostError(DataLossError):
+    """The state can't be opened, while the log can; other nodes may have it.
+
+    `log_boundary`: what the log holds begins behind it.
+    """
+
+    def __init__(self, message: str, log_boundary: int) -> None:
+        super().__init__(message)
+        self.log_boundary = log_boundary
+
+
+def state_is_lost(error: RaftstateError, settings: NodeSettings, log_boundary: int) -> DataLossError:
+    """Return what to raise for a state that can't be opened, beside a log that can."""
+    if {member.id for member in settings.cluster.members} - {settings.node_id}:
+        return StateLostError(error.message, log_boundary)
     return DataLossError(
-        f"{error.message}. The log can be read, and may hold what was acknowledged, so the node does not "
-        "begin anew by itself: have it replaced (`raftstate member replace`) while the other nodes are up",
+        f"{error.message}. No other node holds it: restore a copy of this node's folder, or see what "
+        "`raftstate check DIR` says of it",
         detail=error.detail,
     )
 
