@@ -49,6 +49,7 @@ from raftstate.node.membership import Membership
 from raftstate.node.rebuild import NodeRepair, StateRebuilder
 from raftstate.node.refill import Refill
 from raftstate.node.rejoin import Replaced, WipedPeers, ask_for_replacement
+from raftstate.node.scrub import Scrubber
 from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.node.startup import LogLostError, StartStorage, cut_damage, reset_to_finish
 from raftstate.node.state_fetch import Builds, fetch_state
@@ -485,6 +486,17 @@ class Node:
         self._repair = NodeRepair(self._rebuilder, stores.state, stores.log)
         self.integrity = Integrity(self.driver, world, self._repair, distrusted=stores.state.distrusted())
         self._applier.on_damage = self.integrity.damaged
+        self._scrubber = Scrubber(
+            machine,
+            stores.state,
+            stores.log,
+            self._applier,
+            clock,
+            rate_bytes_per_s=settings.scrub_rate_bytes_per_s,
+            on_damage=lambda error, hidden: self.integrity.damaged(error, hidden=hidden),
+            on_log_damage=self.driver.look_at_log,
+            may_scrub=lambda: not self.integrity.quarantined and not self.driver.is_installing,
+        )
         self.service.on_damage = self.integrity.damaged
         self._defragmenter = Defragmenter(
             stores.state,
@@ -528,6 +540,7 @@ class Node:
         self._defragmenter.start()
         self._eraser.start()
         self.integrity.start()
+        self._scrubber.start()
         if self._rpc is not None:
             await self._rpc.start()
         log.info(
@@ -570,6 +583,7 @@ class Node:
                 self.service.close()
                 await self._defragmenter.close()
                 await self._repair.close()
+                await self._scrubber.close()
                 clean = await self._applier.close()
                 self._rebuilder.join()
                 self._erase_files.close()
