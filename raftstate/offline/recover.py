@@ -78,6 +78,7 @@ def look(folder: Path) -> Recovery:
     Raises:
         FailedPreconditionError: there is no node's data, or the node runs.
         DataLossError: the state, or the identity, is damaged: there is nothing to go on from.
+        WrongClusterError: the settings beside the data are not of this node.
         ConfigError, StorageError: something can't be read.
     """
     data, settings = find(folder)
@@ -154,7 +155,8 @@ def recover(folder: Path) -> Recovery:
         folder: of the node, or its data directory.
 
     Raises:
-        what `look` does; StorageError when the disk failed: the next call goes on.
+        FailedPreconditionError, DataLossError, WrongClusterError, ConfigError: as `look` does.
+        StorageError: the disk failed; the next call goes on.
     """
     recovery = look(folder)
     data, identity = recovery.data, recovery.identity
