@@ -89,7 +89,11 @@ class Generation:
         durable_write(_current_file(self.data_directory), self.path.name.encode() + b"\n")
 
     def remove(self) -> None:
-        """Remove the directory and all in it. Nobody may have it open."""
+        """Remove the directory and all in it. Nobody may have it open.
+
+        In place, without a new name first: a crash leaves a part of a directory that CURRENT does not name,
+        and a start removes that, as it would under any name.
+        """
         try:
             shutil.rmtree(self.path)
         except OSError as error:

@@ -18,6 +18,7 @@ may be called on any. Never fork with a store open.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from raftstate.errors import ClosedError, InvariantError, RaftstateError
@@ -258,10 +259,18 @@ class StateStore:
             finally:
                 self._retired.discard(old)
 
-        old.retire(end if run is None else lambda: run(end))
+        def ended() -> None:
+            if run is None:
+                end()
+                return
+            # An executor that was shut down takes no more: `close` does it.
+            with suppress(RuntimeError):
+                run(end)
+
+        old.retire(ended)
 
     def close(self, *, clean: bool) -> None:
-        """Close the environment. No other thread may be in a read.
+        """Close the environment. No other thread may be in a read, nor do what `adopt` was given `run` for.
 
         Args:
             clean: leave the marker of a clean stop, so that the next open need not distrust the files.

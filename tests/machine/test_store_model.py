@@ -26,6 +26,7 @@ from raftstate.machine.types import (
     PutDone,
     RangeDone,
 )
+from raftstate.machine.verify import check_state
 from raftstate.pb.v1.pipeline_pb2 import Command
 from raftstate.pb.v1.txn_pb2 import RequestOp
 from tests.machine.memory_tables import MemoryTables
@@ -172,6 +173,7 @@ def assert_agree(rig: Rig, model: StoreModel) -> None:
     due = [id for id, (renewed, ttl_ms) in model.leases.items() if renewed + ttl_ms <= model.clock]
     assert sorted(rig.machine.expired_leases(model.clock)) == sorted(due)
     assert recount(rig.tables) == read_sums(rig.tables)
+    assert check_state(rig.tables).revision == model.revision
 
 
 def run_program(random: Random, rig: Rig, steps: int) -> None:
@@ -208,6 +210,7 @@ def run_program(random: Random, rig: Rig, steps: int) -> None:
                 rig.machine.sweep(tables, random.choice([1, 3, 100]))
         else:
             rig.reload()
+        check_state(rig.tables)
     assert_agree(rig, model)
 
 
