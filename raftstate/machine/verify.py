@@ -70,7 +70,7 @@ or two."""
 
 _FIRST_REVISION = 2
 """Of a change: a store begins at revision 1, with none."""
-_PUT, _DELETE = int(ChangeKind.PUT), int(ChangeKind.DELETE)
+_PUT, _DELETE, _NOTHING = int(ChangeKind.PUT), int(ChangeKind.DELETE), int(ChangeKind.NOTHING)
 _CHANGES, _INDEX, _HOT = Table.CHANGES, Table.INDEX, Table.HOT
 
 
@@ -148,7 +148,7 @@ class _Check:
                 expected = (at[0], at[1] + 1)
             _, kind, _, _, version, _, previous_revision, previous_sub = head
             self._check_head(at, head, row)
-            if kind == _DELETE or not version % MILESTONE_VERSIONS:
+            if kind == _DELETE or (kind == _PUT and not version % MILESTONE_VERSIONS):
                 self._milestones_expected += 1
             if previous_revision and at[0] > meta.compacted_revision:
                 self._check_previous(at, verified_head(row), (previous_revision, previous_sub))
@@ -164,8 +164,10 @@ class _Check:
         if kind == _PUT:
             sound = 0 < create <= at[0] and version > 0 and (version == 1) == (previous_revision == 0)
         else:
-            sound = kind == _DELETE and not (create or version or lease) and previous_revision > 0
-        if not sound or not 0 < key_bytes <= KEY_BYTES_MAX or previous_revision > at[0]:
+            sound = kind in (_DELETE, _NOTHING) and not (create or version or lease)
+            sound = sound and (previous_revision > 0) == (kind == _DELETE)
+        has_key = 0 < key_bytes <= KEY_BYTES_MAX if kind != _NOTHING else not key_bytes and not at[1]
+        if not sound or not has_key or previous_revision > at[0]:
             raise DataLossError(f"change {at[0]}.{at[1]} can't be: it begins with {row[:64].hex()}")
 
     def _check_previous(
