@@ -332,3 +332,25 @@ def test_a_revision_that_changed_nothing_and_says_otherwise_is_damage(field: int
     else:
         with pytest.raises(DataLossError, match=r"change 3\.\d can't be"):
             check_state(rig.tables)
+
+
+def test_no_message_names_a_key() -> None:
+    rig = Rig()
+    rig.write(grant(1, 5))
+    rig.write(put(1, LONG_KEY, MARK), put(2, KEY, MARK, lease=5), delete(3, LONG_KEY))
+    for table in Table:
+        for row_key, row in list(rig.tables.scan(table)):
+            rig.tables.put(table, row_key, row[:-1] + bytes([row[-1] ^ 1]))
+            with pytest.raises(DataLossError) as caught:
+                check_state(rig.tables)
+            told = str(caught.value)
+            assert MARK.decode() not in told
+            assert MARK.hex() not in told
+            rig.tables.put(table, row_key, row)
+            rig.tables.delete(table, row_key)
+            try:
+                check_state(rig.tables)
+            except DataLossError as error:
+                assert MARK.decode() not in str(error)
+                assert MARK.hex() not in str(error)
+            rig.tables.put(table, row_key, row)
