@@ -40,9 +40,10 @@ from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.erase import Eraser
 from raftstate.node.erase_files import NodeFiles
 from raftstate.node.frames import Hello
+from raftstate.node.integrity import Integrity
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
-from raftstate.node.rebuild import StateRebuilder
+from raftstate.node.rebuild import NodeRepair, StateRebuilder
 from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.node.startup import StartStorage, reset_to_finish
 from raftstate.store.directory import DataDirectory, Identity
@@ -279,6 +280,10 @@ class Node:
             version=importlib.metadata.version("raftstate"),
         )
         self._rebuilder = StateRebuilder(stores.state, stores.log, self._applier, self.driver, self._halt)
+        self._repair = NodeRepair(self._rebuilder, stores.state, stores.log)
+        self.integrity = Integrity(self.driver, world, self._repair, distrusted=stores.state.distrusted())
+        self._applier.on_damage = self.integrity.damaged
+        self.service.on_damage = self.integrity.damaged
         self._defragmenter = Defragmenter(
             stores.state,
             self._rebuilder,
@@ -311,6 +316,7 @@ class Node:
         self.driver.start()
         self._defragmenter.start()
         self._eraser.start()
+        self.integrity.start()
         if self._rpc is not None:
             await self._rpc.start()
         log.info(
@@ -352,6 +358,7 @@ class Node:
             finally:
                 self.service.close()
                 await self._defragmenter.close()
+                await self._repair.close()
                 clean = await self._applier.close()
                 self._rebuilder.join()
                 self._erase_files.close()
@@ -382,7 +389,7 @@ class Node:
             return f"this node is of cluster {local.cluster_id:#x}, the caller of {hello.cluster_id:#x}"
         if hello.to_id != self._settings.node_id:
             return f"this is node {self._settings.node_id}, the caller means node {hello.to_id}"
-        known = {member.id: member.incarnation for member in self._stores.machine.members}
+        known = {member.id: member.incarnation for member in self.driver.applied.members}
         if hello.from_id == hello.to_id or hello.from_id not in known:
             return f"node {hello.from_id} is no other member of this cluster"
         if hello.from_incarnation != known[hello.from_id]:

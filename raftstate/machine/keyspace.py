@@ -73,6 +73,8 @@ class Keyspace:
         self.milestones: list[tuple[bytes, bytes]] = []
         self.erased: list[bytes] = []
         """Keys whose bytes no stored answer may keep, until `take_erased`."""
+        self.sum_changes: list[tuple[bytes, int]] | None = None
+        """If not None: each key that was changed, and by how much that changed the sum of its bucket."""
         self.checksums: list[int] = []
         """Of the changes that the digest has not covered yet."""
 
@@ -116,6 +118,8 @@ class Keyspace:
         self.checksums.append(own)
         bucket = checksum(key) & BUCKET_MASK
         self.sums[bucket] = (self.sums[bucket] + own - previous_checksum) & SUM_MASK
+        if self.sum_changes is not None:
+            self.sum_changes.append((key, own - previous_checksum))
         if not version % MILESTONE_VERSIONS:
             self._add_milestone(key, revision, sub, ChangeKind.PUT, version)
         if lease != old_lease:
@@ -133,6 +137,8 @@ class Keyspace:
         self.checksums.append(own)
         bucket = checksum(key) & BUCKET_MASK
         self.sums[bucket] = (self.sums[bucket] - live[5]) & SUM_MASK
+        if self.sum_changes is not None:
+            self.sum_changes.append((key, -live[5]))
         # Nothing in the index leads to a deletion, so that a read of the past can only find it here.
         self._add_milestone(key, self.revision, sub, ChangeKind.DELETE, 0)
         if live[4]:

@@ -31,7 +31,7 @@ from raftstate.machine.batch import (
 from raftstate.machine.budget import Budget
 from raftstate.machine.command import check_batch, check_ttl, parse_batch
 from raftstate.machine.compaction import Sweeper
-from raftstate.machine.digest import BUCKETS, next_digest
+from raftstate.machine.digest import BUCKETS, SumChanges, next_digest
 from raftstate.machine.keyspace import Keyspace
 from raftstate.machine.layout import (
     LONG_ANSWERS_SINCE,
@@ -100,6 +100,7 @@ class Machine:
     def __init__(self, tables: ReadTables) -> None:
         self._sweeper = Sweeper()
         self._swept_last = False
+        self._sum_changes: SumChanges | None = None
         self.load(tables)
 
     @staticmethod
@@ -158,7 +159,13 @@ class Machine:
         self._sums = read_sums(tables)
         self._sessions = Sessions(tables)
         self._leases = Leases(tables)
+        if self._sum_changes is not None:
+            self._sum_changes.go_back_to(self.applied_index)
         self._as_committed = True
+
+    def record_sum_changes(self, changes: SumChanges | None) -> None:
+        """Have all that later calls of `apply` change in the bucket sums recorded; None: no more."""
+        self._sum_changes = changes
 
     def adopt(self, tables: ReadTables) -> None:
         """Go on with another state of the same cluster, as `load` does with this one.
@@ -166,6 +173,7 @@ class Machine:
         Raises `DataLossError` when a row is damaged.
         """
         self._sweeper = Sweeper()  # it remembers rows of the state that goes
+        self._sum_changes = None
         self.load(tables)
 
     def conf_state(self) -> ConfState:
@@ -233,6 +241,8 @@ class Machine:
             compacted_revision=self.compacted_revision,
             budget=Budget(keys_at_once_max, self.machine_version),
         )
+        if self._sum_changes is not None:
+            keyspace.sum_changes = []
         results = [
             self._apply_entry(keyspace, entry, conf_states)
             for entry in entries
@@ -244,6 +254,8 @@ class Machine:
             self._sessions.flush(tables)
             tables.put(Table.HOT, SUMS_KEY, sums_row(self._sums))
             tables.put(Table.HOT, META_KEY, meta_row(self._meta()))
+        if self._sum_changes is not None and keyspace.sum_changes:
+            self._sum_changes.add(self.applied_index, keyspace.sum_changes)
         self._as_committed = True
         return results
 

@@ -25,8 +25,9 @@ POINT_INDEXES = 64
 """From one index whose digest is kept, and told, to the next."""
 POINTS_MAX = 1024
 """Of one node, at most: the last 65,536 entries. A node further behind is compared once it has caught up."""
-RECENT_INDEXES = 256
-"""Of its own last entries a node knows each digest, so that a peer's latest can be compared, too."""
+RECENT_INDEXES = 4096
+"""Of its own last entries a node knows each digest, so that a peer's latest can be compared, too, and a copy
+of the state that the log was replayed on."""
 SEND_POINTS_MAX = 256
 """In one message, the latest ones: what a busy second makes several times over."""
 
@@ -184,6 +185,13 @@ class DigestExchange:
                 "keep the right one, and replace the others (`raftstate member replace`)"
             )
         return ""
+
+    def contradicts(self, index: int, digest: int, nodes: frozenset[int]) -> bool | None:
+        """Return whether what others (`nodes`; empty: this node) came to at an index is another digest; None:
+        that is not known."""
+        known = self._digests_at(index)
+        theirs = {known[node] for node in nodes or {self._node_id} if node in known}
+        return digest not in theirs if theirs else None
 
     def sources(self) -> list[int]:
         """Return the nodes whose state may take the place of this one's if this one's is damaged: those that

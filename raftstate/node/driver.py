@@ -177,6 +177,8 @@ class Driver:
         """Called with the new leader's id (NONE: none) at each change."""
         self.membership_watchers: list[Callable[[AppliedState], None]] = []
         """Called with what was applied before, once a change of the membership is."""
+        self.install_watchers: list[Callable[[], None]] = []
+        """Called when a snapshot's state has taken the place of this node's."""
         self.result_watchers: list[Callable[[Sequence[EntryResult]], None]] = []
         """Called with the results of the entries that were applied, before anybody is answered."""
         self.fitness = Fitness()
@@ -291,10 +293,6 @@ class Driver:
         self.applied = AppliedState.of(self._machine)
         self.requests.passed_over(index, "this node's state was rebuilt, and the write may be in it")
         self.schedule_turn()
-
-    def send(self, to: int, body: PeerBody) -> bool:
-        """Send a body to a peer; False: it was certainly not sent."""
-        return self._world.network.send(to, body)
 
     def _guarded(self, handler: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
         return lambda sender, body: self._guard(lambda: handler(sender, body))
@@ -580,6 +578,8 @@ class Driver:
         self.applied_index = index
         self.applied = AppliedState.of(self._machine)
         self._lease_clock.raise_to(self.applied.lease_clock_ms)
+        for watcher in self.install_watchers:
+            watcher()
         self.requests.installed()
         self._respond(self._installs.end())
         # What the applier had not come to is in the new state. The core waits for word of it nevertheless.

@@ -131,6 +131,44 @@ class SnapshotWithdrawn(msgspec.Struct, array_like=True, frozen=True, tag=14):
     reason: str
 
 
+class RepairRequest(msgspec.Struct, array_like=True, frozen=True, tag=41):
+    """Asks for a copy of the receiver's state that ends with entry `min_index` or later. Sent again and again
+    until an offer, or no offer, is the answer."""
+
+    id: Uint
+    """Drawn by the asker for each copy."""
+    min_index: Uint
+
+
+class RepairOffer(msgspec.Struct, array_like=True, frozen=True, tag=42):
+    """The answer to the request of that id: a copy (`metadata`), or none yet: it is being made; or none at
+    all (`refusal`). The core is told nothing of it."""
+
+    id: Uint
+    metadata: SnapshotMetadata | None = None
+    size_bytes: Uint = 0
+    """Of the file."""
+    raw_bytes: Uint = 0
+    """About what the state takes on the asker's disk."""
+    refusal: str = ""
+
+
+class RepairPull(msgspec.Struct, array_like=True, frozen=True, tag=43):
+    """Asks for some bytes of the copy that was offered under that id."""
+
+    id: Uint
+    offset: Uint
+    size: Uint
+
+
+class RepairChunk(msgspec.Struct, array_like=True, frozen=True, tag=44):
+    """Some bytes of it."""
+
+    id: Uint
+    offset: Uint
+    data: bytes
+
+
 PeerBody = (
     Message
     | Forward
@@ -143,6 +181,10 @@ PeerBody = (
     | SnapshotFinished
     | SnapshotWithdrawn
     | Digests
+    | RepairRequest
+    | RepairOffer
+    | RepairPull
+    | RepairChunk
 )
 Outcome = Executed | Rejected
 Reply = Callable[[Outcome], None]

@@ -32,6 +32,10 @@ from raftstate.node.environment import (
     ForwardReply,
     LeaseStamp,
     PeerBody,
+    RepairChunk,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
     SnapshotChunk,
     SnapshotFinished,
     SnapshotOffer,
@@ -72,6 +76,10 @@ class Kind(IntEnum):
     SNAPSHOT_FINISHED = 13
     SNAPSHOT_WITHDRAWN = 14
     DIGESTS = 40
+    REPAIR_REQUEST = 41
+    REPAIR_OFFER = 42
+    REPAIR_PULL = 43
+    REPAIR_CHUNK = 44
 
 
 class Channel(IntEnum):
@@ -117,6 +125,10 @@ _KINDS: dict[type, Kind] = {
     SnapshotFinished: Kind.SNAPSHOT_FINISHED,
     SnapshotWithdrawn: Kind.SNAPSHOT_WITHDRAWN,
     Digests: Kind.DIGESTS,
+    RepairRequest: Kind.REPAIR_REQUEST,
+    RepairOffer: Kind.REPAIR_OFFER,
+    RepairPull: Kind.REPAIR_PULL,
+    RepairChunk: Kind.REPAIR_CHUNK,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

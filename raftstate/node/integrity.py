@@ -15,16 +15,24 @@ A sole voter has nobody to hand over to. It says what it knows, and answers what
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Protocol
 
-from raftstate.errors import DataLossError
+from raftstate.errors import DataLossError, FailedPreconditionError
 from raftstate.logs import get_logger
 from raftstate.machine.types import MEMBERSHIP_SINCE
 from raftstate.node.digests import DigestExchange, Odd
-from raftstate.node.driver import Driver
-from raftstate.node.environment import Clock, Digests, Timer
+from raftstate.node.driver import Driver, World
+from raftstate.node.environment import (
+    Digests,
+    PreparedState,
+    RepairChunk,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
+    Timer,
+)
+from raftstate.node.repair_transfer import RepairFetch, RepairSource
 
 log = get_logger(__name__)
 
@@ -44,11 +52,28 @@ _REPLACE = "replace this node (`raftstate member replace`)"
 class StateRepair(Protocol):
     """Replaces the state of a node that runs. All calls and callbacks are on the driver's thread."""
 
-    def rebuild(self, source: int, done: Callable[[Exception | None], None]) -> None:
-        """Make the state anew from a copy that `source` gives and this node's log, and go over to it.
+    def hold_log(self) -> int:
+        """Keep the log as it is, until the next `rebuild` is done, or `let_log_go`; return its boundary: a
+        copy must hold all up to there."""
+        ...
 
-        `done` is called once: with why it did not happen; or with None, in the same turn in which this node
-        went over to it.
+    def let_log_go(self) -> None:
+        """No copy comes after all."""
+        ...
+
+    def rebuild(
+        self,
+        prepared: PreparedState,
+        check: Callable[[int, int], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """Bring a copy up to date from the log, and go over to it; or discard it.
+
+        Args:
+            prepared: the copy.
+            check: called with the index that it was brought to, and its digest there; may raise to refuse it.
+            done: called once: with why this node did not go over to it; or with None, in the same turn in
+                which it did.
         """
         ...
 
@@ -62,8 +87,7 @@ class Integrity:
 
     Args:
         driver: of the node.
-        clock: the driver's.
-        rng: for what must differ from start to start.
+        world: the driver's.
         repair: replaces the state.
         distrusted: what `StateRepair.mark` has noted of this state in an earlier run; empty: nothing.
     """
@@ -71,15 +95,14 @@ class Integrity:
     def __init__(
         self,
         driver: Driver,
-        clock: Clock,
-        rng: random.Random,
+        world: World,
         repair: StateRepair,
         *,
         distrusted: str = "",
     ) -> None:
         self._driver = driver
-        self._clock = clock
-        self._random = rng
+        self._clock = world.clock
+        self._random = world.random
         self._repair = repair
         self._reason = ""
         """Why this node is quarantined; empty: it is not."""
@@ -93,13 +116,28 @@ class Integrity:
         self.exchange = DigestExchange(
             driver.raw.raft.id,
             self._life(),
-            send=driver.send,
+            send=world.network.send,
             peers=self._peers,
             conf_state=lambda: driver.raw.raft.tracker.conf_state(),
             on_odd=self._odd,
         )
+        own = driver.snapshots.own
+        why_not = driver.fitness.why_not_read
+        self._source = RepairSource(own, world.snapshot_disk, world.network, world.clock, why_not)
+        self._fetch = RepairFetch(
+            world.snapshot_disk,
+            world.network,
+            world.clock,
+            driver.snapshots.cluster_id,
+            world.random.getrandbits(62),
+        )
         driver.on(Digests, self.exchange.received)
+        driver.on(RepairRequest, self._source.requested)
+        driver.on(RepairOffer, self._fetch.offered)
+        driver.on(RepairPull, self._source.pulled)
+        driver.on(RepairChunk, self._fetch.chunk)
         driver.result_watchers.append(self.exchange.applied)
+        driver.install_watchers.append(self.state_replaced)
         if distrusted:
             self._quarantine(distrusted, mark=False)
 
@@ -136,8 +174,10 @@ class Integrity:
     def state_replaced(self) -> None:
         """The state is another one, of a snapshot: what was known of it is void."""
         self.exchange.replaced(self._life())
-        if self._reason and not self._rebuilding:
+        if self._reason:
             self._rebuilt = True  # it was verified when it was made; the digest must agree yet
+            self._fetch.cancel("a snapshot was installed meanwhile")
+            self._tell_operators()
 
     def _odd(self, odd: Odd) -> None:
         majority = "/".join(map(str, sorted(odd.majority)))
@@ -177,6 +217,7 @@ class Integrity:
         log.error("quarantined", node=self._driver.raw.raft.id, reason=reason)
         if mark:
             self._repair.mark(reason)
+        self._driver.snapshots.own.state_replaced()  # copies of it are no better
         self._tell_operators()
         self._driver.schedule_turn()
         self._clock.call_soon(self._rebuild)
@@ -211,14 +252,33 @@ class Integrity:
         self._next_source += 1
         self._rebuilding = True
         log.info("rebuild of the state begins", source=source, attempt=self._attempts + 1)
-        self._repair.rebuild(source, self._rebuild_ended)
+        self._fetch.begin(source, self._repair.hold_log(), self._fetched)
 
-    def _rebuild_ended(self, error: Exception | None) -> None:
+    def _fetched(self, copy: PreparedState | BaseException) -> None:
+        if isinstance(copy, BaseException):
+            self._repair.let_log_go()
+            self._rebuild_ended(copy)
+        else:
+            self._repair.rebuild(copy, self._check, self._rebuild_ended)
+
+    def _check(self, index: int, digest: int) -> None:
+        """Compare a copy with who is known to be right: the majority, or, where nodes did not differ and rows
+        are damaged, this node itself."""
+        if self._rebuilt:
+            raise FailedPreconditionError("a snapshot was installed meanwhile")
+        if self.exchange.contradicts(index, digest, self._majority):
+            raise DataLossError(
+                f"the copy's digest at log index {index} is {digest:016x}, not what it must be"
+            )
+
+    def _rebuild_ended(self, error: BaseException | None) -> None:
         self._rebuilding = False
         if error is not None:
-            self._failed(str(error))
+            if not self._rebuilt:
+                self._failed(str(error))
             return
         self._rebuilt = True
+        self._driver.snapshots.own.state_replaced()
         self.exchange.replaced(self._life())
         log.info("state rebuilt", applied=self._driver.applied_index)
         self._tell_operators()
@@ -250,6 +310,7 @@ class Integrity:
         if not self._driver.running:
             return
         self._timer = self._clock.call_later(TELL_S, self._look)
+        self._source.tick()
         self.exchange.tell(self._driver.applied_index, self._driver.applied.digest)
         dispute = self.exchange.dispute()
         if dispute and not self._reason:

@@ -24,8 +24,12 @@ from raftstate.core.types import Message, MessageType
 from raftstate.errors import ConfigError
 from raftstate.logs import get_logger
 from raftstate.node.environment import (
+    Digests,
     LeaseStamp,
     PeerBody,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
     SnapshotFinished,
     SnapshotOffer,
     SnapshotPull,
@@ -50,7 +54,17 @@ WRITE_BUFFER_BYTES_MAX = 64 << 20
 """Four times what the core sends ahead of a peer's answers (`server.INFLIGHT_BYTES_MAX`). A peer with more to
 take is too slow, and messages to it are dropped rather than kept in memory."""
 _BULK = frozenset({MessageType.APP, MessageType.SNAP})
-_URGENT = (LeaseStamp, SnapshotOffer, SnapshotPull, SnapshotFinished, SnapshotWithdrawn)
+_URGENT = (
+    LeaseStamp,
+    SnapshotOffer,
+    SnapshotPull,
+    SnapshotFinished,
+    SnapshotWithdrawn,
+    Digests,
+    RepairRequest,
+    RepairOffer,
+    RepairPull,
+)
 """Bodies beside the core's messages that are small, and waited for."""
 
 

@@ -104,7 +104,7 @@ class LocalNode:
         self.eraser: Eraser | None = None
         """Set before the node serves."""
         driver.has_watches = lambda: self.watch_hub.watch_count > 0
-        self.on_damage: Callable[[DataLossError], None] = lambda _: None
+        self.on_damage: Callable[[DataLossError], object] = lambda _: None
         """Told of what a read or a watch found damaged."""
         driver.fitness.watch(self._fitness_changed)
 

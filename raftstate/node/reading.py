@@ -44,7 +44,7 @@ class LocalReader:
         lease_clock_ms: Callable[[], int],
         executor: ThreadPoolExecutor,
         require_shown: Callable[[], None],
-        on_damage: Callable[[DataLossError], None],
+        on_damage: Callable[[DataLossError], object],
     ) -> None:
         self._reader = reader
         self._asked_ns = asked_ns

@@ -16,9 +16,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.errors import Compacted
@@ -28,6 +28,8 @@ from raftstate.errors import ClosedError, DataLossError, FailedPreconditionError
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.node.applier import StateApplier
+from raftstate.node.environment import PreparedState
+from raftstate.node.snapshot_disk import generation_of
 from raftstate.store.log import LogStore
 from raftstate.store.snapshot import PreparedGeneration
 from raftstate.store.state import StateStore
@@ -51,6 +53,14 @@ there is: entries come faster than they can be applied twice, and will have to w
 REACH_S = 60.0
 """How long this node may take to apply what the copy holds: it was sent while the cluster went on."""
 LOOK_S = 0.02
+
+
+ADOPT_S = 10.0
+"""How long a snapshot that is being installed may take to be gone over to, before it is this one's turn."""
+REWRITE = "rewrite"
+"""The owner of a copy that this node makes of its own state."""
+REPAIR = "repair"
+"""The owner of a copy of another node's state."""
 
 
 class Progress(Protocol):
@@ -166,28 +176,34 @@ class StateRebuilder:
         self._driver = driver
         self._on_halt = on_halt
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftstate-rebuild")
-        self._needed_from: int | None = None
+        self._needed_from: dict[str, int] = {}
+        """By who needs it."""
+        self._turn = asyncio.Lock()
+        self._going_over: asyncio.Future[None] | None = None
         self._closing = False
-        applier.hold_log_from(lambda: self._needed_from)
+        applier.hold_log_from(lambda: min(self._needed_from.values(), default=None))
 
     @property
     def is_under_way(self) -> bool:
-        """Whether a state is being replaced."""
-        return self._needed_from is not None
+        """Whether a state is being replaced, or a copy that will replace it is on its way."""
+        return bool(self._needed_from)
 
-    def hold_log(self, index: int) -> None:
-        """Keep the log from `index` on, for a copy that is on its way; until `rebuild_from` ends, or
-        `let_log_go`."""
-        self._needed_from = index
+    def hold_log(self, index: int, owner: str = REWRITE) -> None:
+        """Keep the log from `index` on, for a copy that is on its way; until `rebuild_from` of the same owner
+        ends, or `let_log_go`."""
+        self._needed_from[owner] = index
 
-    def let_log_go(self) -> None:
+    def let_log_go(self, owner: str = REWRITE) -> None:
         """No copy comes after all."""
-        self._needed_from = None
+        self._needed_from.pop(owner, None)
 
     async def rebuild_from(
         self,
         prepared: PreparedGeneration,
         check: Callable[[int, int], None] = lambda _index, _digest: None,
+        *,
+        owner: str = REWRITE,
+        gone_over: Callable[[], None] = lambda: None,
     ) -> None:
         """Bring a prepared generation up to date and go on with it. It is discarded if that fails.
 
@@ -195,36 +211,47 @@ class StateRebuilder:
             prepared: of this cluster, not offered yet.
             check: called with the index that it was brought to, and its digest there, before it is made
                 current; may raise to refuse it.
+            owner: who holds the log for it.
+            gone_over: called in the turn in which this node goes over to it.
 
         Raises:
             FailedPreconditionError: the log was cut behind a later entry than its last one: a newer one is
-                needed; or this node did not come as far as it in time.
+                needed; or this node did not come as far as it in time; or a snapshot was installed.
             DataLossError: it holds another entry than the log; or something that is needed is damaged.
             StorageError: the disk failed.
             ClosedError: the node stops.
         """
-        meta = prepared.meta
-        self._needed_from = meta.index if self._needed_from is None else min(self._needed_from, meta.index)
+        index = prepared.meta.index
+        self._needed_from[owner] = min(index, self._needed_from.get(owner, index))
+        try:
+            async with self._turn:
+                await self._replace(prepared, check, gone_over)
+        finally:
+            del self._needed_from[owner]
+
+    async def _replace(
+        self,
+        prepared: PreparedGeneration,
+        check: Callable[[int, int], None],
+        gone_over: Callable[[], None],
+    ) -> None:
+        instead_of = self._state.path
         try:
             replay = await self._bring_up(prepared, check)
-            try:
-                await self._beside(lambda: self._state.make_current(prepared))
-                for _ in range(ROUNDS_MAX):
-                    if self._driver.applied_index - replay.applied_index <= FEW_ENTRIES:
-                        break
-                    await self._replay(replay)
-                await self._go_over(prepared, replay)
-            except ClosedError:
-                raise  # the next start goes on with it
-            except Exception as error:
-                self._on_halt(error)
-                raise
-        except BaseException:
+            await self._beside(
+                lambda: self._state.make_current(prepared, instead_of=instead_of, wait_s=ADOPT_S)
+            )
+            for _ in range(ROUNDS_MAX):
+                if self._driver.applied_index - replay.applied_index <= FEW_ENTRIES:
+                    break
+                await self._replay(replay)
+            await self._go_over(prepared, replay, gone_over)
+        except BaseException as error:
             if not prepared.is_offered:
                 await self._beside(prepared.discard, even_when_closing=True)
+            elif isinstance(error, Exception) and not isinstance(error, ClosedError):
+                self._on_halt(error)  # a start goes on with it, and this node can't
             raise
-        finally:
-            self._needed_from = None
 
     async def _bring_up(self, prepared: PreparedGeneration, check: Callable[[int, int], None]) -> Replay:
         meta = prepared.meta
@@ -271,8 +298,11 @@ class StateRebuilder:
             self._require_open()
             await asyncio.sleep(LOOK_S)
 
-    async def _go_over(self, prepared: PreparedGeneration, replay: Replay) -> None:
-        gone_over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async def _go_over(
+        self, prepared: PreparedGeneration, replay: Replay, gone_over: Callable[[], None]
+    ) -> None:
+        self._require_open()
+        ended = self._going_over = asyncio.get_running_loop().create_future()
 
         def swap() -> None:
             replay.run(self._driver.applied_index)
@@ -281,15 +311,19 @@ class StateRebuilder:
         def done(error: BaseException | None) -> None:
             if error is None:
                 self._driver.state_rebuilt(replay.applied_index)
-            if gone_over.done():
+                gone_over()
+            if ended.done():
                 return
             if error is None:
-                gone_over.set_result(None)
+                ended.set_result(None)
             else:
-                gone_over.set_exception(error)
+                ended.set_exception(error)
 
         self._applier.exchange(swap, done)
-        await gone_over
+        try:
+            await ended
+        finally:
+            self._going_over = None
 
     def _run_beside(self, end: Callable[[], object]) -> None:
         """Remove the old state's files: called by whoever reads it last, on any thread."""
@@ -322,7 +356,76 @@ class StateRebuilder:
     def close(self) -> None:
         """Begin to stop: what is under way ends with `ClosedError`, soon."""
         self._closing = True
+        if self._going_over is not None and not self._going_over.done():
+            # The next start does it.
+            self._going_over.set_exception(ClosedError("this node is stopping"))
 
     def join(self) -> None:
         """Wait for the thread's last job."""
         self._thread.shutdown()
+
+
+class NodeRepair:
+    """Implements `integrity.StateRepair` over a rebuilder.
+
+    Args:
+        rebuilder: of the node.
+        state: of the node.
+        log_store: of the node.
+    """
+
+    def __init__(self, rebuilder: StateRebuilder, state: StateStore, log_store: LogStore) -> None:
+        self._rebuilder = rebuilder
+        self._state = state
+        self._log = log_store
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def hold_log(self) -> int:
+        """See `StateRepair.hold_log`."""
+        boundary = self._log.first_index() - 1
+        self._rebuilder.hold_log(boundary, REPAIR)
+        return boundary
+
+    def let_log_go(self) -> None:
+        """See `StateRepair.let_log_go`."""
+        self._rebuilder.let_log_go(REPAIR)
+
+    def rebuild(
+        self,
+        prepared: PreparedState,
+        check: Callable[[int, int], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        """See `StateRepair.rebuild`."""
+        generation = generation_of(prepared)
+
+        async def rebuild() -> None:
+            try:
+                await self._rebuilder.rebuild_from(
+                    generation, check, owner=REPAIR, gone_over=lambda: done(None)
+                )
+            except Exception as error:  # noqa: BLE001 - not swallowed: it is passed on
+                done(error)
+
+        self._start(rebuild())
+
+    def mark(self, reason: str) -> None:
+        """See `StateRepair.mark`."""
+
+        async def mark() -> None:
+            try:
+                await asyncio.to_thread(self._state.distrust, reason)
+            except RaftstateError as error:
+                log.error("not noted for the next start", reason=reason, error=str(error))
+
+        self._start(mark())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Wait for what is under way: the rebuilder was closed, so that is soon."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)

@@ -23,6 +23,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol, TypeVar
 
 from raftstate.errors import (
@@ -104,7 +105,7 @@ class WatchHub:
         confirm: Callable[[float], Awaitable[object]],
         limits: WatchLimits | None = None,
         *,
-        on_damage: Callable[[DataLossError], None] = lambda _: None,
+        on_damage: Callable[[DataLossError], object] = lambda _: None,
     ) -> None:
         self._read = read
         self._clock = clock
@@ -525,11 +526,14 @@ class WatchHub:
         """End a group, after what it holds."""
         if isinstance(error, DataLossError):
             # First: if it has the node withhold all, the client goes on elsewhere, and is not told this end.
-            self._clock.call_soon(lambda: self._on_damage(error))
+            self._clock.call_soon(partial(self._tell_damage, error))
         compacted = self._compacted if isinstance(error, OutOfRangeError) else 0
         for watch_id in group.ids:
             group.stream.end_watch(WatchEnd(watch_id, error, compacted))
         self.drop(group)
+
+    def _tell_damage(self, error: DataLossError) -> None:
+        self._on_damage(error)
 
     def _end_all(self, error: RaftstateError) -> None:
         for stream in list(self._streams):

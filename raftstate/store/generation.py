@@ -68,6 +68,11 @@ class Generation:
         """Stands here once a sync of the data file failed: it is never synced again."""
         return self.path / "eio"
 
+    @property
+    def distrust_file(self) -> Path:
+        """Stands here once the state in it was found not to be trusted; holds why."""
+        return self.path / "distrusted"
+
     def make_directory(self) -> None:
         """Create the directory with its readers file. The caller syncs."""
         try:

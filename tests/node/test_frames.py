@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftstate.core.types import Entry, Message, MessageType
+from raftstate.core.types import ConfState, Entry, Message, MessageType, SnapshotMetadata
 from raftstate.machine.types import Batch, BatchResult, Code, Fault
 from raftstate.node import frames as frames_module
 from raftstate.node.environment import (
@@ -20,6 +20,10 @@ from raftstate.node.environment import (
     ForwardReply,
     LeaseStamp,
     Rejected,
+    RepairChunk,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
     TransferLeader,
 )
 from raftstate.node.frames import (
@@ -52,6 +56,12 @@ BODIES = [
     TransferLeader(3),
     LeaseStamp(1_234_567),
     Digests(2**63 - 1, [(64, 2**64 - 1), (70, 0)]),
+    RepairRequest(9, 100),
+    RepairOffer(9),
+    RepairOffer(9, SnapshotMetadata(ConfState((1, 2), (3,)), 120, 4), 5, 6),
+    RepairOffer(9, refusal="it shows nothing itself"),
+    RepairPull(9, 1 << 40, 512),
+    RepairChunk(9, 1 << 40, b"bytes"),
 ]
 
 

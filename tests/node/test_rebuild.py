@@ -296,7 +296,7 @@ async def test_a_crash_at_a_step_leaves_the_old_state_or_the_new_one(
 
     make_current = rig.state.make_current
 
-    def crash(generation: PreparedGeneration) -> None:
+    def crash(generation: PreparedGeneration, **_: object) -> None:
         if step == "after current":
             make_current(generation)
         raise CrashError

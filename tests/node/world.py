@@ -173,7 +173,7 @@ class SimNode:
             history_retention_ns=self.cluster.retention_s * 1_000 * MS,
         )
         storage.source = self.driver.snapshots.own.snapshot
-        self.integrity = Integrity(self.driver, clock, rng, _Repair(self, clock), distrusted=self.distrusted)
+        self.integrity = Integrity(self.driver, world, _Repair(self, clock), distrusted=self.distrusted)
         self.integrity.start()
         self.driver.start()
         if self.cluster.log_margin is not None:
@@ -376,12 +376,13 @@ class _Applier:
                 if not self._node.integrity.damaged(error):
                     raise
 
-    def exchange(self, tables: MemoryTables) -> None:
-        """Go over to another state, which has applied at least as much."""
+    def exchange(self, tables: MemoryTables, index: int) -> None:
+        """Go over to another state, which has applied at least as much, made from a copy as of `index`."""
         self._node.tables = tables
-        self._node.machine.load(tables)
+        self._node.machine.adopt(tables)
+        self._node.driver.state_rebuilt(index)
         self.is_beside = False
-        self.hurry()
+        self._clock.call_soon(self.hurry)
 
     def adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
         assert isinstance(prepared, _Prepared)
@@ -391,6 +392,7 @@ class _Applier:
             node = self._node
             node.tables = prepared.tables
             node.machine.adopt(node.tables)
+            self.is_beside = False
             node.is_switched = False
             done()
 
@@ -408,27 +410,33 @@ class _Repair:
     def mark(self, reason: str) -> None:
         self._clock.call_later(0.002, lambda: setattr(self._node, "distrusted", reason))
 
-    def rebuild(self, source: int, done: Callable[[Exception | None], None]) -> None:
-        node, other = self._node, self._node.cluster.nodes[source]
+    def hold_log(self) -> int:
+        return self._node.storage.first_index() - 1
 
-        def arrive() -> None:
-            if not other.alive or (source, node.id) in node.cluster.cut:
-                done(ConnectionResetError("the source is gone"))
-            elif not other.driver.fitness.may_read:
-                done(DataLossError("the source shows nothing"))
-            else:
-                wait(copy.deepcopy(other.tables))
+    def let_log_go(self) -> None:
+        pass
 
-        def wait(tables: MemoryTables) -> None:
-            index = read_meta(tables).applied_index
+    def rebuild(
+        self,
+        prepared: PreparedState,
+        check: Callable[[int, int], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        assert isinstance(prepared, _Prepared)
+        node, tables = self._node, prepared.tables
+        index = prepared.metadata.index
+
+        def wait() -> None:
             applied = node.driver.applied_index
             if node.applier.is_beside:
-                applied = max(
-                    applied, min(node.driver.raw.raft.raft_log.committed, node.storage.last_index())
-                )
+                known = min(node.driver.raw.raft.raft_log.committed, node.storage.last_index())
+                applied = max(applied, known)
             if applied < index:
-                self._clock.call_later(0.005, lambda: wait(tables))
-                return
+                self._clock.call_later(0.005, wait)
+            else:
+                self._clock.call_later(node.cluster.random.uniform(0, 0.02), exchange)
+
+        def exchange() -> None:
             machine = Machine(tables)
             for at in range(index + 1, node.driver.applied_index + 1):
                 [entry] = node.storage.entries(at, at + 1, 1 << 30)
@@ -436,13 +444,17 @@ class _Repair:
                 if entry.type is not EntryType.NORMAL:
                     states[at] = next_conf_state(machine.conf_state(), decode_conf_change(entry))
                 machine.apply(tables, [entry], states)
+            try:
+                check(machine.applied_index, machine.digest)
+            except RaftstateError as error:
+                done(error)
+                return
             node.checkpoint, node.distrusted = copy.deepcopy(tables), ""
-            node.applier.exchange(tables)
             node.rebuilds += 1
-            node.driver.state_rebuilt(index)
+            node.applier.exchange(tables, index)
             done(None)
 
-        self._clock.call_later(node.cluster.random.uniform(0.01, 0.2), arrive)
+        wait()
 
 
 class _Prepared:
