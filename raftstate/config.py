@@ -170,15 +170,15 @@ class NodeSettings(BaseSettings):
     log_margin_entries: int = Field(
         default=50_000,
         ge=1,
-        description="How many log entries are kept behind the last checkpoint for followers that were away: one"
-        " that is further behind is sent a snapshot. A start verifies the whole log, some 200,000 entries a"
-        " second.",
+        description="How many log entries are kept behind the last checkpoint for followers that were away:"
+        " one that is further behind is sent a snapshot. A start verifies the whole log, some 200,000 entries"
+        " a second.",
     )
     log_margin_bytes: int = Field(
         default=256 << 20,
         ge=1 << 20,
-        description="How many bytes of log entries are kept so at most, in bytes; a quarter of log_map_bytes if"
-        " that is less.",
+        description="How many bytes of log entries are kept so at most, in bytes; a quarter of log_map_bytes"
+        " if that is less.",
     )
     defragment_bytes_min: int = Field(
         default=1 << 30,

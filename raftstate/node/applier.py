@@ -29,7 +29,8 @@ from raftstate.store.state import StateStore
 log = get_logger(__name__)
 
 CUT_ENTRIES_MIN = 2_000
-"""The log is cut when at least so many entries can go: each cut is a transaction of its own."""
+"""The log is cut when at least so many entries can go, or as many as the margin has: each cut is a
+transaction of its own."""
 LAZY_S = 0.010
 """How long a follower lets entries wait for more, when no read or watch waits for them. Less than a
 heartbeat: small beside the lag that followers are held to, and at a full load it halves the pages that their
@@ -398,15 +399,16 @@ class StateApplier:
     def _cut_log(self) -> None:
         """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
         durable_index = self._state.durable_applied_index
-        # Never the whole log: a node that joins must not be sent the entries from the first one on, which were
-        # applied to a state that it has not.
+        # Never the whole log: a node that joins must not be sent the entries from the first one on, which
+        # were applied to a state that it has not.
         to_index = max(durable_index - self._log_margin_entries, self._index_before_margin(), 1)
         needed = [index for held in self._log_needed_from if (index := held()) is not None]
         to_index = min(to_index, durable_index, *needed)
         if self._cutting or self._closing or to_index <= self._cut_to:
             return
         large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes
-        if to_index - self._cut_to < CUT_ENTRIES_MIN and self._cut_to and not large:
+        worthwhile = min(CUT_ENTRIES_MIN, self._log_margin_entries)
+        if to_index - self._cut_to < worthwhile and self._cut_to and not large:
             return
         self._cutting = True
         self._cut_bytes = self._applied_bytes

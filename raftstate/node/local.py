@@ -305,7 +305,7 @@ class LocalNode:
         return outcome
 
     def _require_state(self) -> None:
-        """Raise `NoLeaderError` on a node that joins: it has nothing to show before it was sent a snapshot."""
+        """Raise `NoLeaderError` on a node that joins: it has nothing to show before a snapshot has come."""
         if self._driver.applied.is_blank:
             raise NoLeaderError("this node joins its cluster, and holds no state yet; ask another node")
 

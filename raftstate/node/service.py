@@ -328,8 +328,8 @@ class NodeService(Protocol):
     def watches(self) -> NodeWatches:
         """Return the watches of a new stream.
 
-        Raises `ResourceExhaustedError` at the limit of streams, `NoLeaderError` at a node that joins and holds
-        no state yet.
+        Raises `ResourceExhaustedError` at the limit of streams, `NoLeaderError` at a node that joins and
+        holds no state yet.
         """
         ...
 

@@ -283,10 +283,7 @@ class _Sender:
         body = copy.deepcopy(body)
         delay_s = cluster.random.uniform(0.0001, 0.002)
         epoch = self._epoch
-        if cluster.tamper is not None:
-            delays = cluster.tamper(sender, to, body)
-        else:
-            delays = [delay_s]
+        delays = cluster.tamper(sender, to, body) if cluster.tamper is not None else [delay_s]
 
         def arrive() -> None:
             # Peers see a reset when a node dies: after that nothing of it is on its way any more.
