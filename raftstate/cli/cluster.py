@@ -42,6 +42,11 @@ def status(
     print_table(_table(nodes, commit))
     output = console()
     for node in nodes:
+        if node.rebuild:
+            copied = f"{megabytes(node.rebuild_done_bytes)} of {megabytes(node.rebuild_total_bytes)}"
+            output.print(f"{node.name}: rewrites its files ({node.rebuild}), {copied}", markup=False)
+        if node.erased_index < node.last_erase_index:
+            output.print(f"{node.name}: what was erased is still in its files", markup=False)
         for alarm in node.alarms:
             output.print(f"{node.name}: {alarm}", style="bold red", markup=False)
 
