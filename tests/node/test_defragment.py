@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +35,7 @@ class Rebuilder:
         self.let_go = 0
         self.outcome: Exception | None = None
         self.gate: asyncio.Event | None = None
-        self.ended = asyncio.Event()
+        self.reached, self.ended = asyncio.Event(), asyncio.Event()
 
     def hold_log(self, index: int) -> None:
         self.held.append(index)
@@ -43,9 +43,15 @@ class Rebuilder:
     def let_log_go(self) -> None:
         self.let_go += 1
 
-    async def rebuild_from(self, prepared: PreparedGeneration) -> None:
+    async def rebuild_from(self, prepared: PreparedGeneration, check: Callable[[int, int], None]) -> None:
+        self.reached.set()
         if self.gate is not None:
             await self.gate.wait()
+        try:
+            check(0, 0)
+        except FailedPreconditionError:
+            prepared.discard()
+            raise
         if self.outcome is not None:
             prepared.discard()
             self.ended.set()
@@ -66,7 +72,7 @@ class Rig:
         self.state.checkpoint(0)
         self.rebuilder = Rebuilder(self.state)
         self.halted: list[BaseException] = []
-        self.installing = False
+        self.why_not = ""
         self.defragmenter = self.make(0)
         self.results: asyncio.Queue[Rewritten | RaftstateError] = asyncio.Queue()
 
@@ -76,7 +82,7 @@ class Rig:
             self.rebuilder,
             LoopClock(asyncio.get_running_loop()),
             self.directory,
-            is_installing=lambda: self.installing,
+            why_not=lambda: self.why_not,
             on_halt=self.halted.append,
             bytes_min=bytes_min,
         )
@@ -183,10 +189,10 @@ async def test_one_at_a_time(rig: Rig) -> None:
         rig.defragmenter.begin("defragment", rig.results.put_nowait)
     rig.rebuilder.gate.set()
     assert isinstance(await rig.results.get(), Rewritten)
-    rig.installing = True
-    with pytest.raises(FailedPreconditionError, match="another node's state"):
+    rig.why_not = "it is quarantined"
+    with pytest.raises(FailedPreconditionError, match="not rewritten now: it is quarantined"):
         rig.defragmenter.begin("defragment", rig.results.put_nowait)
-    rig.installing, rig.rebuilder.is_under_way = False, True
+    rig.why_not, rig.rebuilder.is_under_way = "", True
     with pytest.raises(FailedPreconditionError, match="another node's state"):
         rig.defragmenter.begin("defragment", rig.results.put_nowait)
 
@@ -210,6 +216,24 @@ async def test_what_fails_leaves_the_old_files_in_use(rig: Rig) -> None:
     assert rig.rows() == before
     rig.rebuilder.outcome = None
     assert isinstance(await rig.rewrite(), Rewritten)
+
+
+async def test_a_copy_of_a_state_that_was_replaced_meanwhile_is_not_gone_over_to(rig: Rig) -> None:
+    rig.rebuilder.gate = asyncio.Event()
+    rig.defragmenter.begin("erase", rig.results.put_nowait)
+    async with asyncio.timeout(30):
+        await rig.rebuilder.reached.wait()
+    other = rig.make(0)
+    gate, rig.rebuilder.gate = rig.rebuilder.gate, None
+    other.begin("repair", rig.results.put_nowait)
+    assert isinstance(await rig.results.get(), Rewritten)
+    path = rig.state.path
+    gate.set()
+    result = await rig.results.get()
+    assert isinstance(result, FailedPreconditionError)
+    assert rig.state.path == path
+    assert len(list(rig.directory.glob("state-*"))) == 1
+    await other.close()
 
 
 async def test_damage_that_the_copy_meets_is_told_and_the_log_is_let_go(rig: Rig) -> None:
