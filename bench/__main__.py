@@ -5,6 +5,8 @@
     python -m bench watch --watches 1000 --prefixes 100 --writes-per-s 1000 --seconds 30
     python -m bench history --versions 100000
     python -m bench compaction --changes 1000000 --keys 100000
+    python -m bench recovery --megabytes 1024
+    python -m bench overwrite --seconds 600
 
 `write` is `compare --workload put` without peers. Each figure is of one run: repeat a command to see how far
 they scatter, before anything is read into a difference. Exit 0: measured; 1: a named peer is not to be had
@@ -27,13 +29,19 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import compaction, history, watch
+from bench import compaction, history, overwrite, recovery, watch
 from bench.load import Keys, Measurement, UsageError, prefill, run_puts
 from bench.systems import starters
 
 OURS = "raftstate"
 SEED = 20_250_101
-ALONE = {"watch": watch, "history": history, "compaction": compaction}
+ALONE = {
+    "watch": watch,
+    "history": history,
+    "compaction": compaction,
+    "recovery": recovery,
+    "overwrite": overwrite,
+}
 """The measurements that know no other system."""
 
 

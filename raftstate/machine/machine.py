@@ -176,6 +176,24 @@ class Machine:
         self._sum_changes = None
         self.load(tables)
 
+    def found_anew(self, tables: WriteTables, cluster_id: int, member: Member) -> None:
+        """Make this the state of another cluster, whose only member is `member`: what is left of one that
+        lost its majority for good. Keys, history, leases and sessions stay; ids of former members are not
+        used again.
+
+        Args:
+            tables: a transaction; if it does not commit, call `load`.
+            cluster_id: 64 random bits.
+            member: a voter.
+        """
+        self._begin()
+        self.cluster_id = cluster_id
+        self.members = [member]
+        self.last_member_id = max(self.last_member_id, member.id)
+        self._conf_state = ConfState(voters=(member.id,))
+        tables.put(Table.HOT, META_KEY, meta_row(self._meta()))
+        self._as_committed = True
+
     def conf_state(self) -> ConfState:
         """Return the configuration as of the applied index."""
         return self._conf_state

@@ -21,6 +21,7 @@ from raftstate.errors import DataLossError, RaftstateError, ResourceExhaustedErr
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult, LongApply
+from raftstate.measure import Histogram
 from raftstate.node.environment import Clock, Done, PreparedState, Timer
 from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
 from raftstate.store.log_writer import LogWriter
@@ -135,12 +136,29 @@ class StateApplier:
         self._applied_since_slice = False
         self._closing = False
         self._failed = False
+        self.apply_seconds = Histogram()
+        """Of transactions of portions, from their begin to their commit."""
+        self.checkpoint_seconds = Histogram()
+        """Of checkpoints, from their begin until they were durable."""
+        self._checkpoint_began_ns = self._durable_as_of_ns = clock.monotonic_ns()
         self._stalled = False
         self._exchanging: tuple[Callable[[], None], Done] | None = None
         """As `_adopting`, but for a state that the entries here were applied to as well."""
         self.on_damage: Callable[[DataLossError], bool] = lambda _: False
         """Told of damage that a transaction has met; returns whether another state will be put in the place
         of this one (`exchange`). Until then nothing is applied; or this node halts."""
+
+    @property
+    def commands_applied(self) -> int:
+        """How many commands were applied since the start."""
+        return self._commands
+
+    @property
+    def checkpoint_age_ns(self) -> int:
+        """For how long, at most, something was applied that no durable checkpoint has; 0: they have all."""
+        if not self._state.dirtied_bytes:
+            return 0
+        return self._clock.monotonic_ns() - self._durable_as_of_ns
 
     def on_applied(self, callback: Callable[[], None]) -> None:
         """Have `callback` called on the loop after each transaction that made a revision, or moved the
@@ -217,6 +235,7 @@ class StateApplier:
             return
         work = _Work(self._waiting)
         self._waiting = []
+        began_ns = self._clock.monotonic_ns()
         try:
             with self._state.write() as tables:
                 results = self._machine.apply(
@@ -229,6 +248,7 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
         else:
+            self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
             self._applied(work, results)
 
     def _stall(self, work: _Work, error: DataLossError) -> None:
@@ -244,6 +264,8 @@ class StateApplier:
     def _work_beside(self, work: _Work) -> None:
         """Apply on a thread what would hold the loop for longer than followers wait for a heartbeat."""
 
+        began_ns = self._clock.monotonic_ns()
+
         def apply() -> list[EntryResult]:
             # Where many leases are, to take back what was begun takes long, too.
             with self._state.read() as tables:
@@ -252,9 +274,9 @@ class StateApplier:
                 return self._machine.apply(tables, work.entries, work.conf_states)
 
         self._beside = asyncio.get_running_loop().run_in_executor(self._thread, apply)
-        self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside))
+        self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside, began_ns))
 
-    def _worked_beside(self, work: _Work, beside: asyncio.Future[list[EntryResult]]) -> None:
+    def _worked_beside(self, work: _Work, beside: asyncio.Future[list[EntryResult]], began_ns: int) -> None:
         self._beside = None
         try:
             results = beside.result()
@@ -264,6 +286,7 @@ class StateApplier:
             self._fail(error)
             return
         else:
+            self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
             self._applied(work, results)
         synced, self._synced_meanwhile = self._synced_meanwhile, None
         if synced is not None:
@@ -369,6 +392,7 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
+        self._checkpoint_began_ns = now_ns
         self._syncing = asyncio.get_running_loop().run_in_executor(self._disk, checkpoint.sync)
         self._syncing.add_done_callback(self._synced)
 
@@ -384,6 +408,8 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
+        self._durable_as_of_ns = self._checkpoint_began_ns
+        self.checkpoint_seconds.observe_ns(self._clock.monotonic_ns() - self._checkpoint_began_ns)
         self._go_over_if_idle()
         self._cut_log()
         self._work()
@@ -435,7 +461,7 @@ class StateApplier:
         self._go_over_if_idle()
 
     def _go_over_if_idle(self) -> None:
-        """Go over to another state, if one waits for it, and nothing is under way that belongs to this one."""
+        """Go over to another state, if one waits and nothing is under way that belongs to this one."""
         if self._beside is not None or self._syncing is not None:
             return
         if self._failed or self._closing:

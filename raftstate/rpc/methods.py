@@ -79,6 +79,17 @@ def methods_of(service: NodeService) -> dict[str, Method]:
         UnaryMethod(
             "Cluster/TransferLeader", cluster_pb2.TransferLeaderRequest, cluster.transfer_leader, write=True
         ),
+        UnaryMethod("Cluster/MemberList", cluster_pb2.MemberListRequest, cluster.member_list, write=False),
+        UnaryMethod("Cluster/MemberAdd", cluster_pb2.MemberAddRequest, cluster.member_add, write=True),
+        UnaryMethod(
+            "Cluster/MemberPromote", cluster_pb2.MemberPromoteRequest, cluster.member_promote, write=True
+        ),
+        UnaryMethod(
+            "Cluster/MemberRemove", cluster_pb2.MemberRemoveRequest, cluster.member_remove, write=True
+        ),
+        UnaryMethod(
+            "Cluster/MemberReplace", cluster_pb2.MemberReplaceRequest, cluster.member_replace, write=True
+        ),
         UnaryMethod("Cluster/Defragment", cluster_pb2.DefragmentRequest, cluster.defragment, write=True),
     )
     return {method.name: method for method in methods}

@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.measure import Histogram
 from raftstate.store.log import LogStore, LogWrite, check_hard_state
 
 Done = Callable[[BaseException | None], None]
@@ -55,6 +56,13 @@ class _Compaction:
 
 
 @dataclass(frozen=True, slots=True)
+class _Refill:
+    entries: Sequence[Entry]
+    anchor: tuple[int, int] | None
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
 class _Rewrite:
     done: Done
 
@@ -82,9 +90,12 @@ class LogWriter:
         self._riding: HardState | None = None
         self._failed = False
         self._closed = False
+        self.commit_seconds = Histogram()
+        """Of transactions of the log, each durable when it returned."""
         # From the loop thread to the log thread; None asks it to end.
-        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Rewrite | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Refill | _Rewrite | None] = SimpleQueue()
         # The log thread's.
+        self._refills: deque[_Refill] = deque()
         self._compactions: deque[_Compaction] = deque()
         self._rewrites: deque[_Rewrite] = deque()
         self._saved = self._newest = log.last_hard_state
@@ -166,6 +177,26 @@ class LogWriter:
         self._check_open()
         self._queue.put(_Compaction(to_index, done))
 
+    @property
+    def damaged(self) -> Sequence[int]:
+        """The indexes of the log's records that are known to be damaged, ascending; another object whenever
+        that has changed."""
+        return self._log.damaged
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        """Write damaged records anew, after everything handed over before.
+
+        Args:
+            entries: as `LogStore.refill` takes them.
+            anchor: as `LogStore.refill` takes it.
+            done: called with None once that is durable and published, else with the error.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Refill(entries, anchor, done))
+
     def rewrite(self, done: Done) -> None:
         """Copy the log into new files, see `LogStore.rewrite`, after the compactions handed over before.
         Appends wait for as long as that takes: cut the log first.
@@ -223,6 +254,8 @@ class LogWriter:
             appends, install, running = self._take()
             if appends:
                 self._write_group(appends)
+            while self._refills:
+                self._refill(self._refills.popleft())
             if install is not None:
                 self._install(install)
             if self._compactions and running:
@@ -248,6 +281,9 @@ class LogWriter:
                 return appends, request, True
             if isinstance(request, _Append):
                 appends.append(request)
+            elif isinstance(request, _Refill):
+                # It looks at what the log holds then: appends that came after it may be written before it.
+                self._refills.append(request)
             elif isinstance(request, _Compaction):
                 self._compactions.append(request)
             else:
@@ -295,9 +331,22 @@ class LogWriter:
         self._newest = newest
         if not entries and (newest.term, newest.vote) == (self._saved.term, self._saved.vote):
             return None
+        began_ns = self._clock_ns()
         write = self._log.write(newest, entries)
+        self.commit_seconds.observe_ns(self._clock_ns() - began_ns)
         self._saved = write.hard_state
         return write
+
+    def _refill(self, refill: _Refill) -> None:
+        write: LogWrite | None = None
+        error: BaseException | None = self._failure
+        if error is None:
+            try:
+                write = self._log.refill(refill.entries, refill.anchor)
+            except Exception as raised:  # noqa: BLE001 - whatever it was, the one who waits must hear of it
+                error = raised
+        self._post(partial(self._report, (), write, None))
+        self._post(partial(refill.done, error))
 
     def _compact_slice(self, compaction: _Compaction) -> None:
         write: LogWrite | None = None

@@ -85,7 +85,7 @@ def abort_a_write(rig: Rig, key: bytes) -> None:
 
 def write_something(rig: Rig, rng: random.Random) -> None:
     key = b"k%03d" % rng.randrange(60)
-    match rng.randrange(9):
+    match rng.randrange(10):
         case 0:
             rig.write(delete(1, key))
         case 1:
@@ -103,6 +103,8 @@ def write_something(rig: Rig, rng: random.Random) -> None:
             abort_a_write(rig, key)
         case 7:
             rig.write(erase(1, key))
+        case 8:  # fails at its second put, and takes back its first
+            rig.write(txn(1, (), (op_put(key), op_put(b"m", lease=999))))
         case _:
             rig.write(*(put(n, b"k%03d" % rng.randrange(60)) for n in range(4)))
     if rng.randrange(50) == 0:
