@@ -516,7 +516,7 @@ class Node:
             self._rebuilder,
             clock,
             stores.directory.path,
-            is_installing=lambda: self.driver.is_installing,
+            why_not=self._why_not_copied,
             on_halt=self._halt,
             bytes_min=settings.defragment_bytes_min,
         )
@@ -646,6 +646,11 @@ class Node:
                     and self._stores.state.is_settled
                     and not self.driver.is_installing
                 )
+
+    def _why_not_copied(self) -> str:
+        if self.driver.is_installing or self.driver.applied.is_blank:
+            return "another node's state is being installed here"
+        return self.driver.fitness.why_not_read()
 
     def _log_needed_from(self) -> int | None:
         """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""
