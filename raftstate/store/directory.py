@@ -3,7 +3,8 @@
     identity    cluster, node, incarnation, name, format version: JSON, with a checksum
     lock        an exclusive flock for as long as the node runs; holds its process id
     creating    there while the directory is being filled for the first time
-    eio         there once the disk failed a write: what the page cache shows proves nothing any more
+    eio         there once the disk failed a write of the log: what the page cache shows of it proves nothing
+                any more, and it must be copied (`store.log_copy`) before it is opened again
 
 May live here: these four files. The log and the state in the directory are `store.log`'s and `store.state`'s.
 """
@@ -109,7 +110,7 @@ class DataDirectory:
         Raises:
             WrongClusterError: it belongs to another cluster.
             FailedPreconditionError: it is no data directory, is in use, belongs to another node or
-                incarnation, was written by a newer raftstate, or its disk has failed a write.
+                incarnation, or was written by a newer raftstate.
             DataLossError: its identity is damaged.
             StorageError: the disk failed.
         """
@@ -125,7 +126,6 @@ class DataDirectory:
             identity = _decode(path / _IDENTITY)
             if expected is not None:
                 _check_identity(path, identity, expected)
-            _check_disk(path)
             durable_remove(path / _CREATING)
         except BaseException:
             os.close(lock)
@@ -159,7 +159,7 @@ os.register_at_fork(after_in_child=_in_child)
 
 
 def mark_eio(path: Path, reason: str) -> None:
-    """Note durably that the disk failed a write, so that the next start does not trust the data directory.
+    """Note durably that the disk failed a write of the log, so that the next start does not trust its file.
 
     Args:
         path: the data directory.
@@ -183,6 +183,15 @@ def read_eio(path: Path) -> str | None:
         return None
     except OSError as error:
         raise disk_failure("reading a marker", path / _EIO, error) from error
+
+
+def clear_eio(path: Path) -> None:
+    """Take the marker away, durably: the log goes on in another file, and that one was synced.
+
+    Raises:
+        StorageError: it can't be removed.
+    """
+    durable_remove(path / _EIO)
 
 
 def _check_free(path: Path) -> None:
@@ -262,13 +271,4 @@ def _check_identity(path: Path, found: Identity, expected: Identity) -> None:
         raise FailedPreconditionError(
             f"{path} belongs to node {got[0]}, incarnation {got[1]} ({found.name!r}); "
             f"this one is node {wanted[0]}, incarnation {wanted[1]} ({expected.name!r})"
-        )
-
-
-def _check_disk(path: Path) -> None:
-    reason = read_eio(path)
-    if reason is not None:
-        raise FailedPreconditionError(
-            f"{path} is on a disk that failed a write, and may not hold what it shows ({reason}): "
-            f"replace this node's data from the other nodes"
         )

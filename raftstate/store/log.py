@@ -32,16 +32,17 @@ from raftstate.core.types import NONE, ConfState, Entry, HardState, Snapshot
 from raftstate.errors import DataLossError, FailedPreconditionError, InvariantError, StorageError
 from raftstate.store import log_format
 from raftstate.store.directory import mark_eio
-from raftstate.store.files import disk_failure, fsync_directory
+from raftstate.store.files import disk_failure, fsync_directory, is_full
 from raftstate.store.log_check import check_data_file, check_rows, page_checksum
 from raftstate.store.log_format import HARD_STATE_KEY, META_KEY, MetaRow, entry_key
 from raftstate.store.log_window import LogWindow
 from raftstate.store.meta_page import read_meta_page, read_meta_pages
+from raftstate.store.space import Space, environment_space, pages_bytes
 
 WINDOW_BYTES = 64 << 20
 """How much of the log's end is kept in memory, unless told otherwise."""
 
-_DATA_FILE = "data.mdb"
+DATA_FILE, LOCK_FILE = "data.mdb", "lock.mdb"
 _EMPTY = MetaRow(0, 0, 0, 0, 1, 0)
 
 
@@ -101,9 +102,9 @@ class LogStore:
         """
         if create:
             _create(path, map_bytes)
-        newest, older = check_data_file(path / _DATA_FILE)
+        newest, older = check_data_file(path / DATA_FILE)
         try:
-            data_file = os.open(path / _DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+            data_file = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 environment = _open_environment(path, map_bytes)
             except lmdb.Error:
@@ -222,10 +223,16 @@ class LogStore:
     def size_bytes(self) -> int:
         """The bytes of the pages that the log's rows take up. Any thread."""
         try:
-            stat = self._environment.stat()
+            return pages_bytes(self._environment.stat())
         except lmdb.Error as error:
             raise disk_failure("measuring the log", self._path, error) from error
-        return stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+
+    def space(self) -> Space:
+        """Measure the log's file. Any thread."""
+        try:
+            return environment_space(self._environment, 0)
+        except lmdb.Error as error:
+            raise disk_failure("measuring the log", self._path, error) from error
 
     def publish(self, write: LogWrite) -> None:
         """Make a committed write visible to the reading side. Writes are published in order, each once.
@@ -292,7 +299,8 @@ class LogStore:
                 compacted ones, or the hard state goes backwards. Nothing was written.
             DataLossError: entries were given, and the log has a damaged record: it must not acknowledge more.
             StorageError: the disk or LMDB failed, now or before. Whether this write is on disk can't be
-                known, and every later one is refused.
+                known, and every later one is refused; unless the disk or the map is full
+                (`files.is_full`): then nothing was written, and it may be tried again.
         """
         target = self._hard_state if hard_state is None else hard_state
         check_hard_state(self._hard_state, target)
@@ -390,13 +398,23 @@ class LogStore:
                 raise
             self._commit(txn)
         except (lmdb.Error, OSError) as error:
-            self._failure = disk_failure("writing the log", self._path, error)
-            if self._failure.detail["errno"] == errno.EIO:
-                try:
-                    mark_eio(self._path.parent, self._failure.message)
-                except StorageError as unmarked:
-                    self._failure.add_note(f"nor could this be noted for the next start: {unmarked}")
-            raise self._failure from error
+            failure = disk_failure("writing the log", self._path, error)
+            if not is_full(failure):
+                self._fail(failure)
+            raise failure from error
+
+    def _fail(self, failure: StorageError) -> None:
+        """Take no more writes, in this run and, where the page cache can't be trusted any more, in this file.
+
+        A disk that is full is another matter: what was not written leaves pages behind that nothing refers
+        to, and every page of the next attempt is written anew.
+        """
+        self._failure = failure
+        if failure.detail["errno"] == errno.EIO:
+            try:
+                mark_eio(self._path.parent, failure.message)
+            except StorageError as unmarked:
+                failure.add_note(f"nor could this be noted for the next start: {unmarked}")
 
     def _seal(self, txn: lmdb.Transaction[memoryview], meta: MetaRow, hard_state: HardState) -> MetaRow:
         """Put the two fixed rows; return the meta row as written."""
@@ -440,7 +458,7 @@ def _create(path: Path, map_bytes: int) -> None:
         if unfinished.exists():
             shutil.rmtree(unfinished)
         with _open_environment(unfinished, map_bytes, create=True) as environment:
-            first, _ = read_meta_pages(unfinished / _DATA_FILE)
+            first, _ = read_meta_pages(unfinished / DATA_FILE)
             with environment.begin(write=True) as txn:
                 row = _EMPTY._replace(previous_page_checksum=page_checksum(first))
                 txn.put(META_KEY, log_format.encode_meta(row))

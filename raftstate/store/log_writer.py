@@ -4,8 +4,10 @@ The loop thread hands over appends and does not wait. The log thread takes all t
 transaction of them, and posts one callback to the loop, which publishes the transaction and then calls each
 append's `done`, in order. What is not durable is never published, and never reported as done.
 
-After a failure nothing is written any more: what waits, and what comes later, gets an error. The commit index
-alone is not worth a transaction (it can be learned again from the leader): it goes with the next one.
+After a failure nothing is written any more: what waits, and what comes later, gets an error. A full disk is
+none: the log thread lets go of reserved space, and tries the same group again until there is room, while all
+else waits behind it; only a compaction, which makes room, may come in between. The commit index alone is not
+worth a transaction (it can be learned again from the leader): it goes with the next one.
 
 May live here: the thread, and how waiting appends become one.
 """
@@ -13,14 +15,18 @@ May live here: the thread, and how waiting appends become one.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 
+import msgspec
+
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.store.files import is_full
 from raftstate.store.log import LogStore, LogWrite, check_hard_state
 
 Done = Callable[[BaseException | None], None]
@@ -28,6 +34,8 @@ Done = Callable[[BaseException | None], None]
 
 COMPACTION_SLICE_ENTRIES = 512
 """How many entries one transaction of a compaction removes: what an append may have to wait for."""
+FULL_RETRY_S = 0.2
+"""How long a group that the disk has no room for waits before it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +60,25 @@ class LogWriter:
         post: runs a callable on the loop thread, soon, in the order of the calls; usable from any thread, as
             `loop.call_soon_threadsafe` is.
         clock_ns: a monotonic clock, in nanoseconds.
+        release: lets go of reserved space, and says whether there was any; called on the log thread when the
+            disk is full.
     """
 
     def __init__(
-        self, log: LogStore, post: Callable[[Callable[[], None]], object], *, clock_ns: Callable[[], int]
+        self,
+        log: LogStore,
+        post: Callable[[Callable[[], None]], object],
+        *,
+        clock_ns: Callable[[], int],
+        release: Callable[[], bool] = lambda: False,
     ) -> None:
         self._log = log
         self._post = post
         self._clock_ns = clock_ns
+        self._release = release
+        self.full: str | None = None
+        """What the disk said when it had no room for what is to be written next; None: it has. Written by the
+        log thread, read by any."""
         # The loop thread's: appends not reported yet, oldest first.
         self._outstanding: deque[_Append] = deque()
         # The newest hard state given, and the same while its commit index waits for a write to ride with.
@@ -69,7 +88,10 @@ class LogWriter:
         self._closed = False
         # From the loop thread to the log thread; None asks it to end.
         self._queue: SimpleQueue[_Append | _Compaction | None] = SimpleQueue()
-        # The log thread's.
+        # The log thread's: what arrived while it waited for room, and what follows.
+        self._later: deque[_Append | _Compaction | None] = deque()
+        # What a compaction that came before a waiting group has made of the commit index.
+        self._commit_at_least = 0
         self._compactions: deque[_Compaction] = deque()
         self._saved = self._newest = log.last_hard_state
         self._failure: StorageError | None = None
@@ -115,8 +137,8 @@ class LogWriter:
 
         Args:
             to_index: as `LogStore.compact` takes it.
-            done: called with None once all is removed, durably, else with the error. An error that is not of
-                the disk leaves the writer usable.
+            done: called with None once all is removed, durably, else with the error. One that is not of the
+                disk, or says that it is full, leaves the writer usable.
 
         Raises:
             ClosedError: the writer was closed.
@@ -177,7 +199,7 @@ class LogWriter:
         block = not self._compactions
         while True:
             try:
-                request = self._queue.get(block)
+                request = self._later.popleft() if self._later else self._queue.get(block)
             except Empty:
                 return appends, True
             block = False
@@ -193,7 +215,7 @@ class LogWriter:
         error: BaseException | None = self._failure
         if error is None:
             try:
-                write = self._write(appends)
+                write = self._write_once_there_is_room(appends)
             except Exception as raised:  # noqa: BLE001 - whatever it was, those who wait must hear of it
                 error = raised
                 self._failure = StorageError(
@@ -202,21 +224,56 @@ class LogWriter:
                 self._failure.__cause__ = raised
         self._post(partial(self._report, appends, write, error))
 
+    def _write_once_there_is_room(self, appends: list[_Append]) -> LogWrite | None:
+        while True:
+            try:
+                write = self._write(appends)
+            except StorageError as error:
+                if not is_full(error):
+                    raise
+                self.full = error.message
+                if not self._release() and not self._wait_for_room():
+                    raise
+            else:
+                self.full = None
+                self._commit_at_least = 0
+                return write
+
+    def _wait_for_room(self) -> bool:
+        """Wait a moment, in which compactions are done; return False if the writer is being closed."""
+        deadline = time.monotonic() + FULL_RETRY_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            if self._compactions:
+                self._compact_slice(self._compactions[0])
+                self._commit_at_least = self._saved.commit
+            try:
+                request = self._queue.get(timeout=0 if self._compactions else left_s)
+            except Empty:
+                continue
+            if isinstance(request, _Compaction):
+                self._compactions.append(request)
+            else:
+                self._later.append(request)
+        return None not in self._later
+
     def _write(self, appends: list[_Append]) -> LogWrite | None:
         """Write a group in one transaction; None: there was nothing that needs one."""
         entries: list[Entry] = []
         newest = self._newest
         for append in appends:
-            if append.hard_state is not None:
-                check_hard_state(newest, append.hard_state)
-                newest = append.hard_state
+            hard_state = append.hard_state
+            if hard_state is not None:
+                if hard_state.commit < self._commit_at_least:
+                    hard_state = msgspec.structs.replace(hard_state, commit=self._commit_at_least)
+                check_hard_state(newest, hard_state)
+                newest = hard_state
             if append.entries:
                 merge_entries(entries, append.entries)
-        self._newest = newest
         if not entries and (newest.term, newest.vote) == (self._saved.term, self._saved.vote):
+            self._newest = newest
             return None
         write = self._log.write(newest, entries)
-        self._saved = write.hard_state
+        self._newest = self._saved = write.hard_state
         return write
 
     def _compact_slice(self, compaction: _Compaction) -> None:

@@ -33,7 +33,7 @@ from lmdb.verify import verify as verify_pages
 from raftstate.errors import DataLossError, FailedPreconditionError, StorageError
 from raftstate.machine.tables import ReadTables, Table
 from raftstate.store.checkpoint import CheckpointRecord, sync_data
-from raftstate.store.files import disk_failure, durable_remove, durable_write
+from raftstate.store.files import copy_bytes, disk_failure, durable_remove, durable_write
 from raftstate.store.generation import Generation, current_generation, generations
 from raftstate.store.meta_page import MetaPage, read_meta_pages
 from raftstate.store.transactions import Handles, Rows, lmdb_failure, table_name
@@ -45,7 +45,6 @@ MAX_READERS = 512
 """Reader slots of the environment, for this node and the processes that read its files: 64 bytes each."""
 
 _CLEAN_STOP = "clean-stop"
-_COPY_BYTES = 16 << 20
 _BAD_COPY = "the copy of the state made after a failed sync can't be trusted"
 _REPLACE = "replace this node, the others hold the data"
 
@@ -215,7 +214,7 @@ def _copy(
         try:
             target = os.open(copy.data_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
-                _copy_bytes(source, target, (record.meta.last_page + 1) * record.meta.page_bytes)
+                copy_bytes(source, target, (record.meta.last_page + 1) * record.meta.page_bytes)
                 write_meta_pages(target, record.meta)
                 os.fsync(target)
             finally:
@@ -229,27 +228,6 @@ def _copy(
     durable_write(copy.checkpoint_file, record.to_bytes())
     copy.make_current()
     return copy
-
-
-def _copy_bytes(source: int, target: int, size: int) -> None:
-    """Copy up to `size` bytes, by reference where the file system can, as XFS and Btrfs do."""
-    done = 0
-    by_kernel = hasattr(os, "copy_file_range")
-    while done < size:
-        wanted = min(_COPY_BYTES, size - done)
-        if by_kernel:
-            try:
-                copied = os.copy_file_range(source, target, wanted if done else size, done, done)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                by_kernel = False
-                continue
-        else:
-            copied = os.pwrite(target, os.pread(source, wanted, done), done)
-        if copied == 0:
-            return
-        done += copied
 
 
 def _verify(generation: Generation, verify: Callable[[ReadTables], None]) -> None:

@@ -30,6 +30,7 @@ from raftstate.machine.tables import ReadTables
 from raftstate.store.checkpoint import Checkpoint, CheckpointRecord, Pin, lost_slot
 from raftstate.store.files import disk_failure
 from raftstate.store.generation import Generation, remove_leftovers
+from raftstate.store.space import Reader, Space, environment_space, parse_readers
 from raftstate.store.start import (
     READERS_WAIT_S,
     create_first_generation,
@@ -282,6 +283,33 @@ class StateStore:
             return self._open_environment().reader_check()
         except lmdb.Error as error:
             raise lmdb_failure("clearing dead readers", self.path, error) from error
+
+    def space(self) -> Space:
+        """Measure the state's file. Any thread.
+
+        Raises:
+            ResourceExhaustedError: no reader slot is free.
+            StorageError: LMDB failed.
+            ClosedError: the store is closed.
+        """
+        with self.read() as tables:
+            tables_bytes = tables.pages_bytes()
+        try:
+            return environment_space(self._open_environment(), tables_bytes)
+        except lmdb.Error as error:
+            raise lmdb_failure("measuring the state", self.path, error) from error
+
+    def readers(self) -> list[Reader]:
+        """Return who reads the state now, in this process and in others. Any thread.
+
+        Raises:
+            StorageError: LMDB failed.
+            ClosedError: the store is closed.
+        """
+        try:
+            return parse_readers(self._open_environment().readers())
+        except lmdb.Error as error:
+            raise lmdb_failure("listing readers", self.path, error) from error
 
     def close(self, *, clean: bool) -> None:
         """Close the environment. No other thread may be in a read.

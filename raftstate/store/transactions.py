@@ -26,6 +26,7 @@ from raftstate.errors import (
 )
 from raftstate.machine.tables import Table
 from raftstate.store.files import disk_failure
+from raftstate.store.space import pages_bytes
 
 Handles = dict[Table, "lmdb._Database"]
 
@@ -66,9 +67,8 @@ def lmdb_failure(doing: str, path: Path, error: lmdb.Error) -> RaftstateError:
         )
     if isinstance(error, lmdb.MapFullError):
         return StorageError(
-            f"failed while {doing} at {path}: the map, whose size was fixed when the state was created, is "
-            "full, and nothing frees room in it in this version; move the data to a new cluster with a "
-            "larger state_map_bytes",
+            f"failed while {doing} at {path}: the map is full, or what is free in it is still being read; if "
+            "it does not go on soon, start the node again with a larger state_map_bytes",
             detail={"errno": errno.ENOSPC},
         )
     failure = disk_failure(doing, path, error)
@@ -134,6 +134,17 @@ class Rows:
             return self._transaction.stat(self._handles[table])["entries"]
         except lmdb.Error as error:
             raise lmdb_failure("counting rows", self._path, error) from error
+
+    def pages_bytes(self) -> int:
+        """Return the bytes of the pages of all tables.
+
+        Raises:
+            StorageError: LMDB can't tell, or the transaction has ended.
+        """
+        try:
+            return sum(pages_bytes(self._transaction.stat(handle)) for handle in self._handles.values())
+        except lmdb.Error as error:
+            raise lmdb_failure("measuring the tables", self._path, error) from error
 
 
 class WritableRows(Rows):
