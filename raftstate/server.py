@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import importlib.metadata
 import random
@@ -28,21 +29,26 @@ from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
-from raftstate.errors import DataLossError, FailedPreconditionError
+from raftstate.errors import DataLossError, FailedPreconditionError, StorageError
 from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import MACHINE_VERSION, Member
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
+from raftstate.node.disk import DiskSettings, DiskWatch, reserve_bytes_for
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.frames import Hello
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
 from raftstate.node.startup import StartStorage, check_state_fits_log
 from raftstate.store.directory import DataDirectory, Identity
+from raftstate.store.files import is_full
 from raftstate.store.log import LogStore
+from raftstate.store.log_copy import must_copy, renew_log
 from raftstate.store.log_writer import LogWriter
+from raftstate.store.reserve import Reserve
+from raftstate.store.space import file_system
 from raftstate.store.state import StateStore
 
 if TYPE_CHECKING:
@@ -65,6 +71,11 @@ LOG_MARGIN_BYTES = 2 << 30
 """Bytes of entries kept behind the last checkpoint: what a follower that was down may need. A quarter of the
 log's map if that is less."""
 LOG_FOLDER = "log"
+LOG_MARGIN_PART = 16
+"""But no more than one part in so many of a small disk."""
+RESTART_S_MIN, RESTART_S_MAX = 0.2, 10.0
+"""Between the end of a node that its disk has stopped and its next start: short at first, since its followers
+can do with it; a disk that needs people won't be back sooner by being asked."""
 HANDOVER_S_MAX = 0.3
 """How long a leader that is told to stop tries to hand leadership over first. It takes some 10 ms when the
 other lives, and can't be done when all are told to stop together."""
@@ -72,6 +83,9 @@ other lives, and can't be done when all are told to stop together."""
 
 async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = None) -> None:
     """Run a node until SIGTERM, SIGINT or cancellation.
+
+    A node that its disk has stopped is started again, by the rules for starts, for as long as it takes: what
+    the disk has failed to write is copied then (`store.log_copy`, `store.start`).
 
     Args:
         settings: everything that it needs to know.
@@ -86,17 +100,38 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    stores = Stores(settings)
+    restarts = Restarts()
+    while True:
+        try:
+            await _serve_once(settings, stop, restarts, ready)
+        except StorageError as error:
+            if not restarts.may_follow(error, settings):
+                raise
+            await restarts.wait(stop)
+            if stop.is_set():
+                raise
+        else:
+            return
+        gc.unfreeze()
+
+
+async def _serve_once(
+    settings: NodeSettings, stop: asyncio.Event, restarts: Restarts, ready: Callable[[], None] | None
+) -> None:
+    """Run a node until it is told to stop. Raises as `serve`, and what it halted for."""
+    stores = Stores(settings, distrust_log=restarts.distrust_log)
+    halted = asyncio.Event()
     try:
-        node = Node(settings, stores, stop.set)
+        node = Node(settings, stores, halted.set)
         try:
             await node.start()
             # What lives now lives as long as the node: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()
-            if ready is not None:
+            if ready is not None and not restarts.has_run:
                 ready()
-            await stop.wait()
+            restarts.started()
+            await either(stop, halted)
             await node.hand_over()
         finally:
             await node.stop()
@@ -106,13 +141,67 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
         raise node.failure
 
 
+async def either(*events: asyncio.Event) -> None:
+    """Wait until one of some events is set."""
+    tasks = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class Restarts:
+    """When to start a node again that its disk has stopped, within the same process."""
+
+    def __init__(self) -> None:
+        self.has_run = False
+        """Whether the node has run already."""
+        self.distrust_log = False
+        """Whether a write of the log has failed in this process in such a way that its file must be copied,
+        though the marker that says so may not have been written."""
+        self._pause_s = RESTART_S_MIN
+
+    def started(self) -> None:
+        """The node runs: what was wrong is mended."""
+        self.has_run = True
+        self.distrust_log = False
+        self._pause_s = RESTART_S_MIN
+
+    def may_follow(self, failure: StorageError, settings: NodeSettings) -> bool:
+        """Whether to try again. Not if the node has never run and nothing says that its disk had failed
+        before: then whoever starts it for the first time must hear of it."""
+        self.distrust_log = self.distrust_log or failure.detail.get("errno") == errno.EIO
+        if not self.has_run and (not is_full(failure) or not must_copy(settings.data_path)):
+            return False
+        log.error(
+            "the disk has stopped this node; it starts again",
+            node=settings.name,
+            reason=str(failure),
+            in_s=self._pause_s,
+        )
+        return True
+
+    async def wait(self, stop: asyncio.Event) -> None:
+        """Wait before the next start, longer each time, or until `stop` is set."""
+        pause_s, self._pause_s = self._pause_s, min(RESTART_S_MAX, 2 * self._pause_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await stop.wait()
+
+
 class Stores:
     """A node's data directory and what is in it, opened by this process alone.
+
+    `distrust_log`: copy the log before it is opened, as if the marker of a failed disk stood there.
+    `with_reserve`: keep a reserve of disk space, as the settings say.
 
     Raises what `serve` does when it can't start.
     """
 
-    def __init__(self, settings: NodeSettings) -> None:
+    def __init__(
+        self, settings: NodeSettings, *, distrust_log: bool = False, with_reserve: bool = True
+    ) -> None:
         cluster = settings.cluster
         member = settings.member
         identity = Identity(
@@ -121,6 +210,18 @@ class Stores:
         with contextlib.ExitStack() as opened:
             self.directory = open_directory(settings, identity)
             opened.callback(self.directory.close)
+            disk = file_system(self.directory.path)
+            reserve_bytes = reserve_bytes_for(settings.disk_reserve_bytes, disk) if with_reserve else 0
+            self.reserve = Reserve(self.directory.path, reserve_bytes)
+            self.log_margin_bytes = min(
+                LOG_MARGIN_BYTES, settings.log_map_bytes // 4, disk.total_bytes // LOG_MARGIN_PART
+            )
+            if disk.free_bytes < self.reserve.size_bytes:
+                self.reserve.release()  # a start writes little, but it does
+            if distrust_log or must_copy(self.directory.path):
+                self.reserve.release()  # the copy needs the room; it is made anew when there is some
+                log.warning("copying the log, since the disk failed a write of it", node=settings.name)
+                renew_log(self.directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
             self.state = StateStore.open(self.directory.path, map_bytes=settings.state_map_bytes)
             opened.callback(self.state.close, clean=False)
             with self.state.read() as tables:
@@ -213,10 +314,19 @@ class Node:
         clock = LoopClock(loop)
         rng = random.Random(secrets.randbits(64))
         machine = stores.machine
-        self._log_writer = LogWriter(stores.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
-        margin_bytes = min(LOG_MARGIN_BYTES, settings.log_map_bytes // 4)
+        self._log_writer = LogWriter(
+            stores.log,
+            loop.call_soon_threadsafe,
+            clock_ns=clock.monotonic_ns,
+            release=stores.reserve.release,
+        )
         self._applier = StateApplier(
-            machine, stores.state, self._log_writer, clock, self._halt, log_margin_bytes=margin_bytes
+            machine,
+            stores.state,
+            self._log_writer,
+            clock,
+            self._halt,
+            log_margin_bytes=stores.log_margin_bytes,
         )
         member = settings.member
         self._links = PeerLinks(
@@ -248,6 +358,19 @@ class Node:
         )
         self._applier.on_applied(self.service.watch_hub.applied)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
+        self.disk_watch = DiskWatch(
+            self.driver,
+            stores.log,
+            stores.state,
+            self._log_writer,
+            self._applier,
+            stores.reserve,
+            clock,
+            path=stores.directory.path,
+            settings=DiskSettings(
+                settings.disk_soft_floor_bytes, settings.disk_hard_floor_bytes, settings.quota_bytes
+            ),
+        )
         self._listen_peers = listen_peers
         self._rpc = _rpc_server(self.service, settings) if listen_clients else None
 
@@ -257,6 +380,7 @@ class Node:
             host, port = split_address(self._settings.peer_listener)
             await self._links.start(host, port)
         self._applier.start()
+        self.disk_watch.start()
         self.driver.start()
         if self._rpc is not None:
             await self._rpc.start()
@@ -292,8 +416,12 @@ class Node:
                 await self._rpc.stop(grace_s=1.0)
             await self._links.close()
         finally:
+            self.disk_watch.close()
             try:
                 self._log_writer.close()
+            except StorageError as error:
+                # Only the commit index was still to be written, and the leader tells it again.
+                log.warning("commit index not saved", node=self._settings.name, reason=str(error))
             finally:
                 self.service.close()
                 self._stores.clean = await self._applier.close() and self.failure is None

@@ -1,19 +1,21 @@
 """Watches how much room a node has, and decides what it does with little of it.
 
-    room left                    what goes on                                          what else happens
-    above the soft floor         everything
-    below the soft floor,        reads, deletions, compaction, renewals and ends       the log is cut closer to the
-      over the quota, or           of leases and sessions, membership                    last checkpoint
-      with the log's map full
-    below the hard floor, or     reads                                                 leadership is handed over
-      once a write found none
+    room left                       what goes on                              what else happens
+    above the soft floor            everything
+    below the soft floor, over      reads, deletions, compaction, renewals    the log is cut closer to
+      the quota, or with the          and ends of leases and sessions,          the last checkpoint
+      log's map full                  membership
+    below the hard floor, or once   reads                                     leadership is handed
+      a write found no room                                                     over
 
 What counts is the room of the file system, and of the free pages in the files of log and state: each can use
 its own alone, and an entry takes some of both, so of these the smaller one. It recovers by itself, with a
 distance between where a limit begins and where it ends, so that it does not flutter.
 
-Measuring may block on a disk that hangs, so it is done on a thread. Also looked after here: readers of the
-state that died, which keep pages from being used again until somebody clears them, and those that stand still.
+The room is measured on a thread, and at once where much was proposed since: a disk fills faster than that.
+Also looked after here: readers of the
+state that died, which keep pages from being used again until somebody clears them, and those that stand
+still.
 
 May live here: what is measured, the limits, and who is told of them.
 """
@@ -32,7 +34,7 @@ from raftstate.logs import get_logger
 from raftstate.node.applier import StateApplier
 from raftstate.node.driver import Driver
 from raftstate.node.environment import Clock, Timer
-from raftstate.node.room import Writes
+from raftstate.node.room import UNLIMITED, Writes
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.reserve import Reserve
@@ -51,13 +53,18 @@ OLD_READER_NS = 60_000_000_000
 """A reader in another process that has stood at one commit for so long, while later ones were made, keeps
 their pages from being used again: it is paused, or has forgotten to end."""
 
-SOFT_FLOOR_BYTES_MAX, SOFT_FLOOR_PART = 1 << 30, 10
-HARD_FLOOR_BYTES_MAX, HARD_FLOOR_PART = 256 << 20, 25
+SOFT_FLOOR_BYTES_MAX, SOFT_FLOOR_PART = 1 << 30, 5
+HARD_FLOOR_BYTES_MAX, HARD_FLOOR_PART = 256 << 20, 10
 RESERVE_BYTES_MAX, RESERVE_PART = 16 << 20, 100
 """Unless told otherwise: so much, but no larger part of the disk than one in so many."""
 QUOTA_REST_BYTES_MAX, LOG_REST_BYTES_MAX, REST_PART = 1 << 30, 256 << 20, 8
 """What is kept free of a map, by the same rule: pages that are still being read can't be used again yet, and
 what frees some takes others first."""
+ROOM_PER_BYTE = 4
+"""What a byte of an entry takes at most, when it is a value: its pages in the log and in the state, each with
+others that change along."""
+LOOK_BYTES_MIN = 256 << 10
+"""However little room is left, so many bytes are proposed between two looks: each takes some 0.1 ms."""
 SLACK_PART = 4
 """A floor ends to hold a quarter above where it began."""
 
@@ -164,8 +171,8 @@ class Judge:
         if self._quota.look(quota - seen.state.used_bytes, 1, quota // REST_PART // SLACK_PART):
             found["quota"] = Verdict(
                 Writes.FREEING,
-                f"the state takes {_size(seen.state.used_bytes)}, its quota is {_size(quota)}: no puts and no "
-                f"new leases are taken; {_WHAT_GOES_ON}. Delete keys and compact, or start the node again "
+                f"the state takes {_size(seen.state.used_bytes)}, its quota is {_size(quota)}: no puts and "
+                f"no new leases are taken; {_WHAT_GOES_ON}. Delete keys and compact, or start the node again "
                 "with a larger quota_bytes or state_map_bytes",
             )
         rest = seen.log.map_bytes - limits.log_bytes
@@ -177,6 +184,15 @@ class Judge:
                 "otherwise start the node again with a larger log_map_bytes",
             )
         return found
+
+    def left_bytes(self, seen: Measured) -> int:
+        """Return how much may be taken until some limit begins to hold."""
+        limits = Limits.of(self._settings, seen.disk, seen.state.map_bytes, seen.log.map_bytes)
+        return min(
+            seen.room_bytes - limits.soft_floor_bytes,
+            limits.quota_bytes - seen.state.used_bytes,
+            limits.log_bytes - seen.log.used_bytes,
+        )
 
     def _judge_disk(self, seen: Measured, limits: Limits) -> Verdict | None:
         room, soft, hard = seen.room_bytes, limits.soft_floor_bytes, limits.hard_floor_bytes
@@ -253,11 +269,21 @@ class DiskWatch:
 
     def start(self) -> None:
         """Look once, here and now, so that no write is taken before; then regularly."""
+        self._driver.requests.gate.look = self._look_now
+        self._look_at_readers()
+        self._reserve_if_there_is_room(self._look_now())
+        self._look_later()
+
+    def _look_now(self) -> Measured | None:
+        """Look on the loop: so much was proposed that it can't wait."""
         try:
-            self._found(self._measure())
+            seen = self._measure()
         except RaftstateError as error:
             log.warning("room not measured", reason=str(error))
-        self._look_later()
+            self._driver.requests.gate.left_bytes = LOOK_BYTES_MIN
+            return None
+        self._found(seen)
+        return seen
 
     def close(self) -> None:
         """Look no more; waits for a look that is under way."""
@@ -283,7 +309,7 @@ class DiskWatch:
 
     def _look(self) -> None:
         if not self._closed:
-            self._looking = asyncio.get_running_loop().run_in_executor(self._thread, self._measure)
+            self._looking = asyncio.get_running_loop().run_in_executor(self._thread, self._look_around)
             self._looking.add_done_callback(self._looked)
 
     def _looked(self, looking: asyncio.Future[Measured]) -> None:
@@ -298,12 +324,17 @@ class DiskWatch:
             log.warning("room not measured", reason=str(error))
         self._look_later()
 
-    def _measure(self) -> Measured:
-        """On the thread, but for the first time."""
+    def _look_around(self) -> Measured:
+        """Measure, and look after what belongs to it. On the thread."""
+        self._looks += 1
         if self._looks % READERS_LOOKS == 0:
             self._look_at_readers()
-        self._looks += 1
-        seen = Measured(
+        seen = self._measure()
+        self._reserve_if_there_is_room(seen)
+        return seen
+
+    def _measure(self) -> Measured:
+        return Measured(
             file_system(self._path),
             self._log_store.space(),
             self._state.space(),
@@ -311,12 +342,17 @@ class DiskWatch:
             self._applier.full,
             self._old_reader,
         )
-        if not self._reserve.held and seen.log_full is None:
-            limits = self._judge.limits
-            kept = self._reserve.size_bytes + (limits.hard_floor_bytes if limits is not None else 0)
-            if seen.disk.free_bytes > kept:
-                self._reserve.make()
-        return seen
+
+    def _reserve_if_there_is_room(self, seen: Measured | None) -> None:
+        limits = self._judge.limits
+        if seen is None or limits is None:
+            return
+        if seen.state_full is not None:
+            self._reserve.release()
+            return
+        wanted = self._reserve.size_bytes + limits.hard_floor_bytes
+        if not self._reserve.held and seen.log_full is None and seen.disk.free_bytes > wanted:
+            self._reserve.make()
 
     def _look_at_readers(self) -> None:
         cleared = self._state.clear_dead_readers()
@@ -343,11 +379,13 @@ class DiskWatch:
             fitness.limit(f"room: {name}", verdict.reason, may_lead=verdict.may_lead or alone)
         self._verdicts = found
         strictest = max(found.values(), key=lambda verdict: verdict.writes, default=None)
-        gate = self._driver.requests.gate
+        raft, gate = self._driver.raw.raft, self._driver.requests.gate
         if strictest is None:
-            gate.set(Writes.ALL, "")
+            # What is on its way to the disk is not seen in what is left of it.
+            left_bytes = self._judge.left_bytes(seen) // ROOM_PER_BYTE - raft.uncommitted_bytes
+            gate.set(Writes.ALL, "", max(left_bytes, LOOK_BYTES_MIN))
         else:
-            gate.set(strictest.writes, f"node {self._driver.raw.raft.id}, the leader: {strictest.reason}")
+            gate.set(strictest.writes, f"node {raft.id}, the leader: {strictest.reason}", UNLIMITED)
         self._applier.space_is_short("disk" in found or "log" in found)
         if seen.old_reader:
             fitness.limit("readers", seen.old_reader)

@@ -38,7 +38,7 @@ from raftstate.machine.types import (
     Register,
 )
 from raftstate.node.environment import Executed, Forward, ForwardReply, Network, Rejected, Reply
-from raftstate.node.room import Gate, Writes
+from raftstate.node.room import Gate
 
 HELD_BYTES_MAX = 64 << 20
 """Requests that wait for a leader, or for their turn, take no more memory than this."""
@@ -163,7 +163,7 @@ class Requests:
     def _propose(self, requests: Sequence[Request]) -> None:
         raft = self._raw.raft
         lease_ms, wall_ms = self._stamps()
-        if self.gate.writes is not Writes.ALL:
+        if not self.gate.is_open:
             requests = [request for request in requests if self._admit(request)]
         for group in fill_entries(requests):
             items = [request.item for request in group if request.item is not None]
@@ -181,6 +181,7 @@ class Requests:
             for request in group:
                 request.item = None
                 request.sent_to = raft.id
+            self.gate.left_bytes -= len(data)
             self._proposed[raft.raft_log.last_index()] = (raft.term, group)
 
     def _admit(self, request: Request) -> bool:

@@ -1,8 +1,8 @@
 """Which writes a leader takes while there is little room left.
 
-Nothing is parsed as long as there is room: a look at one attribute is all that it costs then. Once there is
-little, batches are looked into, and what takes room is refused, command by command: what stands beside it in
-the same batch goes on.
+Nothing is parsed as long as there is room: bytes are counted, and that is all that it costs then. Once there
+is little, batches are looked into, and what takes room is refused, command by command: what stands beside it
+in the same batch goes on.
 
 May live here: how a part of a batch is refused. What takes room is said in `machine.room`, when there is
 little in `node.disk`.
@@ -10,6 +10,7 @@ little in `node.disk`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -28,6 +29,9 @@ class Writes(IntEnum):
     """What takes no room to speak of, or makes some: deletions, compactions, renewals and ends of leases and
     sessions, and new sessions, without which clients could do none of it."""
     NONE = 2
+
+
+UNLIMITED = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,21 @@ class Gate:
         self.writes = Writes.ALL
         self.reason = ""
         """Why not all of them: a sentence for users, which says what still works, and what to do."""
+        self.left_bytes = UNLIMITED
+        """How many bytes of entries may be proposed before somebody must look at the room again."""
+        self.look: Callable[[], object] | None = None
+        """Looks, and sets all of these anew."""
 
-    def set(self, writes: Writes, reason: str) -> None:
-        """Say which writes are taken from now on."""
-        self.writes, self.reason = writes, reason
+    @property
+    def is_open(self) -> bool:
+        """Whether everything is let through; it may look at the room first."""
+        if self.left_bytes <= 0 and self.look is not None:
+            self.look()
+        return self.writes is Writes.ALL
+
+    def set(self, writes: Writes, reason: str, left_bytes: int) -> None:
+        """Say which writes are taken from now on, and for how long that holds."""
+        self.writes, self.reason, self.left_bytes = writes, reason, left_bytes
 
     def admit(self, item: Item) -> Admitted | Fault:
         """Decide on an item that is about to be proposed: what of it may be, or why nothing."""

@@ -17,13 +17,22 @@ import shutil
 from pathlib import Path
 
 from raftstate.errors import DataLossError, StorageError
-from raftstate.store.directory import clear_eio
+from raftstate.store.directory import clear_eio, read_eio
 from raftstate.store.files import copy_bytes, disk_failure, fsync_directory
 from raftstate.store.log import DATA_FILE, LOCK_FILE, LogStore
 from raftstate.store.space import file_system, needed_for_copy
 
 _ROOM_LEFT_BYTES = 1 << 20
 """Beyond the copy itself: directories, the marker's end, and the first commits to it."""
+
+
+def must_copy(data_directory: Path) -> bool:
+    """Whether the marker of a failed disk stands in a data directory: its log must be copied.
+
+    Raises:
+        StorageError: that can't be seen.
+    """
+    return read_eio(data_directory) is not None
 
 
 def renew_log(path: Path, *, map_bytes: int) -> None:
