@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import importlib.metadata
 import random
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +48,7 @@ from raftstate.store.log_copy import must_copy, renew_log
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.reserve import Reserve
 from raftstate.store.space import file_system
+from raftstate.store.start import distrust_state
 from raftstate.store.state import StateStore
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ async def _serve_once(
     settings: NodeSettings, stop: asyncio.Event, restarts: Restarts, ready: Callable[[], None] | None
 ) -> None:
     """Run a node until it is told to stop. Raises as `serve`, and what it halted for."""
-    stores = Stores(settings, distrust_log=restarts.distrust_log)
+    stores = Stores(settings, distrust=restarts.distrust)
     halted = asyncio.Event()
     try:
         node = Node(settings, stores, halted.set)
@@ -157,21 +157,22 @@ class Restarts:
     def __init__(self) -> None:
         self.has_run = False
         """Whether the node has run already."""
-        self.distrust_log = False
-        """Whether a write of the log has failed in this process in such a way that its file must be copied,
-        though the marker that says so may not have been written."""
+        self.distrust: set[str] = set()
+        """What the disk has failed to write in this process in such a way that it must be copied ("log",
+        "state"), though the marker that says so could perhaps not be written."""
         self._pause_s = RESTART_S_MIN
 
     def started(self) -> None:
         """The node runs: what was wrong is mended."""
         self.has_run = True
-        self.distrust_log = False
+        self.distrust.clear()
         self._pause_s = RESTART_S_MIN
 
     def may_follow(self, failure: StorageError, settings: NodeSettings) -> bool:
         """Whether to try again. Not if the node has never run and nothing says that its disk had failed
         before: then whoever starts it for the first time must hear of it."""
-        self.distrust_log = self.distrust_log or failure.detail.get("errno") == errno.EIO
+        if "distrust" in failure.detail:
+            self.distrust.add(str(failure.detail["distrust"]))
         if not self.has_run and (not is_full(failure) or not must_copy(settings.data_path)):
             return False
         log.error(
@@ -193,14 +194,14 @@ class Restarts:
 class Stores:
     """A node's data directory and what is in it, opened by this process alone.
 
-    `distrust_log`: copy the log before it is opened, as if the marker of a failed disk stood there.
+    `distrust`: what is to be copied before it is opened, as if the marker of a failed disk stood there.
     `with_reserve`: keep a reserve of disk space, as the settings say.
 
     Raises what `serve` does when it can't start.
     """
 
     def __init__(
-        self, settings: NodeSettings, *, distrust_log: bool = False, with_reserve: bool = True
+        self, settings: NodeSettings, *, distrust: Set[str] = frozenset(), with_reserve: bool = True
     ) -> None:
         cluster = settings.cluster
         member = settings.member
@@ -218,7 +219,9 @@ class Stores:
             )
             if disk.free_bytes < self.reserve.size_bytes:
                 self.reserve.release()  # a start writes little, but it does
-            if distrust_log or must_copy(self.directory.path):
+            if "state" in distrust:
+                distrust_state(self.directory.path)
+            if "log" in distrust or must_copy(self.directory.path):
                 self.reserve.release()  # the copy needs the room; it is made anew when there is some
                 log.warning("copying the log, since the disk failed a write of it", node=settings.name)
                 renew_log(self.directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)

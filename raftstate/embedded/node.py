@@ -267,7 +267,7 @@ class EmbeddedNode:
                 return
 
     async def _run_once(self, settings: NodeSettings, restarts: Restarts) -> None:
-        stores = Stores(settings, distrust_log=restarts.distrust_log, with_reserve=False)
+        stores = Stores(settings, distrust=restarts.distrust, with_reserve=False)
         halted = asyncio.Event()
         try:
             voters = len(stores.machine.conf_state().voters)

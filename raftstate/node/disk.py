@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from raftstate.errors import ClosedError, RaftstateError
+from raftstate.errors import ClosedError, RaftstateError, ResourceExhaustedError
 from raftstate.logs import get_logger
 from raftstate.node.applier import StateApplier
 from raftstate.node.driver import Driver
@@ -270,7 +270,6 @@ class DiskWatch:
     def start(self) -> None:
         """Look once, here and now, so that no write is taken before; then regularly."""
         self._driver.requests.gate.look = self._look_now
-        self._look_at_readers()
         self._reserve_if_there_is_room(self._look_now())
         self._look_later()
 
@@ -326,10 +325,10 @@ class DiskWatch:
 
     def _look_around(self) -> Measured:
         """Measure, and look after what belongs to it. On the thread."""
-        self._looks += 1
+        seen = self._measure()
         if self._looks % READERS_LOOKS == 0:
             self._look_at_readers()
-        seen = self._measure()
+        self._looks += 1
         self._reserve_if_there_is_room(seen)
         return seen
 
@@ -337,11 +336,20 @@ class DiskWatch:
         return Measured(
             file_system(self._path),
             self._log_store.space(),
-            self._state.space(),
+            self._state_space(),
             self._log_writer.full,
             self._applier.full,
             self._old_reader,
         )
+
+    def _state_space(self) -> Space:
+        try:
+            return self._state.space()
+        except ResourceExhaustedError:
+            # All reader slots are taken; the disk may fill up nevertheless.
+            if self.measured is None:
+                raise
+            return self.measured.state
 
     def _reserve_if_there_is_room(self, seen: Measured | None) -> None:
         limits = self._judge.limits

@@ -411,6 +411,7 @@ class LogStore:
         """
         self._failure = failure
         if failure.detail["errno"] == errno.EIO:
+            failure.detail["distrust"] = "log"
             try:
                 mark_eio(self._path.parent, failure.message)
             except StorageError as unmarked:

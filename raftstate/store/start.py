@@ -119,6 +119,18 @@ def mark_clean_stop(data_directory: Path) -> None:
     durable_write(data_directory / _CLEAN_STOP, b"")
 
 
+def distrust_state(data_directory: Path) -> None:
+    """Have the next start copy the state, as after a failed sync: the marker that says so could not be
+    written then.
+
+    Raises:
+        StorageError: it still can't be.
+    """
+    generation = current_generation(data_directory)
+    if generation is not None:
+        durable_write(generation.eio_marker, b"")
+
+
 @contextmanager
 def startable(
     data_directory: Path, *, readers_wait_s: float, verify: Callable[[ReadTables], None]
