@@ -431,6 +431,7 @@ async def test_a_node_may_stop_while_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig = Rig(tmp_path)
+    rig.state.checkpoint(0)
     await rig.apply(rig.entry(rig.puts(["a"], b"1")))
     disk = FullDisk(rig, monkeypatch)
     lost = asyncio.ensure_future(rig.apply(rig.entry(rig.puts(["a"], b"2"))))

@@ -71,8 +71,8 @@ def test_floors_hold_below_them_and_end_a_quarter_above() -> None:
     assert (soft.writes, soft.may_lead) == (Writes.FREEING, True)
     assert soft.reason == (
         "125.0 MiB of room are left, the soft floor is 1000.0 MiB: no puts and no new leases are taken; "
-        "reads, deletions, compaction, renewals and ends of leases go on. Delete keys and compact, or free or "
-        "add disk space"
+        "reads, deletions, compaction, renewals and ends of leases go on. Delete keys and compact, or free "
+        "or add disk space"
     )
 
 
