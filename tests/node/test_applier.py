@@ -329,6 +329,12 @@ async def test_observers_are_told_of_each_transaction_that_made_a_revision_or_mo
     assert told == [(3, 0), (3, 3)]
 
 
+async def until_durable(rig: Rig, index: int) -> None:
+    async with asyncio.timeout(20):
+        while rig.state.durable_applied_index < index:  # noqa: ASYNC110 - a checkpoint tells nobody
+            await asyncio.sleep(0.001)
+
+
 class FullDisk:
     """Has the state's transactions and checkpoints fail for want of room, while `full`."""
 
@@ -388,6 +394,7 @@ async def test_what_the_disk_has_no_room_for_is_applied_once_and_answered_once_w
         pair = Reader(tables).get(b"a")
         assert pair is not None
         assert (pair.value, pair.version) == (b"2", 2)
+    await until_durable(rig, 3)
 
 
 @pytest.mark.case(52)
@@ -408,6 +415,7 @@ async def test_a_transaction_beside_the_loop_is_tried_again_too(
     [item] = result.items
     assert isinstance(item, BatchResult)
     assert item.answers[0].deleted >= KEYS_ON_LOOP_MAX
+    await until_durable(rig, rig.index)
 
 
 @pytest.mark.case(52)
@@ -420,9 +428,7 @@ async def test_a_checkpoint_without_room_for_its_file_is_published_later(
     await disk.until_refused(3)
     assert rig.state.durable_applied_index == 0
     disk.full = False
-    async with asyncio.timeout(20):
-        while rig.state.durable_applied_index == 0:  # noqa: ASYNC110 - a checkpoint tells nobody
-            await asyncio.sleep(0.001)
+    await until_durable(rig, 1)
     await rig.apply(rig.entry(rig.puts(["b"], b"1")))
 
 
@@ -465,9 +471,7 @@ async def test_without_a_reader_slot_checkpoints_wait_and_writes_go_on(rig: Rig)
     assert rig.state.durable_applied_index == 0
     readers.clear()
     rig.applier._begin_checkpoint()
-    async with asyncio.timeout(20):
-        while rig.state.durable_applied_index == 0:  # noqa: ASYNC110 - a checkpoint tells nobody
-            await asyncio.sleep(0.001)
+    await until_durable(rig, 1)
 
 
 async def test_while_room_is_short_the_log_goes_almost_up_to_the_checkpoint(
@@ -477,9 +481,7 @@ async def test_while_room_is_short_the_log_goes_almost_up_to_the_checkpoint(
     for number in range(12):
         await rig.apply(rig.entry(rig.puts(["k"], b"%d" % number)))
     rig.applier._begin_checkpoint()
-    async with asyncio.timeout(20):
-        while rig.state.durable_applied_index < 12:  # noqa: ASYNC110 - a checkpoint tells nobody
-            await asyncio.sleep(0.001)
+    await until_durable(rig, 12)
     assert rig.log.first_index() == 1
     rig.applier.space_is_short(True)
     async with asyncio.timeout(20):
