@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import importlib.metadata
 import random
@@ -55,6 +56,7 @@ from raftstate.node.startup import LogLostError, StartStorage, cut_damage, reset
 from raftstate.node.state_fetch import Builds, fetch_state
 from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
+from raftstate.store.files import disk_failure
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
@@ -134,8 +136,9 @@ async def open_stores(settings: NodeSettings, stop: asyncio.Event) -> Stores | N
     with contextlib.ExitStack() as opened:
         directory = open_directory(settings)
         opened.callback(directory.close)
+        suspect = note_crashes(directory)
         try:
-            stores = Stores(settings, directory)
+            stores = Stores(settings, directory, suspect=suspect)
         except LogLostError as lost:
             log.error("the log is lost; asking to be replaced", node=settings.name, reason=str(lost))
             if not await rejoin(settings, directory, lost.members, stop):
@@ -148,6 +151,24 @@ async def open_stores(settings: NodeSettings, stop: asyncio.Event) -> Stores | N
             stores = Stores(settings, directory)
         opened.pop_all()
         return stores
+
+
+def note_crashes(directory: DataDirectory) -> bool:
+    """Have a crash of this process by a fatal signal (SIGSEGV, SIGBUS, SIGABRT) leave its traces in the data
+    directory; return whether the last run did. LMDB trusts the pages that it reads: a damaged one may do it.
+
+    Raises `StorageError` when the file can't be used.
+    """
+    path = directory.path / "crash"
+    try:
+        last = path.read_bytes() if path.exists() else b""
+        # Open for as long as the process lives: the handler writes to it.
+        faulthandler.enable(path.open("wb"))
+    except OSError as error:
+        raise disk_failure("noting crashes", path, error) from error
+    if last:
+        log.error("the last run crashed; checking pages", trace=last[:4_000].decode(errors="replace"))
+    return bool(last)
 
 
 async def refetch(
@@ -217,19 +238,24 @@ async def rejoin(
 class Stores:
     """A node's data directory and what is in it, opened by this process alone.
 
-    `directory`: locked already; None: it is opened here.
+    `directory`: locked already; None: it is opened here. `suspect`: the last run crashed, and a damaged page
+    may be why.
 
     Raises what `serve` does when it can't start; `LogLostError` if other nodes may replace this one.
     """
 
-    def __init__(self, settings: NodeSettings, directory: DataDirectory | None = None) -> None:
+    def __init__(
+        self, settings: NodeSettings, directory: DataDirectory | None = None, *, suspect: bool = False
+    ) -> None:
         with contextlib.ExitStack() as opened:
             if directory is None:
                 directory = open_directory(settings)
                 opened.callback(directory.close)
             self.directory = directory
             try:
-                self.state = StateStore.open(directory.path, map_bytes=settings.state_map_bytes)
+                self.state = StateStore.open(
+                    directory.path, map_bytes=settings.state_map_bytes, suspect=suspect
+                )
                 opened.callback(self.state.close, clean=False)
                 with self.state.read() as tables:
                     self.machine = Machine(tables)

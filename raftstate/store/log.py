@@ -449,6 +449,7 @@ class LogStore:
                 f"the log at {self._path} takes no more writes after an earlier failure: {self._failure}",
                 detail=self._failure.detail,
             ) from self._failure
+
     def _sound_boundary(self, first: int, wanted: int, to_index: int) -> tuple[int, int] | None:
         """The entry of `first` to `to_index` to cut at, `wanted` or the next best, and its term."""
         try:
