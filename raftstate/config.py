@@ -37,6 +37,9 @@ from raftstate.address import ADDRESS_FORM, NAME_PATTERN, is_loopback, split_add
 from raftstate.errors import ConfigError
 
 ENV_PREFIX = "RAFTSTATE_"
+METRICS_PORT_OFFSET = 200
+"""The port of a node's metrics lies so far above that for clients, unless it is told another one."""
+METRICS_OFF = "off"
 VOTERS_MAX = 7
 """Each further voter costs every write another copy; etcd's documentation draws the same line."""
 MEMBERS_MAX = 14
@@ -55,7 +58,16 @@ def _checked_address(address: str) -> str:
     return address
 
 
+def _checked_metrics_address(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if address != METRICS_OFF:
+        # 0 is no port that anyone could be told of, but a node can say which one it became.
+        _checked_address(f"{host}:1" if colon and port == "0" else address)
+    return address
+
+
 Address = Annotated[str, AfterValidator(_checked_address)]
+MetricsAddress = Annotated[str, AfterValidator(_checked_metrics_address)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
@@ -154,6 +166,12 @@ class NodeSettings(BaseSettings):
     listen_peer: Address | None = Field(
         default=None, description="host:port that peers are served on. None: the member's peer_address."
     )
+    listen_metrics: MetricsAddress | None = Field(
+        default=None,
+        description="host:port of the HTTP port for /metrics, /livez and /readyz; port 0: a free one, which"
+        ' the log and `raftstate status` tell; "off": no such port. None: the address that clients are served'
+        f" on, with a port {METRICS_PORT_OFFSET} higher, if that is free; an embedded node has none then.",
+    )
     advertise: Address | None = Field(
         default=None,
         description="host:port told to clients, where it differs from the member's client_address. The"
@@ -186,15 +204,15 @@ class NodeSettings(BaseSettings):
     log_margin_entries: int = Field(
         default=50_000,
         ge=1,
-        description="How many log entries are kept behind the last checkpoint for followers that were away: one"
-        " that is further behind is sent a snapshot. A start verifies the whole log, some 200,000 entries a"
-        " second.",
+        description="How many log entries are kept behind the last checkpoint for followers that were away:"
+        " one that is further behind is sent a snapshot. A start verifies the whole log, some 200,000 entries"
+        " a second.",
     )
     log_margin_bytes: int = Field(
         default=256 << 20,
         ge=1 << 20,
-        description="How many bytes of log entries are kept so at most, in bytes; a quarter of log_map_bytes if"
-        " that is less.",
+        description="How many bytes of log entries are kept so at most, in bytes; a quarter of log_map_bytes"
+        " if that is less.",
     )
     defragment_bytes_min: int = Field(
         default=1 << 30,
@@ -209,7 +227,14 @@ class NodeSettings(BaseSettings):
         " 1 KiB more than it has. It takes some percent of a processor. 0: not at all.",
     )
     log_level: str = Field(
-        default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
+        default="info",
+        pattern="^(debug|info|warning|error)$",
+        description="The least that is logged: debug, info, warning or error.",
+    )
+    log_format: str = Field(
+        default="text",
+        pattern="^(text|json)$",
+        description="How it is logged: text, for people, or json, an object a line.",
     )
 
     @field_validator("data_dir")
@@ -230,13 +255,17 @@ class NodeSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _listens_where_it_may(self) -> Self:
-        for key, address in (("listen_client", self.client_listener), ("listen_peer", self.peer_listener)):
-            if not self.insecure and not is_loopback(split_address(address)[0]):
+        listeners = {"listen_client": self.client_listener, "listen_peer": self.peer_listener}
+        if self.listen_metrics not in (None, METRICS_OFF):
+            listeners["listen_metrics"] = self.listen_metrics
+        for key, address in listeners.items():
+            host = address.rpartition(":")[0].strip("[]")
+            if not self.insecure and not is_loopback(host):
                 raise _fault(
                     key,
                     address,
                     "a loopback address, since without TLS (there is none yet) anyone who reaches the port"
-                    " could read and write; give --insecure (insecure = true) to listen there nevertheless",
+                    " could use it; give --insecure (insecure = true) to listen there nevertheless",
                 )
         return self
 
@@ -265,6 +294,18 @@ class NodeSettings(BaseSettings):
     def peer_listener(self) -> str:
         """host:port that peers are served on."""
         return self.listen_peer or self.member.peer_address
+
+    @property
+    def metrics_listener(self) -> tuple[str, int] | None:
+        """(host, port) of the HTTP port; port 0: a free one. None: there is to be none."""
+        if self.listen_metrics == METRICS_OFF:
+            return None
+        if self.listen_metrics is not None:
+            host, _, port = self.listen_metrics.rpartition(":")
+            return host.strip("[]"), int(port)
+        host, client_port = split_address(self.client_listener)
+        port_number = client_port + METRICS_PORT_OFFSET
+        return (host, port_number) if port_number <= 65_535 else None
 
     @property
     def client_address(self) -> str:

@@ -23,13 +23,13 @@ from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raftstate.address import split_address
+from raftstate.address import join_address, split_address
 from raftstate.config import ClusterConfig, NodeSettings
 from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
-from raftstate.errors import DataLossError, FailedPreconditionError, RaftstateError
+from raftstate.errors import ConfigError, DataLossError, FailedPreconditionError, RaftstateError
 from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
@@ -62,6 +62,7 @@ from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
 if TYPE_CHECKING:
+    from raftstate.ops.server import OpsServer
     from raftstate.rpc.server import RpcServer
 
 log = get_logger(__name__)
@@ -424,6 +425,7 @@ class Node:
         stores: opened; the caller closes them after `stop`.
         on_halt: called when the node can't go on; `failure` then says why.
         listen_clients, listen_peers: whether to open these ports; a node within a program needs neither.
+        default_metrics: whether to open a port for metrics, too, where the settings say nothing of one.
     """
 
     def __init__(
@@ -434,6 +436,7 @@ class Node:
         *,
         listen_clients: bool = True,
         listen_peers: bool = True,
+        default_metrics: bool = True,
     ) -> None:
         self.failure: BaseException | None = None
         self._settings = settings
@@ -508,6 +511,16 @@ class Node:
             name=member.name,
             version=importlib.metadata.version("raftstate"),
         )
+        self.service.checkpoint_age_ns = lambda: self._applier.checkpoint_age_ns
+        WipedPeers(self.driver, self._links, self._replace_wiped)
+        Refill(
+            self.driver,
+            self._log_writer,
+            self._links,
+            clock,
+            durable_index=lambda: stores.state.durable_applied_index,
+            need_snapshot=self._need_snapshot,
+        )
         self._rebuilder = StateRebuilder(stores.state, stores.log, self._applier, self.driver, self._halt)
         self._repair = NodeRepair(self._rebuilder, stores.state, stores.log)
         self.integrity = Integrity(self.driver, world, self._repair, distrusted=stores.state.distrusted())
@@ -529,7 +542,7 @@ class Node:
             self._rebuilder,
             clock,
             stores.directory.path,
-            is_installing=lambda: self.driver.is_installing,
+            why_not=self._why_not_copied,
             on_halt=self._halt,
             bytes_min=settings.defragment_bytes_min,
         )
@@ -541,20 +554,18 @@ class Node:
         self.service.defragmenter, self.service.eraser = self._defragmenter, self._eraser
         self._applier.on_adopted(self._eraser.state_installed)
         self._applier.on_exchanged(self._eraser.state_exchanged)
-        WipedPeers(self.driver, self._links, self._replace_wiped)
-        Refill(
-            self.driver,
-            self._log_writer,
-            self._links,
-            clock,
-            durable_index=lambda: stores.state.durable_applied_index,
-            need_snapshot=self._need_snapshot,
-        )
         self._applier.on_applied(self.service.watch_hub.applied)
         self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
         self._listen_peers = listen_peers
         self._rpc = _rpc_server(self.service, settings) if listen_clients else None
+        if self._rpc is not None:
+            rpc = self._rpc
+            self.driver.leader_watchers.append(lambda _leader: rpc.health_changed())
+            self.driver.fitness.watch(rpc.health_changed)
+        self._clock = clock
+        self._default_metrics = default_metrics
+        self._ops: OpsServer | None = None
 
     async def start(self) -> None:
         """Open the ports and take part."""
@@ -569,13 +580,51 @@ class Node:
         self._scrubber.start()
         if self._rpc is not None:
             await self._rpc.start()
+        await self._start_ops()
         log.info(
             "serving",
             node=self._settings.name,
             client=self._settings.client_listener if self._rpc is not None else None,
             peer=self._settings.peer_listener if self._listen_peers else None,
+            metrics=self.service.metrics_address or None,
             applied=self._stores.machine.applied_index,
         )
+
+    async def _start_ops(self) -> None:
+        """Open the port for metrics and probes."""
+        settings = self._settings
+        listener = settings.metrics_listener
+        if listener is None or not (self._default_metrics or settings.listen_metrics):
+            return
+        # Here, so that a node without that port need not load what serves it.
+        from raftstate.ops.metric import Parts
+        from raftstate.ops.server import OpsServer
+
+        parts = Parts(
+            name=settings.name,
+            version=importlib.metadata.version("raftstate"),
+            driver=self.driver,
+            service=self.service,
+            applier=self._applier,
+            links=self._links,
+            log=self._stores.log,
+            log_writer=self._log_writer,
+            state=self._stores.state,
+            meter=self._rpc.meter if self._rpc is not None else None,
+        )
+        host, port = listener
+        ops = OpsServer(parts, self._clock.monotonic_ns)
+        try:
+            bound = await ops.start(host, port)
+        except ConfigError as error:
+            await ops.close()
+            if settings.listen_metrics is not None:
+                raise
+            # Nobody asked for this port by name: a node that served before it knew of metrics still does.
+            log.warning("no metrics", reason=str(error))
+            return
+        self._ops = ops
+        self.service.metrics_address = join_address(host, bound)
 
     async def hand_over(self) -> None:
         """If this node leads others, let one of them lead before it goes: a stop is no failure."""
@@ -599,9 +648,11 @@ class Node:
         self.service.watch_hub.close()
         try:
             if self._rpc is not None:
-                await self._rpc.set_serving(False)
+                await self._rpc.stop_serving()
                 await self._rpc.stop(grace_s=1.0)
             await self._links.close()
+            if self._ops is not None:
+                await self._ops.close()
         finally:
             try:
                 self._log_writer.close()
@@ -621,6 +672,11 @@ class Node:
                     and self._stores.state.is_settled
                     and not self.driver.is_installing
                 )
+
+    def _why_not_copied(self) -> str:
+        if self.driver.is_installing or self.driver.applied.is_blank:
+            return "another node's state is being installed here"
+        return self.driver.fitness.why_not_read()
 
     def _log_needed_from(self) -> int | None:
         """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""

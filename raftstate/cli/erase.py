@@ -9,11 +9,11 @@ from typing import Annotated
 import msgspec
 import typer
 
-from raftstate.cli.cluster import megabytes
 from raftstate.cli.common import (
     JsonOption,
     TimeoutOption,
     UrlOption,
+    megabytes,
     open_client,
     print_json,
     print_text,

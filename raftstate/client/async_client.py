@@ -15,6 +15,7 @@ from raftstate.client.ledger import Write
 from raftstate.client.limits import BytesLike, HasId, Key
 from raftstate.client.links import Links
 from raftstate.client.lock import AsyncLock
+from raftstate.client.members import MemberCalls
 from raftstate.client.methods import GET, LEASES, RANGE
 from raftstate.client.operations import Compact, Delete, Erase, Operation, Put
 from raftstate.client.reads import ReadReply, ReadRequest, read
@@ -70,7 +71,7 @@ def connect_async(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT)
     return AsyncClient(endpoints_of(url), timeout=timeout)
 
 
-class AsyncClient:
+class AsyncClient(MemberCalls):
     """A client for one event loop: the one of its first call. Use it as `async with`, or call `close`.
 
     Every call takes `timeout` in seconds (None: the client's) and is safe to cancel. All raise
@@ -610,10 +611,11 @@ class AsyncClient:
             InvalidArgumentError: no member has that id or name.
             FailedPreconditionError: its files are being rewritten already.
             ResourceExhaustedError: its disk has no room for a second copy.
-            NoLeaderError: no leader was found in time, who knows the members.
+            NoLeaderError: the member, or all of them, did not answer.
             RaftstateError: else as `status`.
         """
-        return await cluster.defragment(self._connected(), target, self._timeout_s(timeout))
+        links = self._connected()
+        return await cluster.defragment(links, self.endpoints, target, self._timeout_s(timeout))
 
     # ---- state models
 

@@ -18,3 +18,14 @@ DEFRAGMENT = Method("Cluster/Defragment", cluster_pb2.DefragmentRequest, cluster
 TRANSFER_LEADER = Method(
     "Cluster/TransferLeader", cluster_pb2.TransferLeaderRequest, cluster_pb2.TransferLeaderResponse
 )
+MEMBER_LIST = Method("Cluster/MemberList", cluster_pb2.MemberListRequest, cluster_pb2.MemberListResponse)
+MEMBER_ADD = Method("Cluster/MemberAdd", cluster_pb2.MemberAddRequest, cluster_pb2.MemberAddResponse)
+MEMBER_PROMOTE = Method(
+    "Cluster/MemberPromote", cluster_pb2.MemberPromoteRequest, cluster_pb2.MemberPromoteResponse
+)
+MEMBER_REMOVE = Method(
+    "Cluster/MemberRemove", cluster_pb2.MemberRemoveRequest, cluster_pb2.MemberRemoveResponse
+)
+MEMBER_REPLACE = Method(
+    "Cluster/MemberReplace", cluster_pb2.MemberReplaceRequest, cluster_pb2.MemberReplaceResponse
+)

@@ -21,6 +21,7 @@ from raftstate.errors import DataLossError, RaftstateError, ResourceExhaustedErr
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult, LongApply
+from raftstate.measure import Histogram
 from raftstate.node.environment import Clock, Done, PreparedState, Timer
 from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
 from raftstate.store.log_writer import LogWriter
@@ -29,7 +30,8 @@ from raftstate.store.state import StateStore
 log = get_logger(__name__)
 
 CUT_ENTRIES_MIN = 2_000
-"""The log is cut when at least so many entries can go: each cut is a transaction of its own."""
+"""The log is cut when at least so many entries can go, or as many as the margin has: each cut is a
+transaction of its own."""
 LAZY_S = 0.010
 """How long a follower lets entries wait for more, when no read or watch waits for them. Less than a
 heartbeat: small beside the lag that followers are held to, and at a full load it halves the pages that their
@@ -134,12 +136,29 @@ class StateApplier:
         self._applied_since_slice = False
         self._closing = False
         self._failed = False
+        self.apply_seconds = Histogram()
+        """Of transactions of portions, from their begin to their commit."""
+        self.checkpoint_seconds = Histogram()
+        """Of checkpoints, from their begin until they were durable."""
+        self._checkpoint_began_ns = self._durable_as_of_ns = clock.monotonic_ns()
         self._stalled = False
         self._exchanging: tuple[Callable[[], None], Done] | None = None
         """As `_adopting`, but for a state that the entries here were applied to as well."""
         self.on_damage: Callable[[DataLossError], bool] = lambda _: False
         """Told of damage that a transaction has met; returns whether another state will be put in the place
         of this one (`exchange`). Until then nothing is applied; or this node halts."""
+
+    @property
+    def commands_applied(self) -> int:
+        """How many commands were applied since the start."""
+        return self._commands
+
+    @property
+    def checkpoint_age_ns(self) -> int:
+        """For how long, at most, something was applied that no durable checkpoint has; 0: they have all."""
+        if not self._state.dirtied_bytes:
+            return 0
+        return self._clock.monotonic_ns() - self._durable_as_of_ns
 
     def on_applied(self, callback: Callable[[], None]) -> None:
         """Have `callback` called on the loop after each transaction that made a revision, or moved the
@@ -216,6 +235,7 @@ class StateApplier:
             return
         work = _Work(self._waiting)
         self._waiting = []
+        began_ns = self._clock.monotonic_ns()
         try:
             with self._state.write() as tables:
                 results = self._machine.apply(
@@ -228,6 +248,7 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
         else:
+            self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
             self._applied(work, results)
 
     def _stall(self, work: _Work, error: DataLossError) -> None:
@@ -243,6 +264,8 @@ class StateApplier:
     def _work_beside(self, work: _Work) -> None:
         """Apply on a thread what would hold the loop for longer than followers wait for a heartbeat."""
 
+        began_ns = self._clock.monotonic_ns()
+
         def apply() -> list[EntryResult]:
             # Where many leases are, to take back what was begun takes long, too.
             with self._state.read() as tables:
@@ -251,9 +274,9 @@ class StateApplier:
                 return self._machine.apply(tables, work.entries, work.conf_states)
 
         self._beside = asyncio.get_running_loop().run_in_executor(self._thread, apply)
-        self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside))
+        self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside, began_ns))
 
-    def _worked_beside(self, work: _Work, beside: asyncio.Future[list[EntryResult]]) -> None:
+    def _worked_beside(self, work: _Work, beside: asyncio.Future[list[EntryResult]], began_ns: int) -> None:
         self._beside = None
         try:
             results = beside.result()
@@ -263,6 +286,7 @@ class StateApplier:
             self._fail(error)
             return
         else:
+            self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
             self._applied(work, results)
         synced, self._synced_meanwhile = self._synced_meanwhile, None
         if synced is not None:
@@ -368,6 +392,7 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
+        self._checkpoint_began_ns = now_ns
         self._syncing = asyncio.get_running_loop().run_in_executor(self._disk, checkpoint.sync)
         self._syncing.add_done_callback(self._synced)
 
@@ -383,6 +408,8 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
+        self._durable_as_of_ns = self._checkpoint_began_ns
+        self.checkpoint_seconds.observe_ns(self._clock.monotonic_ns() - self._checkpoint_began_ns)
         self._go_over_if_idle()
         self._cut_log()
         self._work()
@@ -398,15 +425,16 @@ class StateApplier:
     def _cut_log(self) -> None:
         """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
         durable_index = self._state.durable_applied_index
-        # Never the whole log: a node that joins must not be sent the entries from the first one on, which were
-        # applied to a state that it has not.
+        # Never the whole log: a node that joins must not be sent the entries from the first one on, which
+        # were applied to a state that it has not.
         to_index = max(durable_index - self._log_margin_entries, self._index_before_margin(), 1)
         needed = [index for held in self._log_needed_from if (index := held()) is not None]
         to_index = min(to_index, durable_index, *needed)
         if self._cutting or self._closing or to_index <= self._cut_to:
             return
         large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes
-        if to_index - self._cut_to < CUT_ENTRIES_MIN and self._cut_to and not large:
+        worthwhile = min(CUT_ENTRIES_MIN, self._log_margin_entries)
+        if to_index - self._cut_to < worthwhile and self._cut_to and not large:
             return
         self._cutting = True
         self._cut_bytes = self._applied_bytes
@@ -433,7 +461,7 @@ class StateApplier:
         self._go_over_if_idle()
 
     def _go_over_if_idle(self) -> None:
-        """Go over to another state, if one waits for it, and nothing is under way that belongs to this one."""
+        """Go over to another state, if one waits and nothing is under way that belongs to this one."""
         if self._beside is not None or self._syncing is not None:
             return
         if self._failed or self._closing:

@@ -66,6 +66,7 @@ from raftstate.node.environment import (
 from raftstate.node.fitness import Fitness
 from raftstate.node.frames import FrameError
 from raftstate.node.installs import Installs
+from raftstate.node.lag import LogAges
 from raftstate.node.parts import DriverPart
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests, last_stamp
@@ -170,11 +171,18 @@ class Driver:
         self._turn_scheduled = False
         self._taking_turn = False
         self.halted: BaseException | None = None
+        self._retired = ""
         self._stopped = False
         self._role = raw.raft.state
         self._lead = raw.raft.lead
         self.last_leader = NONE
         self.leader_heard_ns = now_ns
+        self.leader_changes = 0
+        """How often this node came to know a leader, other than the one before or after none."""
+        self.ticked_ns = now_ns
+        """When the last tick was (monotonic)."""
+        self.log_ages = LogAges()
+        """On a leader: how old what its followers lack is."""
         self._tick_due_ns = now_ns
         self._ticks_until_stamp = 0
         self._held_commits: dict[int, Message] = {}
@@ -185,15 +193,15 @@ class Driver:
         """Called with the new leader's id (NONE: none) at each change."""
         self.membership_watchers: list[Callable[[AppliedState], None]] = []
         """Called with what was applied before, once a change of the membership is."""
-        self.install_watchers: list[Callable[[], None]] = []
-        """Called when a snapshot's state has taken the place of this node's."""
-        self.result_watchers: list[Callable[[Sequence[EntryResult]], None]] = []
-        """Called with the results of the entries that were applied, before anybody is answered."""
         self.damage_watchers: list[Callable[[Sequence[int]], None]] = []
         """Called with the indexes of the log's damaged records at each change."""
         self._damaged: Sequence[int] = ()
         self.parts: list[DriverPart] = []
         """What stands beside this driver, and is told what happens."""
+        self.install_watchers: list[Callable[[], None]] = []
+        """Called when a snapshot's state has taken the place of this node's."""
+        self.result_watchers: list[Callable[[Sequence[EntryResult]], None]] = []
+        """Called with the results of the entries that were applied, before anybody is answered."""
         self.fitness = Fitness()
         """What keeps this node from leading or being read."""
         self._installs = Installs(world.log_disk, world.snapshot_disk, world.applier)
@@ -236,6 +244,10 @@ class Driver:
         """End: answer everything, and do nothing more."""
         self._stopped = True
         self._answer_all("this node is stopping")
+
+    def retire(self, reason: str) -> None:
+        """Take no more requests: this node is about to end its part, and who asks it would only lose time."""
+        self._retired = reason
 
     def halt(self, error: BaseException) -> None:
         """End this node's part for good: it can't go on, and `error` says why."""
@@ -288,27 +300,31 @@ class Driver:
 
     def submit(self, item: Item, commands: int, timeout_ns: int, reply: Reply) -> None:
         """Have an item applied; `reply` is called once."""
-        if not self.running:
-            reply(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+        if not self.running or self._retired:
+            reply(self._not_running())
             return
         self.requests.submit(item, commands, timeout_ns, reply)
         self.schedule_turn()
 
     def read(self, timeout_ns: int, done: ReadDone) -> None:
         """Confirm a linearizable read; `done` is called once."""
-        if not self.running:
-            done(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+        if not self.running or self._retired:
+            done(self._not_running())
             return
         self.reads.submit(timeout_ns, done)
         self.schedule_turn()
 
     def wait_for(self, index: int, timeout_ns: int, done: ReadDone) -> None:
         """Wait until the entry at `index` is applied here; `done` is called once."""
-        if not self.running:
-            done(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+        if not self.running or self._retired:
+            done(self._not_running())
             return
         self._world.applier.hurry()
         self.reads.wait_for(index, timeout_ns, self.applied_index, done)
+
+    def _not_running(self) -> Rejected:
+        reason = self._retired or "this node is not running"
+        return Rejected(Fault(Code.NO_LEADER, reason), applied_never=True)
 
     def receive(self, sender: int, body: PeerBody) -> None:
         """Take what a peer sent. `turn` must follow, once everything that arrived together was given."""
@@ -473,10 +489,11 @@ class Driver:
     def _tick(self) -> None:
         if not self.running:
             return
-        self._lease_clock.step(self._clock.monotonic_ns())
+        self.ticked_ns = self._clock.monotonic_ns()
+        self._lease_clock.step(self.ticked_ns)
         self.look_at_log()
         if not self._world.applier.is_beside:
-            self.upkeep.note_revision(self._clock.monotonic_ns())
+            self.upkeep.note_revision(self.ticked_ns)
         self.raw.raft.may_campaign = self.fitness.may_lead
         self._guard(self.raw.tick)
         self.requests.expire()
@@ -492,6 +509,7 @@ class Driver:
     def _lead_tick(self) -> None:
         now_ns = self._clock.monotonic_ns()
         self.leader_heard_ns = now_ns
+        self.log_ages.note(now_ns, self.raw.raft.raft_log.last_index())
         since_ns = self._world.log_disk.outstanding_since_ns
         if self.raw.raft.lead_transferee == NONE:
             if since_ns is not None and now_ns - since_ns > LOG_WRITE_STALL_NS:
@@ -515,6 +533,16 @@ class Driver:
             for peer in self.raw.raft.tracker.progress:
                 if peer != self.raw.raft.id:
                     self._world.network.send(peer, stamp)
+
+    def follower_lag_ns(self, match_index: int) -> int:
+        """Return how long ago the first entry was appended that a member with this match lacks; 0: it has
+        all. On a leader."""
+        return self.log_ages.behind_ns(self._clock.monotonic_ns(), match_index)
+
+    def log_write_pending_ns(self) -> int:
+        """Return for how long the oldest write of the log has been under way; 0: none is."""
+        since_ns = self._world.log_disk.outstanding_since_ns
+        return 0 if since_ns is None else max(0, self._clock.monotonic_ns() - since_ns)
 
     def lease_clock_ms(self) -> int:
         """Return the lease clock as this node has it: on a follower an estimate, rather too low."""
@@ -638,6 +666,7 @@ class Driver:
         )
 
     def _installed(self, index: int) -> None:
+        self.look_at_log()  # what was damaged may have gone with the log
         before = self.applied
         self.applied_index = index
         self.applied = AppliedState.of(self._machine)
@@ -746,6 +775,7 @@ class Driver:
         if raft.lead != self._lead:
             self._lead = raft.lead
             if raft.lead != NONE:
+                self.leader_changes += 1
                 self.last_leader = raft.lead
                 self.leader_heard_ns = self._clock.monotonic_ns()
                 log.info("leader", node=raft.id, leader=raft.lead, term=raft.term)
@@ -756,6 +786,7 @@ class Driver:
         now_ns = self._clock.monotonic_ns()
         self._lease_clock.raise_to(max(self.applied.lease_clock_ms, self._last_log_stamp_ms()))
         self.upkeep.began_to_lead(now_ns)
+        self.log_ages.clear()
 
     def _last_log_stamp_ms(self) -> int:
         """Return the last stamp in the log beyond what is applied; 0 when there is none. Entries without one

@@ -132,44 +132,6 @@ class SnapshotWithdrawn(msgspec.Struct, array_like=True, frozen=True, tag=14):
     reason: str
 
 
-class RepairRequest(msgspec.Struct, array_like=True, frozen=True, tag=41):
-    """Asks for a copy of the receiver's state that ends with entry `min_index` or later. Sent again and again
-    until an offer, or no offer, is the answer."""
-
-    id: Uint
-    """Drawn by the asker for each copy."""
-    min_index: Uint
-
-
-class RepairOffer(msgspec.Struct, array_like=True, frozen=True, tag=42):
-    """The answer to the request of that id: a copy (`metadata`), or none yet: it is being made; or none at
-    all (`refusal`). The core is told nothing of it."""
-
-    id: Uint
-    metadata: SnapshotMetadata | None = None
-    size_bytes: Uint = 0
-    """Of the file."""
-    raw_bytes: Uint = 0
-    """About what the state takes on the asker's disk."""
-    refusal: str = ""
-
-
-class RepairPull(msgspec.Struct, array_like=True, frozen=True, tag=43):
-    """Asks for some bytes of the copy that was offered under that id."""
-
-    id: Uint
-    offset: Uint
-    size: Uint
-
-
-class RepairChunk(msgspec.Struct, array_like=True, frozen=True, tag=44):
-    """Some bytes of it."""
-
-    id: Uint
-    offset: Uint
-    data: bytes
-
-
 class ChangeMembers(msgspec.Struct, array_like=True, frozen=True, tag=20):
     """A node asks the leader to change the membership. Sent once, as Forward is."""
 
@@ -236,6 +198,44 @@ class ReplaceReply(msgspec.Struct, array_like=True, frozen=True, tag=33):
     refusal: str = ""
 
 
+class RepairRequest(msgspec.Struct, array_like=True, frozen=True, tag=41):
+    """Asks for a copy of the receiver's state that ends with entry `min_index` or later. Sent again and again
+    until an offer, or no offer, is the answer."""
+
+    id: Uint
+    """Drawn by the asker for each copy."""
+    min_index: Uint
+
+
+class RepairOffer(msgspec.Struct, array_like=True, frozen=True, tag=42):
+    """The answer to the request of that id: a copy (`metadata`), or none yet: it is being made; or none at
+    all (`refusal`). The core is told nothing of it."""
+
+    id: Uint
+    metadata: SnapshotMetadata | None = None
+    size_bytes: Uint = 0
+    """Of the file."""
+    raw_bytes: Uint = 0
+    """About what the state takes on the asker's disk."""
+    refusal: str = ""
+
+
+class RepairPull(msgspec.Struct, array_like=True, frozen=True, tag=43):
+    """Asks for some bytes of the copy that was offered under that id."""
+
+    id: Uint
+    offset: Uint
+    size: Uint
+
+
+class RepairChunk(msgspec.Struct, array_like=True, frozen=True, tag=44):
+    """Some bytes of it."""
+
+    id: Uint
+    offset: Uint
+    data: bytes
+
+
 PeerBody = (
     Message
     | Forward
@@ -247,11 +247,6 @@ PeerBody = (
     | SnapshotChunk
     | SnapshotFinished
     | SnapshotWithdrawn
-    | Digests
-    | RepairRequest
-    | RepairOffer
-    | RepairPull
-    | RepairChunk
     | ChangeMembers
     | ChangeMembersReply
     | Announce
@@ -259,6 +254,11 @@ PeerBody = (
     | RecordsReply
     | ReplaceRequest
     | ReplaceReply
+    | Digests
+    | RepairRequest
+    | RepairOffer
+    | RepairPull
+    | RepairChunk
 )
 Outcome = Executed | Rejected
 Reply = Callable[[Outcome], None]

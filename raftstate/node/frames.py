@@ -27,20 +27,20 @@ import xxhash
 from raftstate.core.types import Message
 from raftstate.machine.types import Uint
 from raftstate.node.environment import (
-    Digests,
     Announce,
     ChangeMembers,
     ChangeMembersReply,
+    Digests,
     Forward,
     ForwardReply,
     LeaseStamp,
     PeerBody,
+    RecordsReply,
+    RecordsRequest,
     RepairChunk,
     RepairOffer,
     RepairPull,
     RepairRequest,
-    RecordsReply,
-    RecordsRequest,
     ReplaceReply,
     ReplaceRequest,
     SnapshotChunk,
@@ -86,14 +86,14 @@ class Kind(IntEnum):
     SNAPSHOT_CHUNK = 12
     SNAPSHOT_FINISHED = 13
     SNAPSHOT_WITHDRAWN = 14
+    CHANGE_MEMBERS = 20
+    CHANGE_MEMBERS_REPLY = 21
+    ANNOUNCE = 22
     DIGESTS = 40
     REPAIR_REQUEST = 41
     REPAIR_OFFER = 42
     REPAIR_PULL = 43
     REPAIR_CHUNK = 44
-    CHANGE_MEMBERS = 20
-    CHANGE_MEMBERS_REPLY = 21
-    ANNOUNCE = 22
 
 
 class Channel(IntEnum):
@@ -160,14 +160,14 @@ _KINDS: dict[type, Kind] = {
     SnapshotChunk: Kind.SNAPSHOT_CHUNK,
     SnapshotFinished: Kind.SNAPSHOT_FINISHED,
     SnapshotWithdrawn: Kind.SNAPSHOT_WITHDRAWN,
+    ChangeMembers: Kind.CHANGE_MEMBERS,
+    ChangeMembersReply: Kind.CHANGE_MEMBERS_REPLY,
+    Announce: Kind.ANNOUNCE,
     Digests: Kind.DIGESTS,
     RepairRequest: Kind.REPAIR_REQUEST,
     RepairOffer: Kind.REPAIR_OFFER,
     RepairPull: Kind.REPAIR_PULL,
     RepairChunk: Kind.REPAIR_CHUNK,
-    ChangeMembers: Kind.CHANGE_MEMBERS,
-    ChangeMembersReply: Kind.CHANGE_MEMBERS_REPLY,
-    Announce: Kind.ANNOUNCE,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

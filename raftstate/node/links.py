@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -26,10 +27,10 @@ from raftstate.core.types import Message, MessageType
 from raftstate.errors import ConfigError
 from raftstate.logs import get_logger
 from raftstate.node.environment import (
-    Digests,
     Announce,
     ChangeMembers,
     ChangeMembersReply,
+    Digests,
     LeaseStamp,
     PeerBody,
     RepairOffer,
@@ -74,13 +75,13 @@ _URGENT = (
     SnapshotPull,
     SnapshotFinished,
     SnapshotWithdrawn,
+    ChangeMembers,
+    ChangeMembersReply,
+    Announce,
     Digests,
     RepairRequest,
     RepairOffer,
     RepairPull,
-    ChangeMembers,
-    ChangeMembersReply,
-    Announce,
 )
 """Bodies beside the core's messages that are small, and waited for."""
 
@@ -120,6 +121,16 @@ class LinkEvents:
     passed on."""
 
 
+@dataclass(slots=True)
+class Traffic:
+    """What went between this node and a peer, since the start."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    not_sent: int = 0
+    """Bodies that were not sent: there was no connection, or too much waited on it."""
+
+
 class PeerLinks:
     """Implements `environment.Network` over TCP.
 
@@ -143,6 +154,8 @@ class PeerLinks:
         self._dialers: dict[tuple[int, Channel], asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
         self._closing = False
+        self.traffic: defaultdict[int, Traffic] = defaultdict(Traffic)
+        """Peer -> what was sent and received."""
 
     async def start(self, host: str, port: int) -> int:
         """Listen, begin to dial, and return the port listened on (`port` 0: a free one)."""
@@ -199,13 +212,18 @@ class PeerLinks:
         urgent = body.type not in _BULK if isinstance(body, Message) else isinstance(body, _URGENT)
         channel = Channel.CONTROL if urgent else Channel.BULK
         transport = self._outbound.get((to, channel))
+        traffic = self.traffic[to]
         # Between the loss of a connection and the turn of its dialler the transport is still here, and
         # uvloop's raises when written to.
         if transport is None or transport.is_closing():
+            traffic.not_sent += 1
             return False
         if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
+            traffic.not_sent += 1
             return False
-        transport.write(encode(body))
+        frame = encode(body)
+        transport.write(frame)
+        traffic.sent_bytes += len(frame)
         return True
 
     def connected(self, peer: int) -> bool:
@@ -377,6 +395,8 @@ class _Inbound(asyncio.Protocol):
             peer = None if self.hello is None else self.hello.from_id
             log.warning("peer connection closed", peer=peer, error=str(error))
             self.abort()
+        if self.hello is not None:
+            links.traffic[self.hello.from_id].received_bytes += len(data)
         links._events.turn()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -109,6 +109,10 @@ class LocalNode:
             on_damage=lambda error: self.on_damage(error),
         )
         """Wants to be told what is applied (`StateApplier.on_applied`), and closed first of all."""
+        self.metrics_address = ""
+        """host:port of this node's metrics, once they are served; empty: they are not."""
+        self.checkpoint_age_ns: Callable[[], int] = lambda: 0
+        """Tells for how long, at most, something is applied that no durable checkpoint has."""
         self.defragmenter: Defragmenter | None = None
         self.eraser: Eraser | None = None
         """Set before the node serves."""
@@ -154,11 +158,26 @@ class LocalNode:
         """Whether requests can be answered."""
         return self._driver.running
 
+    @property
+    def may_read(self) -> bool:
+        """Whether what this node holds may be shown."""
+        return self._driver.fitness.may_read
+
     def leader(self) -> tuple[int, str]:
         """Return (id, client address) of the leader; (0, "") when none is known."""
         lead = self._driver.raw.raft.lead
         member = self._driver.applied.member(lead)
         return (lead, member.client_address) if member is not None else (NONE, "")
+
+    @property
+    def open_reads(self) -> int:
+        """How many reads are under way, each with a reader slot of the state."""
+        return self._open_reads
+
+    @property
+    def leader_silent_ms(self) -> int:
+        """How long ago the leader was last heard of, in ms; 0 on the leader itself."""
+        return self._silent_ms()
 
     # -- writes
 
@@ -314,8 +333,7 @@ class LocalNode:
         return outcome
 
     def _require_state(self) -> None:
-        """Raise `NoLeaderError` on a node that joins: it has nothing to show before it was sent a
-        snapshot."""
+        """Raise `NoLeaderError` on a node that joins: it has nothing to show before a snapshot has come."""
         if self._driver.applied.is_blank:
             raise NoLeaderError("this node joins its cluster, and holds no state yet; ask another node")
 
@@ -332,6 +350,7 @@ class LocalNode:
         applied = self._driver.applied
         with self._state.read() as tables:
             keys = tables.count(Table.INDEX)
+        member = applied.member(raft.id)
         defragmenter, eraser = self.defragmenter, self.eraser
         alarms = self._driver.fitness.alarms
         if self._driver.halted is not None:
@@ -361,6 +380,13 @@ class LocalNode:
             members=applied.members,
             progress=self._progress(),
             alarms=alarms,
+            incarnation=member.incarnation if member is not None else 0,
+            metrics_address=self.metrics_address,
+            checkpoint_age_ms=self.checkpoint_age_ns() // 1_000_000,
+            disk_free_bytes=self._state.disk_free_bytes(),
+            log_map_bytes=self._log.map_bytes,
+            state_map_bytes=self._state.map_bytes,
+            wall_clock_ms=self._clock.wall_ns() // 1_000_000,
             last_erase_index=applied.last_erase_index,
             erased_index=0 if eraser is None else eraser.erased_index,
             state_free_bytes=0 if defragmenter is None else defragmenter.free_bytes(),
@@ -369,21 +395,30 @@ class LocalNode:
             rebuild_total_bytes=0 if defragmenter is None else defragmenter.total_bytes,
         )
 
+    def _progress(self) -> list[PeerStatus]:
+        raft = self._driver.raw.raft
+        if raft.state is not CoreRole.LEADER:
+            return []
+        last = raft.raft_log.last_index()
+        return [
+            PeerStatus(
+                peer,
+                item.match,
+                item.next,
+                item.state.name.lower(),
+                item.recent_active,
+                lag_entries=max(0, last - item.match),
+                lag_ms=self._driver.follower_lag_ns(item.match) // 1_000_000,
+            )
+            for peer, item in raft.tracker.visit()
+            if peer != raft.id
+        ]
+
     def defragment(self) -> int:
         """See `service.NodeService.defragment`."""
         if self.defragmenter is None:
             raise ClosedError("this node is starting")
         return self.defragmenter.begin("defragment", lambda _: None)
-
-    def _progress(self) -> list[PeerStatus]:
-        raft = self._driver.raw.raft
-        if raft.state is not CoreRole.LEADER:
-            return []
-        return [
-            PeerStatus(peer, item.match, item.next, item.state.name.lower(), item.recent_active)
-            for peer, item in raft.tracker.visit()
-            if peer != raft.id
-        ]
 
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         """See `service.NodeService.transfer_leader`."""

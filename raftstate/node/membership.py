@@ -373,6 +373,7 @@ class Membership(DriverPart):
             self._leaving = True
             log.warning("no member any more", node=self._place.node_id, reason=reason)
             self._driver.fitness.limit("membership", reason, may_lead=False)
+            self._driver.retire(reason)
             self._clock.call_later(LINGER_S, lambda: self._driver.halt(FailedPreconditionError(reason)))
 
     # -- the leader's own

@@ -55,6 +55,10 @@ class PeerStatus:
     state: str
     """probe, replicate or snapshot."""
     recently_active: bool
+    lag_entries: int = 0
+    """Entries of the leader's log that the member is not known to have."""
+    lag_ms: int = 0
+    """How long ago the first of them was appended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,18 @@ class NodeStatus:
     """One for each other member; empty on a node that does not lead."""
     alarms: Sequence[str] = field(default=())
     """Sentences for the operator; empty: all is well."""
+    incarnation: int = 0
+    metrics_address: str = ""
+    """host:port of the HTTP port for metrics and probes; empty: there is none."""
+    checkpoint_age_ms: int = 0
+    """For how long, at most, something is applied that no durable checkpoint has; 0: they have all."""
+    disk_free_bytes: int = 0
+    """What the file system of the data directory has left."""
+    log_map_bytes: int = 0
+    state_map_bytes: int = 0
+    """Sizes that the files of log and state can't exceed."""
+    wall_clock_ms: int = 0
+    """The node's time of day, since 1970."""
     last_erase_index: int = 0
     """The entry of the last erase applied here; 0: there was none."""
     erased_index: int = 0
@@ -320,6 +336,11 @@ class NodeService(Protocol):
         """Whether requests can be answered: neither starting nor stopping nor halted."""
         ...
 
+    @property
+    def may_read(self) -> bool:
+        """Whether what this node holds may be shown; False while it is found damaged, or not there yet."""
+        ...
+
     async def write(self, item: Item, *, commands: int, timeout_s: float) -> tuple[int, int, ItemResult]:
         """Have one item applied; return (index of its log entry, revision after it, result). A `Refused`
         result is returned, not raised.
@@ -366,14 +387,6 @@ class NodeService(Protocol):
         """
         ...
 
-    def defragment(self) -> int:
-        """Begin to rewrite the files of the state without free space; return their size as it begins.
-
-        Raises `FailedPreconditionError` when they are being rewritten already, `ResourceExhaustedError` when
-        the disk has no room for a second copy.
-        """
-        ...
-
     async def members(self, *, timeout_s: float) -> MemberList:
         """Return the members. Raises as a linearizable read."""
         ...
@@ -390,6 +403,14 @@ class NodeService(Protocol):
 
     def cluster_times(self) -> ClusterTimes:
         """Return what a node that joins must be told."""
+        ...
+
+    def defragment(self) -> int:
+        """Begin to rewrite the files of the state without free space; return their size as it begins.
+
+        Raises `FailedPreconditionError` when they are being rewritten already, `ResourceExhaustedError` when
+        the disk has no room for a second copy.
+        """
         ...
 
     def leader(self) -> tuple[int, str]:

@@ -3,8 +3,8 @@
     data/snapshot-<index>   a file that is, or was, sent; nobody needs it after a restart
     data/state-<n>          what is being built (`store.snapshot`), removed by the next start unless current
 
-One thread makes files, one reads them, one builds. All of it is work that shares the interpreter with the loop
-and the disk with the log, so the first and the last rest after each millisecond or two.
+One thread makes files, one reads them, one builds. All of it is work that shares the interpreter with the
+loop and the disk with the log, so the first and the last rest after each millisecond or two.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ T = TypeVar("T")
 log = get_logger(__name__)
 
 REST_S = 0.002
-"""After each slice of work: the loop, and on a small machine the other processes, get as much as these take."""
+"""After each slice of work: the loop, and on a small machine the other processes, get as much."""
 ROOM_BYTES = 256 << 20
 """Left free on the disk beside a state that is built: the log goes on meanwhile."""
 ADOPT_S = 10.0
@@ -208,7 +208,7 @@ class StateSnapshots:
             elif not isinstance(error, _GivenUpError):
                 done(error)
 
-        # At the end of an interpreter no executor takes work any more: what is left over the next start removes.
+        # At the end of an interpreter no executor takes work any more: the next start removes what is left.
         with suppress(RuntimeError):
             self._loop.run_in_executor(executor, job).add_done_callback(finished)
 

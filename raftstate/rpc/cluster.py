@@ -46,14 +46,6 @@ class ClusterHandlers:
         head = header(service, revision=service.revision, applied_index=service.applied_index)
         return cluster_pb2.TransferLeaderResponse(header=head, leader_id=leader_id)
 
-    async def defragment(
-        self, _request: cluster_pb2.DefragmentRequest, _timeout_s: float
-    ) -> cluster_pb2.DefragmentResponse:
-        """Begin to rewrite the files of this node's state without free space."""
-        service = self._service
-        state_bytes = service.defragment()
-        head = header(service, revision=service.revision, applied_index=service.applied_index)
-        return cluster_pb2.DefragmentResponse(header=head, state_bytes=state_bytes)
     async def member_list(
         self, _request: cluster_pb2.MemberListRequest, timeout_s: float
     ) -> cluster_pb2.MemberListResponse:
@@ -115,6 +107,15 @@ class ClusterHandlers:
             members=map(member_message, changed.members),
             times=times_message(self._service.cluster_times()),
         )
+
+    async def defragment(
+        self, _request: cluster_pb2.DefragmentRequest, _timeout_s: float
+    ) -> cluster_pb2.DefragmentResponse:
+        """Begin to rewrite the files of this node's state without free space."""
+        service = self._service
+        state_bytes = service.defragment()
+        head = header(service, revision=service.revision, applied_index=service.applied_index)
+        return cluster_pb2.DefragmentResponse(header=head, state_bytes=state_bytes)
 
     async def _change(self, request: MemberRequest, timeout_s: float) -> MembersChanged:
         fault = check_request(request)

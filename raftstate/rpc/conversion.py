@@ -226,6 +226,8 @@ def progress_message(peer: PeerStatus) -> cluster_pb2.PeerProgress:
         next_index=peer.next_index,
         state=peer.state,
         recently_active=peer.recently_active,
+        lag_entries=peer.lag_entries,
+        lag_ms=peer.lag_ms,
     )
 
 
@@ -256,6 +258,13 @@ def status_message(service: NodeService, status: NodeStatus) -> cluster_pb2.Stat
         compacted_revision=status.compacted_revision,
         leases=status.leases,
         watches=status.watches,
+        incarnation=status.incarnation,
+        metrics_address=status.metrics_address,
+        checkpoint_age_ms=status.checkpoint_age_ms,
+        disk_free_bytes=status.disk_free_bytes,
+        log_map_bytes=status.log_map_bytes,
+        state_map_bytes=status.state_map_bytes,
+        wall_clock_ms=status.wall_clock_ms,
         last_erase_index=status.last_erase_index,
         erased_index=status.erased_index,
         rebuild=status.rebuild,

@@ -79,7 +79,6 @@ def methods_of(service: NodeService) -> dict[str, Method]:
         UnaryMethod(
             "Cluster/TransferLeader", cluster_pb2.TransferLeaderRequest, cluster.transfer_leader, write=True
         ),
-        UnaryMethod("Cluster/Defragment", cluster_pb2.DefragmentRequest, cluster.defragment, write=True),
         UnaryMethod("Cluster/MemberList", cluster_pb2.MemberListRequest, cluster.member_list, write=False),
         UnaryMethod("Cluster/MemberAdd", cluster_pb2.MemberAddRequest, cluster.member_add, write=True),
         UnaryMethod(
@@ -91,6 +90,7 @@ def methods_of(service: NodeService) -> dict[str, Method]:
         UnaryMethod(
             "Cluster/MemberReplace", cluster_pb2.MemberReplaceRequest, cluster.member_replace, write=True
         ),
+        UnaryMethod("Cluster/Defragment", cluster_pb2.DefragmentRequest, cluster.defragment, write=True),
     )
     return {method.name: method for method in methods}
 

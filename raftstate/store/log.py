@@ -242,8 +242,6 @@ class LogStore:
     def stored(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
         """Return committed entries as `entries` does, read from the disk. Any thread.
 
-        Damage is not noted, since that is the loop's: see `note_damage`.
-
         Raises:
             Compacted, Unavailable, Damaged, DataLossError, StorageError: as for `entries`.
         """
@@ -257,6 +255,11 @@ class LogStore:
     def snapshot(self) -> Snapshot:
         """See `Storage.snapshot`."""
         raise SnapshotTemporarilyUnavailable("the log has no snapshot, and none is made of the state yet")
+
+    @property
+    def map_bytes(self) -> int:
+        """The most that the log's file can grow to."""
+        return int(self._environment.info()["map_size"])
 
     def size_bytes(self) -> int:
         """The bytes of the pages that the log's rows take up. Any thread."""
@@ -405,51 +408,6 @@ class LogStore:
         self._meta, self._hard_state = meta, hard_state
         return LogWrite((), hard_state, meta)
 
-    def rewrite(self) -> LogWrite:
-        """Copy the rows that there are into new files, which take the place of the old ones: whatever was
-        removed from the log before is in no file of it then.
-
-        Returns:
-            What to publish.
-
-        Raises:
-            DataLossError: a record is damaged or missing; the log is as it was.
-            StorageError: the disk or LMDB failed; the log is as it was, unless `write` fails from now on,
-                too.
-        """
-        self._require_no_failure()
-        map_bytes = self._environment.info()["map_size"]
-        copy = copy_log(
-            self._environment,
-            self._path.with_name(self._path.name + ".copy"),
-            self._meta,
-            self._hard_state,
-            lambda path: _open_environment(path, map_bytes, create=True),
-        )
-        try:
-            copy.put_in_place(self._path)
-        except StorageError as error:
-            # Which of the two files a start will find is not known: neither may be written to.
-            self._failure = error
-            copy.discard()
-            raise
-        old, old_file = self._environment, self._data_file
-        with self._in_use:
-            self._environment, self._data_file = copy.environment, copy.data_file
-            old.close()
-        os.close(old_file)
-        self._main = self._environment.open_db()
-        self._meta = copy.meta
-        self._reset_id = 0
-        return LogWrite((), self._hard_state, copy.meta, in_new_files=True)
-
-    def _require_no_failure(self) -> None:
-        if self._failure is not None:
-            raise StorageError(
-                f"the log at {self._path} takes no more writes after an earlier failure: {self._failure}",
-                detail=self._failure.detail,
-            ) from self._failure
-
     def _sound_boundary(self, first: int, wanted: int, to_index: int) -> tuple[int, int] | None:
         """The entry of `first` to `to_index` to cut at, `wanted` or the next best, and its term."""
         try:
@@ -521,6 +479,51 @@ class LogStore:
             return _read_record(cursor, index).term == term
         except Damaged:
             return False
+
+    def rewrite(self) -> LogWrite:
+        """Copy the rows that there are into new files, which take the place of the old ones: whatever was
+        removed from the log before is in no file of it then.
+
+        Returns:
+            What to publish.
+
+        Raises:
+            DataLossError: a record is damaged or missing; the log is as it was.
+            StorageError: the disk or LMDB failed; the log is as it was, unless `write` fails from now on,
+                too.
+        """
+        self._require_no_failure()
+        map_bytes = self._environment.info()["map_size"]
+        copy = copy_log(
+            self._environment,
+            self._path.with_name(self._path.name + ".copy"),
+            self._meta,
+            self._hard_state,
+            lambda path: _open_environment(path, map_bytes, create=True),
+        )
+        try:
+            copy.put_in_place(self._path)
+        except StorageError as error:
+            # Which of the two files a start will find is not known: neither may be written to.
+            self._failure = error
+            copy.discard()
+            raise
+        old, old_file = self._environment, self._data_file
+        with self._in_use:
+            self._environment, self._data_file = copy.environment, copy.data_file
+            old.close()
+        os.close(old_file)
+        self._main = self._environment.open_db()
+        self._meta = copy.meta
+        self._reset_id = 0
+        return LogWrite((), self._hard_state, copy.meta, in_new_files=True)
+
+    def _require_no_failure(self) -> None:
+        if self._failure is not None:
+            raise StorageError(
+                f"the log at {self._path} takes no more writes after an earlier failure: {self._failure}",
+                detail=self._failure.detail,
+            ) from self._failure
 
     def reset(self, hard_state: HardState, index: int, term: int) -> LogWrite:
         """Remove all entries, in one transaction: the state was replaced by one that contains entry `index`.

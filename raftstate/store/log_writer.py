@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.measure import Histogram
 from raftstate.store.log import LogStore, LogWrite, check_hard_state
 
 Done = Callable[[BaseException | None], None]
@@ -55,14 +56,14 @@ class _Compaction:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rewrite:
+class _Refill:
+    entries: Sequence[Entry]
+    anchor: tuple[int, int] | None
     done: Done
 
 
 @dataclass(frozen=True, slots=True)
-class _Refill:
-    entries: Sequence[Entry]
-    anchor: tuple[int, int] | None
+class _Rewrite:
     done: Done
 
 
@@ -89,8 +90,10 @@ class LogWriter:
         self._riding: HardState | None = None
         self._failed = False
         self._closed = False
+        self.commit_seconds = Histogram()
+        """Of transactions of the log, each durable when it returned."""
         # From the loop thread to the log thread; None asks it to end.
-        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Rewrite | _Refill | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Refill | _Rewrite | None] = SimpleQueue()
         # The log thread's.
         self._refills: deque[_Refill] = deque()
         self._compactions: deque[_Compaction] = deque()
@@ -174,20 +177,6 @@ class LogWriter:
         self._check_open()
         self._queue.put(_Compaction(to_index, done))
 
-    def rewrite(self, done: Done) -> None:
-        """Copy the log into new files, see `LogStore.rewrite`, after the compactions handed over before.
-        Appends wait for as long as that takes: cut the log first.
-
-        Args:
-            done: called with None once that is durable, else with the error. Unless the log failed as a
-                whole, the writer stays usable.
-
-        Raises:
-            ClosedError: the writer was closed.
-        """
-        self._check_open()
-        self._queue.put(_Rewrite(done))
-
     @property
     def damaged(self) -> Sequence[int]:
         """The indexes of the log's records that are known to be damaged, ascending; another object whenever
@@ -207,6 +196,20 @@ class LogWriter:
         """
         self._check_open()
         self._queue.put(_Refill(entries, anchor, done))
+
+    def rewrite(self, done: Done) -> None:
+        """Copy the log into new files, see `LogStore.rewrite`, after the compactions handed over before.
+        Appends wait for as long as that takes: cut the log first.
+
+        Args:
+            done: called with None once that is durable, else with the error. Unless the log failed as a
+                whole, the writer stays usable.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Rewrite(done))
 
     def close(self) -> None:
         """Write what waits, and end the thread. What was handed over is still reported, after this returns.
@@ -328,7 +331,9 @@ class LogWriter:
         self._newest = newest
         if not entries and (newest.term, newest.vote) == (self._saved.term, self._saved.vote):
             return None
+        began_ns = self._clock_ns()
         write = self._log.write(newest, entries)
+        self.commit_seconds.observe_ns(self._clock_ns() - began_ns)
         self._saved = write.hard_state
         return write
 

@@ -24,6 +24,7 @@ from threading import Condition
 
 from raftstate.errors import ClosedError, FailedPreconditionError, InvariantError, RaftstateError
 from raftstate.machine.tables import ReadTables
+from raftstate.measure import Histogram
 from raftstate.store.checkpoint import Checkpoint
 from raftstate.store.files import disk_failure, durable_write
 from raftstate.store.generation import remove_leftovers
@@ -167,6 +168,20 @@ class StateStore:
         """Why nothing can be written until the node is started again; None as long as all is well."""
         return self._opened.failure
 
+    @property
+    def map_bytes(self) -> int:
+        """The most that the state's file can grow to."""
+        return self._opened.map_bytes
+
+    def disk_free_bytes(self) -> int:
+        """Return what the file system has left for others than its superuser. Raises `StorageError`."""
+        return self._opened.disk_free_bytes()
+
+    @property
+    def commit_seconds(self) -> Histogram:
+        """Of commits alone, which wait for no disk."""
+        return self._opened.commit_seconds
+
     def size_bytes(self) -> int:
         """Return the size of the data file, free pages included."""
         return self._opened.size_bytes()
@@ -297,6 +312,7 @@ class StateStore:
         old = self._opened
         if not (old.is_idle and prepared.opened.is_idle):
             raise InvariantError(f"{prepared.path} is adopted within a transaction or a checkpoint")
+        prepared.opened.commit_seconds = old.commit_seconds
         with self._adopted:
             self._opened, self._offered = prepared.opened, None
             self._adopted.notify_all()

@@ -5,6 +5,7 @@ What a connection would refuse is refused, and told to the one who dialled.
 
 from __future__ import annotations
 
+from raftstate.core.types import Message, MessageType
 from raftstate.errors import FailedPreconditionError
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import Member
@@ -56,6 +57,7 @@ class MemberCluster(SimCluster):
 
     def __init__(self, size: int, seed: int, *, machine_version: int = 3) -> None:
         self.refusals: list[tuple[int, str]] = []
+        self.drop_appends_to: set[int] = set()
         super().__init__(size, seed, machine_version=machine_version, log_margin=20)
 
     def make_node(self, node_id: int) -> MemberNode:
@@ -67,6 +69,8 @@ class MemberCluster(SimCluster):
     def deliver(self, sender: int, to: int, body: PeerBody) -> None:
         node, source = self.nodes[to], self.nodes[sender]
         if not node.running or (sender, to) in self.cut:
+            return
+        if isinstance(body, Message) and body.type is MessageType.APP and to in self.drop_appends_to:
             return
         hello = Hello(CLUSTER_ID, sender, source.incarnation, to, Channel.CONTROL, source.knows)
         welcome = node.membership.admission.admit(hello)

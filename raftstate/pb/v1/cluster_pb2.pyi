@@ -46,21 +46,25 @@ class Member(_message.Message):
     def __init__(self, id: _Optional[int] = ..., incarnation: _Optional[int] = ..., name: _Optional[str] = ..., peer_address: _Optional[str] = ..., client_address: _Optional[str] = ..., learner: _Optional[bool] = ..., promote: _Optional[bool] = ...) -> None: ...
 
 class PeerProgress(_message.Message):
-    __slots__ = ("id", "match_index", "next_index", "state", "recently_active")
+    __slots__ = ("id", "match_index", "next_index", "state", "recently_active", "lag_entries", "lag_ms")
     ID_FIELD_NUMBER: _ClassVar[int]
     MATCH_INDEX_FIELD_NUMBER: _ClassVar[int]
     NEXT_INDEX_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     RECENTLY_ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    LAG_ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    LAG_MS_FIELD_NUMBER: _ClassVar[int]
     id: int
     match_index: int
     next_index: int
     state: str
     recently_active: bool
-    def __init__(self, id: _Optional[int] = ..., match_index: _Optional[int] = ..., next_index: _Optional[int] = ..., state: _Optional[str] = ..., recently_active: _Optional[bool] = ...) -> None: ...
+    lag_entries: int
+    lag_ms: int
+    def __init__(self, id: _Optional[int] = ..., match_index: _Optional[int] = ..., next_index: _Optional[int] = ..., state: _Optional[str] = ..., recently_active: _Optional[bool] = ..., lag_entries: _Optional[int] = ..., lag_ms: _Optional[int] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("header", "name", "version", "role", "leader_id", "commit_index", "last_log_index", "first_log_index", "durable_applied_index", "digest", "machine_version", "log_bytes", "state_bytes", "sessions", "members", "progress", "alarms", "leader_silent_ms", "keys", "compacted_revision", "leases", "watches", "last_erase_index", "erased_index", "rebuild", "rebuild_done_bytes", "rebuild_total_bytes", "state_free_bytes")
+    __slots__ = ("header", "name", "version", "role", "leader_id", "commit_index", "last_log_index", "first_log_index", "durable_applied_index", "digest", "machine_version", "log_bytes", "state_bytes", "sessions", "members", "progress", "alarms", "leader_silent_ms", "keys", "compacted_revision", "leases", "watches", "incarnation", "metrics_address", "checkpoint_age_ms", "disk_free_bytes", "log_map_bytes", "state_map_bytes", "wall_clock_ms", "last_erase_index", "erased_index", "rebuild", "rebuild_done_bytes", "rebuild_total_bytes", "state_free_bytes")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +87,13 @@ class StatusResponse(_message.Message):
     COMPACTED_REVISION_FIELD_NUMBER: _ClassVar[int]
     LEASES_FIELD_NUMBER: _ClassVar[int]
     WATCHES_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOG_MAP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_MAP_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WALL_CLOCK_MS_FIELD_NUMBER: _ClassVar[int]
     LAST_ERASE_INDEX_FIELD_NUMBER: _ClassVar[int]
     ERASED_INDEX_FIELD_NUMBER: _ClassVar[int]
     REBUILD_FIELD_NUMBER: _ClassVar[int]
@@ -111,13 +122,20 @@ class StatusResponse(_message.Message):
     compacted_revision: int
     leases: int
     watches: int
+    incarnation: int
+    metrics_address: str
+    checkpoint_age_ms: int
+    disk_free_bytes: int
+    log_map_bytes: int
+    state_map_bytes: int
+    wall_clock_ms: int
     last_erase_index: int
     erased_index: int
     rebuild: str
     rebuild_done_bytes: int
     rebuild_total_bytes: int
     state_free_bytes: int
-    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., commit_index: _Optional[int] = ..., last_log_index: _Optional[int] = ..., first_log_index: _Optional[int] = ..., durable_applied_index: _Optional[int] = ..., digest: _Optional[int] = ..., machine_version: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PeerProgress, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ..., leader_silent_ms: _Optional[int] = ..., keys: _Optional[int] = ..., compacted_revision: _Optional[int] = ..., leases: _Optional[int] = ..., watches: _Optional[int] = ..., last_erase_index: _Optional[int] = ..., erased_index: _Optional[int] = ..., rebuild: _Optional[str] = ..., rebuild_done_bytes: _Optional[int] = ..., rebuild_total_bytes: _Optional[int] = ..., state_free_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., commit_index: _Optional[int] = ..., last_log_index: _Optional[int] = ..., first_log_index: _Optional[int] = ..., durable_applied_index: _Optional[int] = ..., digest: _Optional[int] = ..., machine_version: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PeerProgress, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ..., leader_silent_ms: _Optional[int] = ..., keys: _Optional[int] = ..., compacted_revision: _Optional[int] = ..., leases: _Optional[int] = ..., watches: _Optional[int] = ..., incarnation: _Optional[int] = ..., metrics_address: _Optional[str] = ..., checkpoint_age_ms: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., log_map_bytes: _Optional[int] = ..., state_map_bytes: _Optional[int] = ..., wall_clock_ms: _Optional[int] = ..., last_erase_index: _Optional[int] = ..., erased_index: _Optional[int] = ..., rebuild: _Optional[str] = ..., rebuild_done_bytes: _Optional[int] = ..., rebuild_total_bytes: _Optional[int] = ..., state_free_bytes: _Optional[int] = ...) -> None: ...
 
 class DefragmentRequest(_message.Message):
     __slots__ = ()

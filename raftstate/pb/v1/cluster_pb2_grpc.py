@@ -44,11 +44,6 @@ class ClusterStub:
                 request_serializer=raftstate_dot_v1_dot_cluster__pb2.TransferLeaderRequest.SerializeToString,
                 response_deserializer=raftstate_dot_v1_dot_cluster__pb2.TransferLeaderResponse.FromString,
                 _registered_method=True)
-        self.Defragment = channel.unary_unary(
-                '/raftstate.v1.Cluster/Defragment',
-                request_serializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentRequest.SerializeToString,
-                response_deserializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentResponse.FromString,
-                _registered_method=True)
         self.MemberList = channel.unary_unary(
                 '/raftstate.v1.Cluster/MemberList',
                 request_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberListRequest.SerializeToString,
@@ -74,6 +69,11 @@ class ClusterStub:
                 request_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberReplaceRequest.SerializeToString,
                 response_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberReplaceResponse.FromString,
                 _registered_method=True)
+        self.Defragment = channel.unary_unary(
+                '/raftstate.v1.Cluster/Defragment',
+                request_serializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -88,15 +88,6 @@ class ClusterServicer:
 
     def TransferLeader(self, request, context):
         """Hands leadership to another voter. Any node takes it.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Defragment(self, request, context):
-        """Begins to rewrite the files of the asked node's state without the space that nothing uses any more; it goes on serving
-        meanwhile. FAILED_PRECONDITION when its files are being rewritten already, RESOURCE_EXHAUSTED when there is no disk space
-        for a second copy. Status tells when it is done.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +131,15 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Defragment(self, request, context):
+        """Begins to rewrite the files of the asked node's state without the space that nothing uses any more; it goes on serving
+        meanwhile. FAILED_PRECONDITION when its files are being rewritten already, RESOURCE_EXHAUSTED when there is no disk space
+        for a second copy. Status tells when it is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -152,11 +152,6 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.TransferLeader,
                     request_deserializer=raftstate_dot_v1_dot_cluster__pb2.TransferLeaderRequest.FromString,
                     response_serializer=raftstate_dot_v1_dot_cluster__pb2.TransferLeaderResponse.SerializeToString,
-            ),
-            'Defragment': grpc.unary_unary_rpc_method_handler(
-                    servicer.Defragment,
-                    request_deserializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentRequest.FromString,
-                    response_serializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentResponse.SerializeToString,
             ),
             'MemberList': grpc.unary_unary_rpc_method_handler(
                     servicer.MemberList,
@@ -182,6 +177,11 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.MemberReplace,
                     request_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberReplaceRequest.FromString,
                     response_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberReplaceResponse.SerializeToString,
+            ),
+            'Defragment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Defragment,
+                    request_deserializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -238,33 +238,6 @@ class Cluster:
             '/raftstate.v1.Cluster/TransferLeader',
             raftstate_dot_v1_dot_cluster__pb2.TransferLeaderRequest.SerializeToString,
             raftstate_dot_v1_dot_cluster__pb2.TransferLeaderResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Defragment(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/raftstate.v1.Cluster/Defragment',
-            raftstate_dot_v1_dot_cluster__pb2.DefragmentRequest.SerializeToString,
-            raftstate_dot_v1_dot_cluster__pb2.DefragmentResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -400,6 +373,33 @@ class Cluster:
             '/raftstate.v1.Cluster/MemberReplace',
             raftstate_dot_v1_dot_cluster__pb2.MemberReplaceRequest.SerializeToString,
             raftstate_dot_v1_dot_cluster__pb2.MemberReplaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Defragment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.Cluster/Defragment',
+            raftstate_dot_v1_dot_cluster__pb2.DefragmentRequest.SerializeToString,
+            raftstate_dot_v1_dot_cluster__pb2.DefragmentResponse.FromString,
             options,
             channel_credentials,
             insecure,
