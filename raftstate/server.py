@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import gc
 import importlib.metadata
 import random
@@ -62,7 +63,7 @@ from raftstate.node.startup import LogLostError, StartStorage, cut_damage, reset
 from raftstate.node.state_fetch import Builds, fetch_state
 from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
-from raftstate.store.files import is_full
+from raftstate.store.files import disk_failure, is_full
 from raftstate.store.log import LogStore
 from raftstate.store.log_renewal import must_copy, renew_log
 from raftstate.store.log_writer import LogWriter
@@ -177,8 +178,9 @@ async def open_stores(settings: NodeSettings, stop: asyncio.Event, distrust: Set
     with contextlib.ExitStack() as opened:
         directory = open_directory(settings)
         opened.callback(directory.close)
+        suspect = note_crashes(directory)
         try:
-            stores = Stores(settings, directory, distrust=distrust)
+            stores = Stores(settings, directory, distrust=distrust, suspect=suspect)
         except LogLostError as lost:
             log.error("the log is lost; asking to be replaced", node=settings.name, reason=str(lost))
             if not await rejoin(settings, directory, lost.members, stop):
@@ -191,6 +193,24 @@ async def open_stores(settings: NodeSettings, stop: asyncio.Event, distrust: Set
             stores = Stores(settings, directory, distrust=distrust)
         opened.pop_all()
         return stores
+
+
+def note_crashes(directory: DataDirectory) -> bool:
+    """Have a crash of this process by a fatal signal (SIGSEGV, SIGBUS, SIGABRT) leave its traces in the data
+    directory; return whether the last run did. LMDB trusts the pages that it reads: a damaged one may do it.
+
+    Raises `StorageError` when the file can't be used.
+    """
+    path = directory.path / "crash"
+    try:
+        last = path.read_bytes() if path.exists() else b""
+        # Open for as long as the process lives: the handler writes to it.
+        faulthandler.enable(path.open("wb"))
+    except OSError as error:
+        raise disk_failure("noting crashes", path, error) from error
+    if last:
+        log.error("the last run crashed; checking pages", trace=last[:4_000].decode(errors="replace"))
+    return bool(last)
 
 
 async def refetch(
@@ -311,8 +331,8 @@ class Stores:
     """A node's data directory and what is in it, opened by this process alone.
 
     `directory`: locked already; None: it is opened here. `distrust`: what is to be copied before it is
-    opened, as if the marker of a failed disk stood there. `with_reserve`: keep a reserve of disk space, as
-    the settings say.
+    opened, as if the marker of a failed disk stood there. `suspect`: the last run crashed, and a damaged page
+    may be why. `with_reserve`: keep a reserve of disk space, as the settings say.
 
     Raises what `serve` does when it can't start; `LogLostError` if other nodes may replace this one.
     """
@@ -323,6 +343,7 @@ class Stores:
         directory: DataDirectory | None = None,
         *,
         distrust: Set[str] = frozenset(),
+        suspect: bool = False,
         with_reserve: bool = True,
     ) -> None:
         with contextlib.ExitStack() as opened:
@@ -344,7 +365,9 @@ class Stores:
             if must_renew:
                 self.reserve.release()  # the copy needs the room; it is made anew when there is some
             try:
-                self.state = StateStore.open(directory.path, map_bytes=settings.state_map_bytes)
+                self.state = StateStore.open(
+                    directory.path, map_bytes=settings.state_map_bytes, suspect=suspect
+                )
                 opened.callback(self.state.close, clean=False)
                 with self.state.read() as tables:
                     self.machine = Machine(tables)

@@ -281,6 +281,30 @@ def _verify(generation: Generation, verify: Callable[[ReadTables], None]) -> Non
         raise DataLossError(f"{_BAD_COPY}: {error}; {_REPLACE}") from error
 
 
+def check_pages(generation: Generation) -> None:
+    """Check the structure of all pages that the checkpoint sees, its free list among them, without LMDB: it
+    trusts what it reads, and a page that leads it astray can end the process.
+
+    Takes time by the size of the state.
+
+    Raises:
+        DataLossError: a page is not what it should be.
+    """
+    try:
+        problems: list[str] = verify_pages(str(generation.path))  # type: ignore[no-untyped-call]  # has no stub
+    except VerifyError as error:
+        raise DataLossError(
+            f"the pages of {generation.data_file} are damaged: {error}; {_REPLACE}"
+        ) from error
+    except OSError as error:
+        raise disk_failure("checking the pages of the state", generation.data_file, error) from error
+    if problems:
+        raise DataLossError(
+            f"the pages of {generation.data_file} are damaged: {problems[0]} ({len(problems)} such "
+            f"findings); {_REPLACE}"
+        )
+
+
 def open_tables(environment: lmdb.Environment, transaction: lmdb.Transaction[bytes] | None = None) -> Handles:
     """Open the handles of all tables, which exist since the creation.
 

@@ -38,6 +38,7 @@ from raftstate.store.snapshot import PreparedGeneration, SnapshotBuilder
 from raftstate.store.space import Reader, Space
 from raftstate.store.start import (
     READERS_WAIT_S,
+    check_pages,
     create_first_generation,
     mark_clean_stop,
     startable,
@@ -86,6 +87,7 @@ class StateStore:
         map_bytes: int = 0,
         readers_wait_s: float = READERS_WAIT_S,
         verify: Callable[[ReadTables], None] = walk,
+        suspect: bool = False,
     ) -> StateStore:
         """Open the state at its last durable checkpoint, or after a clean stop at its end, which is the same.
 
@@ -98,6 +100,8 @@ class StateStore:
                 seconds.
             verify: reads through the copy that is made after a failed sync, and raises if it can't be
                 trusted.
+            suspect: check the structure of all pages before LMDB reads any: the last run crashed, and a page
+                may be why.
 
         Raises:
             FailedPreconditionError: there is no state in the directory.
@@ -105,6 +109,8 @@ class StateStore:
             StorageError: the disk or LMDB failed.
         """
         with startable(data_directory, readers_wait_s=readers_wait_s, verify=verify) as (generation, record):
+            if suspect:
+                check_pages(generation)
             store = cls(OpenGeneration.open(generation, record, map_bytes))
         try:
             store.clear_dead_readers()
