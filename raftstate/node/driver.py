@@ -751,17 +751,12 @@ class Driver:
     def _go_over(self, entry: Entry) -> ConfState:
         """Go over to the configuration that an entry leads to, and return it."""
         change: ConfChange | ConfChangeV2 = decode_conf_change(entry)
-        was_leader = self.raw.raft.state is Role.LEADER
         try:
             conf_state = self.raw.apply_conf_change(change)
         except ConfChangeError as error:
             # Leaders compare a change before they propose it. Whatever this one is, it fits on no node.
             log.error("membership change without effect", index=entry.index, error=str(error))
             return self.raw.raft.tracker.conf_state()
-        if was_leader and self.raw.raft.state is not Role.LEADER:
-            # It has removed itself. The others must not wait for the next leader to hear that this is
-            # committed: it is what lets them elect one without it.
-            self._send_held_commits()
         for part in self.parts:
             part.went_over(change)
         return conf_state
