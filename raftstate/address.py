@@ -1,4 +1,5 @@
-"""host:port, as settings, URLs and links write it. Pure functions; no name is looked up here."""
+"""host:port, and the names of nodes, as settings, URLs and links write them. Pure functions; no name is
+looked up here."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import ipaddress
 from raftstate.errors import ConfigError
 
 ADDRESS_FORM = "host:port with a port from 1 to 65535 (IPv6 as [address]:port)"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+NAME_FORM = "1 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"
 _NOT_IN_A_HOST = frozenset("/@?#, ")
 
 

@@ -33,7 +33,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from raftstate.address import ADDRESS_FORM, is_loopback, split_address
+from raftstate.address import ADDRESS_FORM, NAME_PATTERN, is_loopback, split_address
 from raftstate.errors import ConfigError
 
 ENV_PREFIX = "RAFTSTATE_"
@@ -42,6 +42,8 @@ METRICS_PORT_OFFSET = 200
 METRICS_OFF = "off"
 VOTERS_MAX = 7
 """Each further voter costs every write another copy; etcd's documentation draws the same line."""
+MEMBERS_MAX = 14
+"""Voters, and as many learners: to take a whole cluster to other machines at once."""
 HISTORY_RETENTION_S_MAX = 366 * 86_400
 """A year. Ages are kept in memory and begin anew with each leader that was restarted, so that a much longer
 time might never pass; 0 says that nothing is to be forgotten."""
@@ -66,7 +68,7 @@ def _checked_metrics_address(address: str) -> str:
 
 Address = Annotated[str, AfterValidator(_checked_address)]
 MetricsAddress = Annotated[str, AfterValidator(_checked_metrics_address)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class _Section(BaseModel):
@@ -74,7 +76,7 @@ class _Section(BaseModel):
 
 
 class MemberConfig(_Section):
-    """A node of the cluster, as all of them know it at the first start."""
+    """A node of the cluster, as it is known at the first start."""
 
     id: int = Field(ge=1, lt=1 << 63, description="Raft id, unique in the cluster for ever.")
     name: Name = Field(
@@ -94,7 +96,10 @@ class ClusterConfig(_Section):
     """What all nodes of a cluster must agree on."""
 
     cluster_id: int = Field(ge=1, lt=1 << 63, description="Random, drawn once; keeps two clusters apart.")
-    members: tuple[MemberConfig, ...] = Field(description="The voters of the first configuration.")
+    members: tuple[MemberConfig, ...] = Field(
+        description="The voters of the first configuration; of a node that joins later, the members as known"
+        " when it was added, itself among them. Once a node has data, these say who the members are."
+    )
     heartbeat_ms: int = Field(
         default=15,
         ge=1,
@@ -119,8 +124,8 @@ class ClusterConfig(_Section):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        if not 1 <= len(self.members) <= VOTERS_MAX:
-            raise _fault("members", f"{len(self.members)} members", f"1 to {VOTERS_MAX}")
+        if not 1 <= len(self.members) <= MEMBERS_MAX:
+            raise _fault("members", f"{len(self.members)} members", f"1 to {MEMBERS_MAX}")
         for key in ("id", "name", "peer_address", "client_address"):
             seen = [getattr(member, key) for member in self.members]
             twice = sorted({str(value) for value in seen if seen.count(value) > 1})
@@ -150,6 +155,11 @@ class NodeSettings(BaseSettings):
         description="Whether an absent or empty data directory may be created. For the very first start only:"
         " a node that lost its disk must not vote again under its old identity.",
     )
+    join: bool = Field(
+        default=False,
+        description="Whether this node was added to a cluster that exists (`raftstate member add`): it starts"
+        " empty and is sent what the cluster stores.",
+    )
     listen_client: Address | None = Field(
         default=None, description="host:port that clients are served on. None: the member's client_address."
     )
@@ -164,7 +174,13 @@ class NodeSettings(BaseSettings):
     )
     advertise: Address | None = Field(
         default=None,
-        description="host:port told to clients, where it differs from the member's client_address.",
+        description="host:port told to clients, where it differs from the member's client_address. The"
+        " cluster records it.",
+    )
+    advertise_peer: Address | None = Field(
+        default=None,
+        description="host:port told to the other nodes, where it differs from the member's peer_address. The"
+        " cluster records it.",
     )
     peer_addresses: Mapping[str, Address] = Field(
         default_factory=dict,
@@ -184,6 +200,31 @@ class NodeSettings(BaseSettings):
         default=64 << 30,
         ge=16 << 20,
         description="Address space of the state's LMDB environment, in bytes; fixed at creation, sparse.",
+    )
+    log_margin_entries: int = Field(
+        default=50_000,
+        ge=1,
+        description="How many log entries are kept behind the last checkpoint for followers that were away:"
+        " one that is further behind is sent a snapshot. A start verifies the whole log, some 200,000 entries"
+        " a second.",
+    )
+    log_margin_bytes: int = Field(
+        default=256 << 20,
+        ge=1 << 20,
+        description="How many bytes of log entries are kept so at most, in bytes; a quarter of log_map_bytes"
+        " if that is less.",
+    )
+    defragment_bytes_min: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="A state file larger than this, in bytes, is rewritten by itself when half of it is free."
+        " 0: never by itself.",
+    )
+    scrub_rate_bytes_per_s: int = Field(
+        default=16 << 20,
+        ge=0,
+        description="How fast what is on disk is read again and verified, in bytes a second; a row counts for"
+        " 1 KiB more than it has. It takes some percent of a processor. 0: not at all.",
     )
     log_level: str = Field(
         default="info",
@@ -208,9 +249,8 @@ class NodeSettings(BaseSettings):
         names = [member.name for member in self.cluster.members]
         if self.name not in names:
             raise _fault("name", self.name, f"the name of a member ({', '.join(names)})")
-        strangers = sorted(set(self.peer_addresses) - set(names))
-        if strangers:
-            raise _fault("peer_addresses", ", ".join(strangers), f"names of members ({', '.join(names)})")
+        if len(names) > VOTERS_MAX and not self.join:
+            raise _fault("cluster.members", f"{len(names)} members", f"1 to {VOTERS_MAX} in a new cluster")
         return self
 
     @model_validator(mode="after")
@@ -272,9 +312,10 @@ class NodeSettings(BaseSettings):
         """host:port that clients are told."""
         return self.advertise or self.member.client_address
 
-    def peer_address(self, member: MemberConfig) -> str:
-        """Return the host:port by which this node reaches `member`."""
-        return self.peer_addresses.get(member.name, member.peer_address)
+    @property
+    def own_peer_address(self) -> str:
+        """host:port that the other nodes are told."""
+        return self.advertise_peer or self.member.peer_address
 
     @classmethod
     def settings_customise_sources(

@@ -18,7 +18,7 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,18 +28,32 @@ from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
-from raftstate.errors import ConfigError, DataLossError, FailedPreconditionError
+from raftstate.errors import ConfigError, DataLossError, FailedPreconditionError, RaftstateError
 from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import MACHINE_VERSION, Member
+from raftstate.node.admission import Place
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
+from raftstate.node.defragment import Defragmenter
 from raftstate.node.driver import Driver, Timing, World
-from raftstate.node.frames import Hello
+from raftstate.node.environment import Rejected
+from raftstate.node.erase import Eraser
+from raftstate.node.erase_files import NodeFiles
+from raftstate.node.integrity import Integrity
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
-from raftstate.node.startup import StartStorage, check_state_fits_log
+from raftstate.node.member_changes import MembersChanged, ReplaceMember
+from raftstate.node.membership import Membership
+from raftstate.node.rebuild import NodeRepair, StateRebuilder
+from raftstate.node.refill import Refill
+from raftstate.node.rejoin import Replaced, WipedPeers, ask_for_replacement
+from raftstate.node.scrub import Scrubber
+from raftstate.node.snapshot_disk import StateSnapshots
+from raftstate.node.startup import LogLostError, StartStorage, cut_damage, reset_to_finish
+from raftstate.node.state_fetch import Builds, fetch_state
+from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
@@ -62,10 +76,10 @@ UNCOMMITTED_BYTES_MAX = 64 << 20
 """What a leader holds in memory while no quorum answers; beyond it writes are refused."""
 INFLIGHT_BYTES_MAX = 16 << 20
 """What is sent to a follower ahead of its answers: a second's worth over a link of 128 Mbit/s."""
-LOG_MARGIN_BYTES = 2 << 30
-"""Bytes of entries kept behind the last checkpoint: what a follower that was down may need. A quarter of the
-log's map if that is less."""
 LOG_FOLDER = "log"
+REPLACE_NS_MAX = 5_000_000_000
+"""How long the replacement of a node that lost its log may take: it takes milliseconds, or the other voters
+are no quorum."""
 HANDOVER_S_MAX = 0.3
 """How long a leader that is told to stop tries to hand leadership over first. It takes some 10 ms when the
 other lives, and can't be done when all are told to stop together."""
@@ -87,7 +101,9 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    stores = Stores(settings)
+    stores = await open_stores(settings, stop)
+    if stores is None:
+        return
     try:
         node = Node(settings, stores, stop.set)
         try:
@@ -107,29 +123,127 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
         raise node.failure
 
 
+async def open_stores(settings: NodeSettings, stop: asyncio.Event) -> Stores | None:
+    """Open a node's data. If its log is lost, have the cluster replace the node first, by an empty one.
+
+    Args:
+        settings: of the node.
+        stop: ends the wait for that.
+
+    Returns None when `stop` was set first. Raises what `serve` does when it can't start.
+    """
+    with contextlib.ExitStack() as opened:
+        directory = open_directory(settings)
+        opened.callback(directory.close)
+        try:
+            stores = Stores(settings, directory)
+        except LogLostError as lost:
+            log.error("the log is lost; asking to be replaced", node=settings.name, reason=str(lost))
+            if not await rejoin(settings, directory, lost.members, stop):
+                return None
+            stores = Stores(settings, directory)
+        except StateLostError as lost_state:
+            log.error("the state is lost; fetching a copy", node=settings.name, reason=str(lost_state))
+            if not await refetch(settings, directory, lost_state.log_boundary, stop):
+                return None
+            stores = Stores(settings, directory)
+        opened.pop_all()
+        return stores
+
+
+async def refetch(
+    settings: NodeSettings, directory: DataDirectory, log_boundary: int, stop: asyncio.Event
+) -> bool:
+    """Get the state from another node; return False if `stop` was set first."""
+    identity = directory.identity
+    local = LocalPeer(identity.cluster_id, identity.node_id, identity.incarnation, MACHINE_VERSION)
+    builds = Builds(directory.path, settings.state_map_bytes, identity.cluster_id)
+    try:
+        fetching = fetch_state(
+            local,
+            peer_addresses(settings, ()),
+            split_address(settings.peer_listener),
+            builds,
+            min_index=log_boundary,
+            seed=secrets.randbits(62),
+        )
+        return await _unless_stopped(fetching, stop)
+    finally:
+        builds.close()
+
+
+async def _unless_stopped(work: Coroutine[object, object, None], stop: asyncio.Event) -> bool:
+    """Wait for `work`, or give it up when `stop` is set; return whether it was done."""
+    working = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return False
+        working.result()
+        return True
+    finally:
+        for task in (working, stopped):
+            task.cancel()
+        await asyncio.gather(working, stopped, return_exceptions=True)
+
+
+async def rejoin(
+    settings: NodeSettings, directory: DataDirectory, members: Sequence[Member], stop: asyncio.Event
+) -> bool:
+    """Have the cluster replace this node, and make its data anew; return False if `stop` was set first."""
+    identity = directory.identity
+    local = LocalPeer(
+        identity.cluster_id, identity.node_id, identity.incarnation, MACHINE_VERSION, wiped=True
+    )
+    addresses = peer_addresses(settings, members)
+    listen = split_address(settings.peer_listener)
+    asking = asyncio.ensure_future(ask_for_replacement(local, addresses, listen, secrets.randbits(64)))
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([asking, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            return False
+        incarnation = asking.result()
+    finally:
+        for task in (asking, stopped):
+            task.cancel()
+        await asyncio.gather(asking, stopped, return_exceptions=True)
+    log.warning("replaced; beginning anew", node=settings.name, incarnation=incarnation)
+    replacement.begin(directory, incarnation)
+    replacement.finish(directory, lambda path: make_blank(settings, path))
+    return True
+
+
 class Stores:
     """A node's data directory and what is in it, opened by this process alone.
 
-    Raises what `serve` does when it can't start.
+    `directory`: locked already; None: it is opened here.
+
+    Raises what `serve` does when it can't start; `LogLostError` if other nodes may replace this one.
     """
 
-    def __init__(self, settings: NodeSettings) -> None:
-        cluster = settings.cluster
-        member = settings.member
-        identity = Identity(
-            cluster_id=cluster.cluster_id, node_id=member.id, incarnation=member.incarnation, name=member.name
-        )
+    def __init__(self, settings: NodeSettings, directory: DataDirectory | None = None) -> None:
         with contextlib.ExitStack() as opened:
-            self.directory = open_directory(settings, identity)
-            opened.callback(self.directory.close)
-            self.state = StateStore.open(self.directory.path, map_bytes=settings.state_map_bytes)
-            opened.callback(self.state.close, clean=False)
-            with self.state.read() as tables:
-                self.machine = Machine(tables)
-            self.log = LogStore.open(self.directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
+            if directory is None:
+                directory = open_directory(settings)
+                opened.callback(directory.close)
+            self.directory = directory
+            try:
+                self.state = StateStore.open(directory.path, map_bytes=settings.state_map_bytes)
+                opened.callback(self.state.close, clean=False)
+                with self.state.read() as tables:
+                    self.machine = Machine(tables)
+            except (DataLossError, FailedPreconditionError) as error:
+                # If the log is lost, too, there is nothing to keep.
+                log_store = open_log(settings, directory, ())
+                boundary = log_store.first_index() - 1
+                log_store.close()
+                raise state_is_lost(error, settings, boundary) from error
+            self.log = open_log(settings, directory, self.machine.members)
             opened.callback(self.log.close)
-            check_log_is_whole(self.log)
-            check_state_fits_log(self.log, self.machine.applied_index, self.machine.applied_term)
+            fit_log_to_state(self.log, self.machine, self.state.durable_applied_index)
+            check_sole_copy(self.log, self.machine, settings.node_id)
             opened.pop_all()  # they stay open
         self.clean = False
         """Whether the state was checkpointed at the end; the node says so when it has."""
@@ -141,28 +255,115 @@ class Stores:
         self.directory.close()
 
 
-def check_log_is_whole(log_store: LogStore) -> None:
-    """Raise `DataLossError` if a record of the log is damaged: what it held was acknowledged, so this node
-    must not take part without it."""
+def check_sole_copy(log_store: LogStore, machine: Machine, node_id: int) -> None:
+    """Raise `DataLossError` if a record is damaged that the state lacks, and that no other node can hold."""
     damaged = log_store.first_damaged_index
-    if damaged is not None:
+    if damaged is not None and {member.id for member in machine.members} <= {node_id}:
         raise DataLossError(
-            f"entry {damaged} of this node's log is damaged on disk, and was not served; the other nodes "
-            "hold it: replace this node's data directory"
+            f"entry {damaged} of this node's log is damaged on disk. It was acknowledged, perhaps, the state "
+            f"ends with entry {machine.applied_index}, and no other node holds it: restore a copy of this "
+            "node's folder, or go on without it, and all that came after it, by `raftstate recover DIR "
+            "--accept-loss`"
         )
 
 
-def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
+class StateLostError(DataLossError):
+    """The state can't be opened, while the log can; other nodes may have it.
+
+    `log_boundary`: what the log holds begins behind it.
+    """
+
+    def __init__(self, message: str, log_boundary: int) -> None:
+        super().__init__(message)
+        self.log_boundary = log_boundary
+
+
+def state_is_lost(error: RaftstateError, settings: NodeSettings, log_boundary: int) -> DataLossError:
+    """Return what to raise for a state that can't be opened, beside a log that can."""
+    if {member.id for member in settings.cluster.members} - {settings.node_id}:
+        return StateLostError(error.message, log_boundary)
+    return DataLossError(
+        f"{error.message}. No other node holds it: restore a copy of this node's folder, or see what "
+        "`raftstate check DIR` says of it",
+        detail=error.detail,
+    )
+
+
+def open_log(settings: NodeSettings, directory: DataDirectory, members: Sequence[Member]) -> LogStore:
+    """Open the log. `members`: as the state beside it knows them.
+
+    Raises `LogLostError` when it is lost, and other nodes may replace this one; else what `LogStore.open`
+    does.
+    """
+    try:
+        return LogStore.open(directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
+    except DataLossError as error:
+        known = {member.id for member in members or settings.cluster.members}
+        if known - {settings.node_id}:
+            raise LogLostError(error.message, members) from error
+        raise DataLossError(
+            f"{error.message}. No other node holds what it held: restore a copy of this node's folder, or go "
+            "on with the state as of its last checkpoint, and without what came after it, by `raftstate "
+            "recover DIR --accept-loss`",
+            detail=error.detail,
+        ) from error
+
+
+def make_blank(settings: NodeSettings, directory: Path) -> None:
+    """Make, durably, the data of a node that joins its cluster: an empty log, and a state without members."""
+    LogStore.open(directory / LOG_FOLDER, map_bytes=settings.log_map_bytes, create=True).close()
+    state = StateStore.create(directory, settings.state_map_bytes)
+    with state.write() as tables:
+        Machine.blank(tables, settings.cluster.cluster_id)
+    state.checkpoint(0)
+    state.close(clean=True)
+
+
+def fit_log_to_state(log_store: LogStore, machine: Machine, durable_index: int) -> None:
+    """Finish an install that a crash cut short, cut off damage to what was applied, and see to it that the
+    log does not hold the first entry of all: whoever needs that one joins, and needs a snapshot instead.
+
+    Raises:
+        DataLossError: log and state don't fit.
+        StorageError: the log can't be written.
+    """
+    hard_state = reset_to_finish(log_store, machine.applied_index, machine.applied_term)
+    if hard_state is not None:
+        log.warning("finishing an install", applied=machine.applied_index, last_index=log_store.last_index())
+        log_store.publish(log_store.reset(hard_state, machine.applied_index, machine.applied_term))
+    cut_damage(log_store, machine.applied_index, machine.applied_term)
+    if durable_index >= 1:
+        cut = log_store.compact(1, 1)
+        if cut is not None:
+            log_store.publish(cut)
+
+
+def open_directory(settings: NodeSettings) -> DataDirectory:
     """Open the data directory, or create it if this is the very first start and the settings say so."""
     path = settings.data_path
+    member = settings.member
+    identity = Identity(
+        cluster_id=settings.cluster.cluster_id,
+        node_id=member.id,
+        incarnation=member.incarnation,
+        name=member.name,
+    )
     if (path / "identity").exists():
         directory = DataDirectory.open(path, identity)
+        try:
+            replacement.finish(directory, lambda fresh: make_blank(settings, fresh))
+        except BaseException:
+            directory.close()
+            raise
         data_made(settings)  # again, if a crash came between the two
         return directory
     if not settings.bootstrap:
+        name = identity.name
         raise FailedPreconditionError(
-            f"{path} holds no data of node {identity.name!r}. If this is the very first start of a new "
-            "cluster, give --bootstrap; a node that lost its data must not come back under its old identity"
+            f"{path} holds no data of node {name}, and a node that lost its data must not come back under "
+            "its old identity: what it has acknowledged would be gone. Have it replaced: `raftstate member "
+            f"replace {name} --out DIR` on any machine that reaches the cluster, then start DIR. If this is "
+            "the very first start of a new cluster or member, give --bootstrap"
         )
 
     def populate(directory: Path) -> None:
@@ -170,7 +371,10 @@ def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
         state = StateStore.create(directory, settings.state_map_bytes)
         members = initial_members(settings.cluster)
         with state.write() as tables:
-            Machine.bootstrap(tables, settings.cluster.cluster_id, members)
+            if settings.join:
+                Machine.blank(tables, settings.cluster.cluster_id)
+            else:
+                Machine.bootstrap(tables, settings.cluster.cluster_id, members)
         state.checkpoint(0)
         state.close(clean=True)
 
@@ -217,31 +421,63 @@ class Node:
         rng = random.Random(secrets.randbits(64))
         machine = stores.machine
         self._log_writer = LogWriter(stores.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
-        margin_bytes = min(LOG_MARGIN_BYTES, settings.log_map_bytes // 4)
+        self._snapshot_disk = StateSnapshots(stores.state, stores.directory.path, machine.cluster_id)
         self._applier = StateApplier(
-            machine, stores.state, self._log_writer, clock, self._halt, log_margin_bytes=margin_bytes
+            machine,
+            stores.state,
+            self._log_writer,
+            clock,
+            self._halt,
+            adopt=self._snapshot_disk.adopt,
+            log_margin_bytes=min(settings.log_margin_bytes, settings.log_map_bytes // 4),
+            log_margin_entries=settings.log_margin_entries,
+            log_boundary=stores.log.first_index() - 1,
         )
         member = settings.member
         self._links = PeerLinks(
-            LocalPeer(settings.cluster.cluster_id, member.id, member.incarnation, MACHINE_VERSION),
-            {other.id: settings.peer_address(other) for other in settings.cluster.members},
-            self._admit,
+            LocalPeer(
+                settings.cluster.cluster_id,
+                member.id,
+                stores.directory.identity.incarnation,
+                MACHINE_VERSION,
+            ),
+            peer_addresses(settings, machine.members),
             LinkEvents(
                 body=lambda sender, body: self.driver.receive(sender, body),
                 turn=lambda: self.driver.turn(),
                 met=lambda peer, version: self.driver.upkeep.met(peer, version),
                 lost=lambda peer: self.driver.link_lost(peer),
+                refused=lambda peer, welcome: self.membership.admission.refused(peer, welcome),
+                admit=lambda hello: self.membership.admission.admit(hello),
+                takes=lambda peer, incarnation, body: self.membership.admission.takes(
+                    peer, incarnation, body
+                ),
             ),
             seed=rng.getrandbits(64),
         )
-        world = World(clock, self._links, self._log_writer, self._applier, rng, self._halt)
+        world = World(
+            clock, self._links, self._log_writer, self._applier, rng, self._halt, self._snapshot_disk
+        )
         timing = Timing(settings.cluster.heartbeat_ms, settings.cluster.election_timeout_ms)
         storage = StartStorage(stores.log, machine.conf_state(), machine.applied_index)
         raw = RawNode(core_config(member.id, storage, timing, machine.applied_index, rng))
         retention_ns = settings.cluster.history_retention_s * 1_000_000_000
         self.driver = Driver(raw, machine, world, timing, history_retention_ns=retention_ns)
+        place = Place(
+            settings.cluster.cluster_id,
+            member.id,
+            stores.directory.identity.incarnation,
+            member.name,
+            settings.own_peer_address,
+            settings.client_address,
+            alone=not listen_peers,
+        )
+        self.membership = Membership(self.driver, self._links, clock, place, self._members_changed)
+        storage.source = self.driver.snapshots.own.snapshot
+        self._applier.hold_log_from(self._log_needed_from)
         self.service = LocalNode(
             self.driver,
+            self.membership,
             machine,
             stores.log,
             stores.state,
@@ -250,7 +486,50 @@ class Node:
             version=importlib.metadata.version("raftstate"),
         )
         self.service.checkpoint_age_ns = lambda: self._applier.checkpoint_age_ns
+        WipedPeers(self.driver, self._links, self._replace_wiped)
+        Refill(
+            self.driver,
+            self._log_writer,
+            self._links,
+            clock,
+            durable_index=lambda: stores.state.durable_applied_index,
+            need_snapshot=self._need_snapshot,
+        )
+        self._rebuilder = StateRebuilder(stores.state, stores.log, self._applier, self.driver, self._halt)
+        self._repair = NodeRepair(self._rebuilder, stores.state, stores.log)
+        self.integrity = Integrity(self.driver, world, self._repair, distrusted=stores.state.distrusted())
+        self._applier.on_damage = self.integrity.damaged
+        self._scrubber = Scrubber(
+            machine,
+            stores.state,
+            stores.log,
+            self._applier,
+            clock,
+            rate_bytes_per_s=settings.scrub_rate_bytes_per_s,
+            on_damage=lambda error, hidden: self.integrity.damaged(error, hidden=hidden),
+            on_log_damage=self.driver.look_at_log,
+            may_scrub=lambda: not self.integrity.quarantined and not self.driver.is_installing,
+        )
+        self.service.on_damage = self.integrity.damaged
+        self._defragmenter = Defragmenter(
+            stores.state,
+            self._rebuilder,
+            clock,
+            stores.directory.path,
+            why_not=self._why_not_copied,
+            on_halt=self._halt,
+            bytes_min=settings.defragment_bytes_min,
+        )
+        self._erase_files = NodeFiles(
+            self.driver, stores.state, stores.log, self._log_writer, self._defragmenter
+        )
+        self._eraser = Eraser(machine, self._erase_files, clock, stores.directory.path)
+        self._defragmenter.erased_index = lambda: self._eraser.erased_index
+        self.service.defragmenter, self.service.eraser = self._defragmenter, self._eraser
+        self._applier.on_adopted(self._eraser.state_installed)
+        self._applier.on_exchanged(self._eraser.state_exchanged)
         self._applier.on_applied(self.service.watch_hub.applied)
+        self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
         self._listen_peers = listen_peers
         self._rpc = _rpc_server(self.service, settings) if listen_clients else None
@@ -269,6 +548,10 @@ class Node:
             await self._links.start(host, port)
         self._applier.start()
         self.driver.start()
+        self._defragmenter.start()
+        self._eraser.start()
+        self.integrity.start()
+        self._scrubber.start()
         if self._rpc is not None:
             await self._rpc.start()
         await self._start_ops()
@@ -333,6 +616,8 @@ class Node:
     async def stop(self) -> None:
         """Take no more part, let go of ports and threads, and checkpoint the state."""
         self.driver.stop()
+        self._eraser.close()
+        self._rebuilder.close()
         # Before the services wait for what is under way: a stream of watches has no end of its own.
         self.service.watch_hub.close()
         try:
@@ -347,7 +632,31 @@ class Node:
                 self._log_writer.close()
             finally:
                 self.service.close()
-                self._stores.clean = await self._applier.close() and self.failure is None
+                await self._defragmenter.close()
+                await self._repair.close()
+                await self._scrubber.close()
+                clean = await self._applier.close()
+                self._rebuilder.join()
+                self._erase_files.close()
+                self._snapshot_disk.close()
+                # A state that was installed, and not adopted any more, is what the next start opens.
+                self._stores.clean = (
+                    clean
+                    and self.failure is None
+                    and self._stores.state.is_settled
+                    and not self.driver.is_installing
+                )
+
+    def _why_not_copied(self) -> str:
+        if self.driver.is_installing or self.driver.applied.is_blank:
+            return "another node's state is being installed here"
+        return self.driver.fitness.why_not_read()
+
+    def _log_needed_from(self) -> int | None:
+        """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""
+        if self._stores.log.size_bytes() > self._settings.log_map_bytes // 2:
+            return None
+        return self.driver.snapshots.log_needed_from()
 
     def _halt(self, error: BaseException) -> None:
         if self.failure is None:
@@ -355,21 +664,52 @@ class Node:
             log.error("halted", node=self._settings.name, error=str(error), kind=type(error).__name__)
             self._on_halt()
 
-    def _admit(self, hello: Hello) -> str:
-        local = self._settings.cluster
-        if hello.cluster_id != local.cluster_id:
-            return f"this node is of cluster {local.cluster_id:#x}, the caller of {hello.cluster_id:#x}"
-        if hello.to_id != self._settings.node_id:
-            return f"this is node {self._settings.node_id}, the caller means node {hello.to_id}"
-        known = {member.id: member.incarnation for member in self._stores.machine.members}
-        if hello.from_id == hello.to_id or hello.from_id not in known:
-            return f"node {hello.from_id} is no other member of this cluster"
-        if hello.from_incarnation != known[hello.from_id]:
-            return (
-                f"node {hello.from_id} has incarnation {known[hello.from_id]}, "
-                f"the caller says {hello.from_incarnation}: it was replaced"
-            )
-        return ""
+    def _replace_wiped(self, record: Member, replaced: Replaced) -> None:
+        def done(outcome: MembersChanged | Rejected) -> None:
+            if isinstance(outcome, Rejected):
+                replaced(outcome.fault.message)
+            else:
+                found = next((member for member in outcome.members if member.id == record.id), None)
+                replaced(found or f"{record.name} was removed meanwhile")
+
+        self.membership.submit(ReplaceMember(record.name), REPLACE_NS_MAX, done)
+
+    def _need_snapshot(self, min_index: int) -> None:
+        log.warning(
+            "no peer's log holds the damaged entries any more; a state that contains them is needed",
+            node=self._settings.name,
+            min_index=min_index,
+        )
+
+    def _members_changed(self) -> None:
+        self._links.set_peers(peer_addresses(self._settings, self.driver.applied.members))
+
+
+def peer_addresses(settings: NodeSettings, members: Sequence[Member]) -> dict[int, tuple[str, ...]]:
+    """Return where a node dials the others.
+
+    Args:
+        settings: of the node. What they say of a member by its name comes first and alone.
+        members: as the node has applied them; none: it is new, and goes by the members of its settings.
+
+    Returns:
+        For each other member host:ports to try in turn: that of its record, and that of the settings' list if
+        that is another one, since a cluster whose nodes all moved while they were down has no leader who
+        could record it.
+    """
+    configured = {member.id: member for member in settings.cluster.members}
+    known = members or configured.values()
+    found: dict[int, tuple[str, ...]] = {}
+    for member in known:
+        if member.id == settings.node_id:
+            continue
+        mapped = settings.peer_addresses.get(member.name)
+        listed = configured.get(member.id)
+        others = [listed.peer_address] if listed is not None and listed.name == member.name else []
+        found[member.id] = (
+            (mapped,) if mapped is not None else tuple(dict.fromkeys((member.peer_address, *others)))
+        )
+    return found
 
 
 def _rpc_server(service: LocalNode, settings: NodeSettings) -> RpcServer:

@@ -26,11 +26,12 @@ ALLOWED: dict[str, set[str]] = {
     "measure": set(),
     "logs": set(),
     "address": {"errors"},
+    "compression": set(),
     "config": {"address", "errors"},
     "folder": {"config", "errors"},
     "core": {"core", "errors"},
     "machine": {"machine", "core", "pb", "errors"},
-    "store": {"store", "core", "machine.tables", "errors", "measure"},
+    "store": {"store", "core", "machine.tables", "compression", "errors", "measure"},
     "node": {"node", "store", "machine", "core", "address", "errors", "logs", "measure"},
     "rpc": {"rpc", "node", "machine", "core.types", "pb", "address", "errors", "logs", "measure"},
     "ops": {
@@ -45,7 +46,8 @@ ALLOWED: dict[str, set[str]] = {
         "logs",
         "measure",
     },
-    "supervisor": {"config", "folder", "lifeline", "client", "address", "errors"},
+    "joining": {"client", "config", "folder"},
+    "supervisor": {"config", "folder", "joining", "lifeline", "client", "address", "errors"},
     "server": {
         "ops",
         "rpc",
@@ -60,10 +62,11 @@ ALLOWED: dict[str, set[str]] = {
         "logs",
     },
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
+    "offline": {"offline", "store", "machine", "core", "config", "folder", "errors"},
     "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
     "doctor": {"doctor", "config", "client", "address", "errors"},
     "testing": {"client", "supervisor"},
-    "state": {"state", "errors"},
+    "state": {"state", "compression", "errors"},
     "cli": {
         "cli",
         "doctor",
@@ -76,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
         "lifeline",
         "logs",
     }
-    | {"errors"},
+    | {"offline", "joining", "address", "errors"},
 }
 THIRD_PARTY_OF_CORE = {"msgspec"}
 

@@ -88,10 +88,13 @@ class ChangeKind(IntEnum):
 
     PUT = 1
     DELETE = 2
+    NOTHING = 3
+    """Of no key: it only takes a revision, so that all before it can be compacted."""
 
 
 class Change(NamedTuple):
-    """A row of CHANGES. A deletion has no value, create revision, version or lease.
+    """A row of CHANGES. A deletion has no value, create revision, version or lease; one of NOTHING no
+    key either.
 
     `previous_revision` 0: the key was not there before.
     """
@@ -123,6 +126,8 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
     compacted_revision: int = 0
     last_member_id: int = 0
     """The highest id that a member ever had: ids are not used twice."""
+    last_erase_index: int = 0
+    """The entry of the last erase; 0: there was none."""
 
 
 class SweepProgress(NamedTuple):
@@ -157,11 +162,23 @@ def unseal(table: Table, row_key: bytes, row: bytes) -> bytes:
     return body
 
 
+def name_key(key: bytes) -> str:
+    """Return what messages call a key, by its xxh3-64: they go to logs, which no erase reaches."""
+    return f"key #{checksum(key):016x}"
+
+
+def name_row(table: Table, row_key: bytes) -> str:
+    """Return what messages call a row: by its key, in hex, where that names no key of a client."""
+    if table is Table.CHANGES or (table is Table.HOT and not row_key.startswith(_LEASE_KEY_START)):
+        return row_key.hex()
+    return f"#{checksum(row_key):016x}"
+
+
 def _damage(table: Table, row_key: bytes, row: bytes) -> DataLossError:
     expected = CHECKSUM.pack(checksum(row[CHECKSUM_BYTES:], checksum(row_key)))
     return DataLossError(
-        f"row {row_key.hex()} of table {table.name} is damaged: its {len(row)} bytes hold checksum "
-        f"{row[:CHECKSUM_BYTES].hex()}, and {expected.hex()} was expected"
+        f"row {name_row(table, row_key)} of table {table.name} is damaged: its {len(row)} bytes hold "
+        f"checksum {row[:CHECKSUM_BYTES].hex()}, and {expected.hex()} was expected"
     )
 
 
@@ -224,6 +241,26 @@ def read_links(row_key: bytes, row: bytes) -> tuple[int, bytes, int, int, int]:
     raise _damage(Table.CHANGES, row_key, row)
 
 
+ChangeHead = tuple[int, int, int, int, int, int, int, int]
+"""checksum, kind, bytes of the key, create revision, version, lease, previous revision, previous sub."""
+
+
+def read_head(row_key: bytes, row: bytes) -> ChangeHead:
+    """Return what a row of CHANGES says beside its key and value. Raises `DataLossError`."""
+    if len(row) >= _CHANGE_KEY_AT:
+        head = _CHANGE_ROW_HEADER.unpack_from(row)
+        if head[0] == checksum(memoryview(row)[CHECKSUM_BYTES:], checksum(row_key)):
+            return head
+    raise _damage(Table.CHANGES, row_key, row)
+
+
+def verified_head(row: bytes) -> tuple[ChangeHead, bytes]:
+    """Return what a row of CHANGES, verified before in the same transaction, says beside its value, and its
+    key."""
+    head = _CHANGE_ROW_HEADER.unpack_from(row)
+    return head, row[_CHANGE_KEY_AT : _CHANGE_KEY_AT + head[2]]
+
+
 def read_live_change(tables: ReadTables, key: bytes, live: IndexRow) -> Change:
     """Return the change that the index names for `key`.
 
@@ -234,13 +271,15 @@ def read_live_change(tables: ReadTables, key: bytes, live: IndexRow) -> Change:
     row = tables.get(Table.CHANGES, row_key)
     if row is None:
         raise DataLossError(
-            f"the index says that key {key!r} is at revision {revision}.{sub}, but there is no such change"
+            f"the index says that {name_key(key)} is at revision {revision}.{sub}, but there is no such "
+            "change"
         )
     change = read_change(row_key, row)
     if change.checksum != expected or change.key != key:
         raise DataLossError(
-            f"the index says that key {key!r} is at revision {revision}.{sub} with checksum {expected:016x}, "
-            f"but that change is of key {change.key!r} and has checksum {change.checksum:016x}"
+            f"the index says that {name_key(key)} is at revision {revision}.{sub} with checksum "
+            f"{expected:016x}, but that change is of {name_key(change.key)} and has checksum "
+            f"{change.checksum:016x}"
         )
     return change
 
@@ -286,6 +325,11 @@ def read_milestone(row_key: bytes, row: bytes) -> tuple[int, int]:
     """Return (revision, sub) of the change that a row of MILESTONES names. Raises `DataLossError`."""
     body = unseal(Table.MILESTONES, row_key, row)
     return int.from_bytes(row_key[-MILESTONE_REVISION_BYTES:], "big"), MILESTONE_BODY.unpack(body)[0]
+
+
+def read_milestone_whole(row_key: bytes, row: bytes) -> tuple[int, int, int]:
+    """Return (sub, kind, version) in a row of MILESTONES. Raises `DataLossError`."""
+    return MILESTONE_BODY.unpack(unseal(Table.MILESTONES, row_key, row))
 
 
 def read_milestone_key(row_key: bytes) -> bytes:
@@ -388,6 +432,12 @@ def read_attachment(row_key: bytes, row: bytes) -> bytes:
     """Return the attached key. Raises `DataLossError`."""
     unseal(Table.HOT, row_key, row)
     return row_key[_LEASE_KEY.size :]
+
+
+def read_attachment_lease(row_key: bytes) -> int:
+    """Return the lease that a key is attached to by the row under `row_key`."""
+    lease: int = _LEASE_KEY.unpack_from(row_key)[1]
+    return lease
 
 
 _meta_decoder = msgspec.msgpack.Decoder(Meta)

@@ -14,7 +14,7 @@ from itertools import islice
 from raftstate.errors import DataLossError
 from raftstate.machine.digest import BUCKET_MASK, SUM_MASK
 from raftstate.machine.keyspace import NEVER, Keyspace
-from raftstate.machine.layout import MILESTONE_REVISION_BYTES, IndexRow, checksum, read_index
+from raftstate.machine.layout import MILESTONE_REVISION_BYTES, IndexRow, checksum, name_key, read_index
 from raftstate.machine.leases import Lease
 from raftstate.machine.tables import ReadTables, Table
 from raftstate.machine.types import Fault, KeyValue, covers
@@ -51,6 +51,8 @@ class Step:
             now = keyspace.live[key] or NEVER
             bucket = checksum(key) & BUCKET_MASK
             keyspace.sums[bucket] = (keyspace.sums[bucket] - now[5] + before[5]) & SUM_MASK
+            if keyspace.sum_changes is not None:
+                keyspace.sum_changes.append((key, before[5] - now[5]))
             if now[4] != before[4]:
                 keyspace.leases.move(key, now[4], before[4])
             if was_gathered:
@@ -155,7 +157,7 @@ class Step:
             live = self.find(key)
             if live is None or live[4] != lease.id:
                 raise DataLossError(
-                    f"key {key!r} is attached to lease {lease.id}, and its index row denies it"
+                    f"{name_key(key)} is attached to lease {lease.id}, and its index row denies it"
                 )
             found.append((key, live))
         if len(found) != lease.key_count:

@@ -26,6 +26,7 @@ class AppliedState(NamedTuple):
     conf_state: ConfState
     members: tuple[Member, ...]
     last_member_id: int
+    last_erase_index: int
 
     @classmethod
     def of(cls, machine: Machine) -> AppliedState:
@@ -41,11 +42,17 @@ class AppliedState(NamedTuple):
             machine.conf_state(),
             tuple(machine.members),
             machine.last_member_id,
+            machine.last_erase_index,
         )
 
     def member(self, id: int) -> Member | None:
         """Return the record of a member; None: there is no such member."""
         return next((member for member in self.members if member.id == id), None)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether this is the state of a node that joins, and was sent none yet: every cluster has voters."""
+        return not self.conf_state.voters
 
     @property
     def needs_lease_clock(self) -> bool:

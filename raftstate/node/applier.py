@@ -17,23 +17,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from raftstate.core.types import ConfState, Entry
-from raftstate.errors import RaftstateError, ResourceExhaustedError
+from raftstate.errors import DataLossError, RaftstateError, ResourceExhaustedError
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult, LongApply
 from raftstate.measure import Histogram
-from raftstate.node.environment import Clock, Timer
+from raftstate.node.environment import Clock, Done, PreparedState, Timer
 from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
 log = get_logger(__name__)
 
-LOG_MARGIN_ENTRIES = 200_000
-"""Entries kept behind the last checkpoint. A follower further behind can't be refilled yet, so the margin is
-some minutes of single writes; to verify it takes a start a second."""
 CUT_ENTRIES_MIN = 2_000
-"""The log is cut when at least so many entries can go: each cut is a transaction of its own."""
+"""The log is cut when at least so many entries can go, or as many as the margin has: each cut is a
+transaction of its own."""
 LAZY_S = 0.010
 """How long a follower lets entries wait for more, when no read or watch waits for them. Less than a
 heartbeat: small beside the lag that followers are held to, and at a full load it halves the pages that their
@@ -81,8 +79,10 @@ class StateApplier:
         log_writer: cuts the log behind checkpoints.
         clock: the node's.
         on_halt: called with what can't be gone on from.
-        log_margin_bytes: entries of so many bytes are kept behind the last checkpoint, if they are not more
-            than `LOG_MARGIN_ENTRIES`.
+        adopt: makes `state` go on with a state that has become current.
+        log_margin_entries: so many entries are kept behind the last checkpoint,
+        log_margin_bytes: if they have no more bytes than this.
+        log_boundary: what the log was cut to before.
     """
 
     def __init__(
@@ -93,9 +93,14 @@ class StateApplier:
         clock: Clock,
         on_halt: Callable[[BaseException], None],
         *,
+        adopt: Callable[[PreparedState], None],
         log_margin_bytes: int,
+        log_margin_entries: int,
+        log_boundary: int = 0,
     ) -> None:
+        self._adopt_state = adopt
         self._log_margin_bytes = log_margin_bytes
+        self._log_margin_entries = log_margin_entries
         self._machine = machine
         self._state = state
         self._log_writer = log_writer
@@ -112,8 +117,13 @@ class StateApplier:
         """A transaction under way on the thread: the loop begins no other, and no checkpoint, and leaves the
         machine alone."""
         self._timer: Timer | None = None
-        self._cut_to = 0
+        self._cut_to = log_boundary
         self._cutting = False
+        self._log_needed_from: list[Callable[[], int | None]] = []
+        self._adopting: tuple[PreparedState, Callable[[], None]] | None = None
+        """What waits until nothing is under way that belongs to the old state."""
+        self._adopted: list[Callable[[], None]] = []
+        self._exchanged: list[Callable[[], None]] = []
         self._applied_bytes = self._cut_bytes = self._last_outside = 0
         self._sizes: deque[tuple[int, int]] = deque()
         """(last index, bytes applied by then) of each transaction that is within the margin."""
@@ -131,6 +141,12 @@ class StateApplier:
         self.checkpoint_seconds = Histogram()
         """Of checkpoints, from their begin until they were durable."""
         self._checkpoint_began_ns = self._durable_as_of_ns = clock.monotonic_ns()
+        self._stalled = False
+        self._exchanging: tuple[Callable[[], None], Done] | None = None
+        """As `_adopting`, but for a state that the entries here were applied to as well."""
+        self.on_damage: Callable[[DataLossError], bool] = lambda _: False
+        """Told of damage that a transaction has met; returns whether another state will be put in the place
+        of this one (`exchange`). Until then nothing is applied; or this node halts."""
 
     @property
     def commands_applied(self) -> int:
@@ -154,6 +170,20 @@ class StateApplier:
         somebody is about to read changes before it."""
         self._needs_before.append(needs_before)
 
+    def on_adopted(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the loop when another state has taken the place of this one: at a later
+        index, and perhaps without some of the history that this one had."""
+        self._adopted.append(callback)
+
+    def on_exchanged(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the loop when this node has gone over to other files of the state, as of
+        the same entry, before anything is applied to them."""
+        self._exchanged.append(callback)
+
+    def hold_log_from(self, needed_from: Callable[[], int | None]) -> None:
+        """Have the log cut no further than the index that `needed_from` returns, unless that is None."""
+        self._log_needed_from.append(needed_from)
+
     def start(self) -> None:
         """Go on with a sweep that was under way when the node stopped."""
         self._sweep_later()
@@ -176,7 +206,12 @@ class StateApplier:
     @property
     def is_beside(self) -> bool:
         """See `environment.Applier.is_beside`."""
-        return self._beside is not None
+        return self._beside is not None or self._stalled
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nothing can be applied before the state is exchanged."""
+        return self._stalled
 
     def hurry(self) -> None:
         """See `environment.Applier.hurry`."""
@@ -189,8 +224,10 @@ class StateApplier:
         if self._lazy_timer is not None:
             self._lazy_timer.cancel()
             self._lazy_timer = None
-        if not self._waiting or self._failed or self._closing or self._beside is not None:
+        if not self._waiting or self._failed or self._closing or self.is_beside:
             return
+        if self._adopting is not None:
+            return  # what waits is within the state that comes
         if self._checkpointer.must_wait:
             # So much was dirtied since the last checkpoint that more would only pile up on the disk; the one
             # under way, or begun here, lets it go on.
@@ -206,11 +243,23 @@ class StateApplier:
                 )
         except LongApply:
             self._work_beside(work)
+        except DataLossError as error:
+            self._stall(work, error)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
         else:
             self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
             self._applied(work, results)
+
+    def _stall(self, work: _Work, error: DataLossError) -> None:
+        """A row that the entries need is damaged: they wait until another state has taken this one's place,
+        if one will."""
+        self._waiting[:0] = work.portions
+        self._stalled = True
+        log.error("state damaged; nothing is applied until it is replaced", error=str(error))
+        if not self.on_damage(error):
+            self._fail(error)
+        self._go_over_if_idle()
 
     def _work_beside(self, work: _Work) -> None:
         """Apply on a thread what would hold the loop for longer than followers wait for a heartbeat."""
@@ -231,14 +280,18 @@ class StateApplier:
         self._beside = None
         try:
             results = beside.result()
+        except DataLossError as error:
+            self._stall(work, error)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
-        self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
-        self._applied(work, results)
+        else:
+            self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
+            self._applied(work, results)
         synced, self._synced_meanwhile = self._synced_meanwhile, None
         if synced is not None:
             self._synced(synced)
+        self._go_over_if_idle()
         self._work()
 
     def _applied(self, work: _Work, results: list[EntryResult]) -> None:
@@ -246,10 +299,11 @@ class StateApplier:
         self._commands += sum(map(_commands, results))
         self._applied_bytes += sum(len(entry.data) for entry in work.entries)
         self._sizes.append((work.entries[-1].index, self._applied_bytes))
-        start = 0
+        # The first ones may have been within a state that took the place of this one: they have no results.
+        start = len(results) - len(work.entries)
         for portion in work.portions:
             end = start + len(portion.entries)
-            portion.done(results[start:end])
+            portion.done(results[max(0, start) : max(0, end)])
             start = end
         self._applied_since_slice = True
         self._tell()
@@ -272,7 +326,7 @@ class StateApplier:
     def _sweep(self) -> None:
         """Delete a slice of what a compaction has made superfluous."""
         self._sweep_timer = None
-        if self._failed or self._closing or self._beside is not None:
+        if self._failed or self._closing or self.is_beside or self._adopting is not None:
             return  # what runs beside the loop calls for the next slice when it is done
         if self._checkpointer.must_wait:
             self._begin_checkpoint()
@@ -281,6 +335,9 @@ class StateApplier:
             try:
                 with self._state.write() as tables:
                     swept = self._machine.sweep(tables, self._sweep_changes)
+            except DataLossError as error:
+                self._sweep_failed(error)
+                return
             except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
                 self._fail(error)
                 return
@@ -289,6 +346,17 @@ class StateApplier:
                 log.info("history deleted", compacted_revision=self._machine.compacted_revision)
             self._checkpoint_if_due()
         self._sweep_later()
+
+    def _sweep_failed(self, error: DataLossError) -> None:
+        """A row on the way is damaged: no more is swept, and entries are applied for as long as they can."""
+        log.error("history not deleted", error=str(error))
+        try:
+            with self._state.read() as tables:
+                self._machine.load(tables)
+        except DataLossError:
+            self._stalled = True
+        if not self.on_damage(error) and self._stalled:
+            self._fail(error)
 
     def _set_pace(self, swept: int, took_ns: int) -> None:
         """Make the next slice shorter than one that took too long, or longer than one that had time left."""
@@ -309,8 +377,10 @@ class StateApplier:
             self._checkpoint_if_due()
 
     def _begin_checkpoint(self) -> None:
-        if self._syncing is not None or self._beside is not None or self._failed:
+        if self._syncing is not None or self.is_beside or self._failed:
             return
+        if self._adopting is not None or self._exchanging is not None:
+            return  # of a state that is current no more
         now_ns = self._clock.monotonic_ns()
         try:
             checkpoint = self._checkpointer.begin(now_ns, self._commands, self._machine.applied_index)
@@ -340,6 +410,7 @@ class StateApplier:
             return
         self._durable_as_of_ns = self._checkpoint_began_ns
         self.checkpoint_seconds.observe_ns(self._clock.monotonic_ns() - self._checkpoint_began_ns)
+        self._go_over_if_idle()
         self._cut_log()
         self._work()
         if self._state.dirtied_bytes and self._syncing is None:
@@ -354,12 +425,16 @@ class StateApplier:
     def _cut_log(self) -> None:
         """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
         durable_index = self._state.durable_applied_index
-        to_index = max(durable_index - LOG_MARGIN_ENTRIES, self._index_before_margin())
-        to_index = min(to_index, durable_index)
+        # Never the whole log: a node that joins must not be sent the entries from the first one on, which
+        # were applied to a state that it has not.
+        to_index = max(durable_index - self._log_margin_entries, self._index_before_margin(), 1)
+        needed = [index for held in self._log_needed_from if (index := held()) is not None]
+        to_index = min(to_index, durable_index, *needed)
         if self._cutting or self._closing or to_index <= self._cut_to:
             return
         large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes
-        if to_index - self._cut_to < CUT_ENTRIES_MIN and not large:
+        worthwhile = min(CUT_ENTRIES_MIN, self._log_margin_entries)
+        if to_index - self._cut_to < worthwhile and self._cut_to and not large:
             return
         self._cutting = True
         self._cut_bytes = self._applied_bytes
@@ -372,6 +447,81 @@ class StateApplier:
                 self._fail(error)
 
         self._log_writer.compact(to_index, done)
+
+    def exchange(self, swap: Callable[[], None], done: Done) -> None:
+        """Go over to another state that this one's entries were applied to.
+
+        Args:
+            swap: called on the loop between two transactions, with no checkpoint under way: it brings the
+                other state to the same entry, or further, and has the store adopt it.
+            done: called when the machine is loaded from it, before anything is applied to it; or with what
+                `swap` has raised.
+        """
+        self._exchanging = (swap, done)
+        self._go_over_if_idle()
+
+    def _go_over_if_idle(self) -> None:
+        """Go over to another state, if one waits and nothing is under way that belongs to this one."""
+        if self._beside is not None or self._syncing is not None:
+            return
+        if self._failed or self._closing:
+            return  # it is current on disk: the next start goes on with it
+        if self._exchanging is not None:
+            (swap, done), self._exchanging = self._exchanging, None
+            self._exchange(swap, done)
+        elif self._adopting is not None:
+            (prepared, adopted), self._adopting = self._adopting, None
+            self._adopt(prepared, adopted)
+
+    def _exchange(self, swap: Callable[[], None], done: Done) -> None:
+        try:
+            swap()
+            with self._state.read() as tables:
+                self._machine.adopt(tables)
+        except Exception as error:  # noqa: BLE001 - not swallowed: it is passed on
+            done(error)
+            return
+        self._checkpointer = Checkpointer(self._state, self._clock.monotonic_ns(), self._commands)
+        self._stalled = False
+        for callback in self._exchanged:
+            callback()
+        done(None)
+        self._tell()
+        self._clock.call_soon(self._work)
+        self._sweep_later()
+        self._checkpoint_if_due()
+
+    def adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
+        """See `environment.Applier.adopt`. A transaction on the thread, and a checkpoint's sync, are waited
+        for: both use the environment that goes."""
+        self._adopting = (prepared, done)
+        self._go_over_if_idle()
+
+    def _adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
+        for timer in (self._timer, self._lazy_timer, self._sweep_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._lazy_timer = self._sweep_timer = None
+        self._waiting.clear()
+        try:
+            self._adopt_state(prepared)
+            with self._state.read() as tables:
+                self._machine.adopt(tables)
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
+            self._fail(error)
+            return
+        self._checkpointer = Checkpointer(self._state, self._clock.monotonic_ns(), self._commands)
+        self._stalled = False
+        # The log begins anew behind it.
+        self._cut_to = self._last_outside = self._machine.applied_index
+        self._cut_bytes = self._applied_bytes
+        self._sizes.clear()
+        self._sweep_changes = SWEEP_CHANGES
+        for callback in self._adopted:
+            callback()
+        done()
+        self._tell()
+        self._sweep_later()
 
     def _fail(self, error: BaseException) -> None:
         self._failed = True
@@ -392,7 +542,7 @@ class StateApplier:
         # The checkpoint's own callback runs on the loop's next turn.
         await asyncio.sleep(0)
         try:
-            if self._failed:
+            if self._failed or self._stalled or not self._state.is_settled:
                 return False
             if self._state.dirtied_bytes:
                 # On this thread: at the end of an interpreter no executor takes work any more, and nobody

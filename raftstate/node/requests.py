@@ -2,7 +2,7 @@
 
     submitted ──> held ─┬─ this node leads ──> proposed ───┬─ its entry is applied ────────────> answered
                         │                                  ├─ another entry has its index ─────> refused
-                        │                                  └─ deadline ────────────────────────> unknown
+                        │                                  └─ deadline, or a snapshot instead ─> unknown
                         ├─ another node leads ─> forwarded ┬─ reply ───────────────────────────> answered
                         │                                  └─ the link is lost, or deadline ───> unknown
                         └─ deadline, or no leader for too long ────────────────────────────────> refused
@@ -245,14 +245,18 @@ class Requests:
         self.tally.forwarded += 1
         self._forwarded[forward.id] = request
 
-    def applied(self, results: Sequence[EntryResult]) -> None:
-        """Answer the requests whose index was applied."""
+    def applied(self, results: Sequence[EntryResult], *, withheld: str = "") -> None:
+        """Answer the requests whose index was applied. `withheld`: why their results must not be shown."""
         if not self._proposed:
             return
         for entry in results:
             term, requests = self._proposed.pop(entry.index, (0, ()))
             if term == entry.term and requests:
                 self.tally.commit_seconds.observe_ns(self._now_ns() - requests[0].sent_ns)
+            if term == entry.term and withheld:
+                for request in requests:
+                    self._unknown(request, f"the write was applied, but its result is not shown: {withheld}")
+            elif term == entry.term:
                 for request, result in zip(requests, entry.items, strict=True):
                     request.answer(Executed(entry.index, entry.revision, result))
             elif requests:
@@ -274,6 +278,13 @@ class Requests:
                 Fault(Code.UNKNOWN_OUTCOME, "the leader sent an empty answer"), applied_never=False
             )
         request.answer(outcome)
+
+    def passed_over(self, index: int, reason: str) -> None:
+        """Entries up to `index` came with a state that was made elsewhere: their results are not known."""
+        # Those that are applied here were answered.
+        for proposed in [at for at in self._proposed if at <= index]:
+            for request in self._proposed.pop(proposed)[1]:
+                self._unknown(request, reason)
 
     def link_lost(self, peer: int) -> None:
         """A connection to or from a peer broke: what was forwarded there may or may not have arrived."""
@@ -304,6 +315,17 @@ class Requests:
         self._forwarded = {
             key: request for key, request in self._forwarded.items() if request.reply is not None
         }
+
+    def installed(self) -> None:
+        """A snapshot has taken the place of this node's log: nobody will tell here what became of what was
+        proposed to it. An entry within the snapshot may be among what was committed; so may none behind it,
+        but that takes the log to see, and *unknown* is true of both."""
+        for _, requests in self._proposed.values():
+            for request in requests:
+                self._unknown(
+                    request, "this node lost leadership, and was sent a snapshot of the state since"
+                )
+        self._proposed.clear()
 
     def stop(self, reason: str) -> None:
         """Answer everything: this node goes on with nothing."""

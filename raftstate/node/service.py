@@ -15,6 +15,7 @@ from typing import NoReturn, Protocol
 
 from raftstate.machine.reader import LeaseStatus, RangePage, Sort
 from raftstate.machine.types import Item, ItemResult, KeyValue, Member
+from raftstate.node.member_changes import MemberRequest, MembersChanged
 
 TIMEOUT_S_DEFAULT = 5.0
 """How long a request waits when its client did not say."""
@@ -109,6 +110,37 @@ class NodeStatus:
     """Sizes that the files of log and state can't exceed."""
     wall_clock_ms: int = 0
     """The node's time of day, since 1970."""
+    last_erase_index: int = 0
+    """The entry of the last erase applied here; 0: there was none."""
+    erased_index: int = 0
+    """What erases up to this entry took away is in no file here any more."""
+    state_free_bytes: int = 0
+    """Of `state_bytes`, what nothing uses."""
+    rebuild: str = ""
+    """What the files of the state are being rewritten for; empty: they are not."""
+    rebuild_done_bytes: int = 0
+    rebuild_total_bytes: int = 0
+    """How many bytes of rows are copied, of about how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberList:
+    """The members, with every change that was acknowledged before it was asked for."""
+
+    members: Sequence[Member]
+    leader_id: int
+    commit_index: int
+    progress: Sequence[PeerStatus] = ()
+    """As in `NodeStatus`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterTimes:
+    """What all nodes of a cluster must have the same settings for, beside its id."""
+
+    heartbeat_ms: int
+    election_timeout_ms: int
+    history_retention_s: int
 
 
 class NodeReader(Protocol):
@@ -336,7 +368,11 @@ class NodeService(Protocol):
         ...
 
     def watches(self) -> NodeWatches:
-        """Return the watches of a new stream. Raises `ResourceExhaustedError` at the limit of streams."""
+        """Return the watches of a new stream.
+
+        Raises `ResourceExhaustedError` at the limit of streams, `NoLeaderError` at a node that joins and
+        holds no state yet.
+        """
         ...
 
     def status(self) -> NodeStatus:
@@ -348,6 +384,32 @@ class NodeService(Protocol):
 
         Raises `InvalidArgumentError` (no such voter), `NoLeaderError`, or `FailedPreconditionError` (the
         transfer was given up).
+        """
+        ...
+
+    async def members(self, *, timeout_s: float) -> MemberList:
+        """Return the members. Raises as a linearizable read."""
+        ...
+
+    async def change_members(self, request: MemberRequest, *, timeout_s: float) -> MembersChanged:
+        """Have the membership changed, by the leader; return when that is applied there.
+
+        Raises `InvalidArgumentError` (malformed, or no such member), `FailedPreconditionError` (refused, for
+        a reason that it tells), `ResourceExhaustedError` (too many members), `UnimplementedError` (the
+        machine version is too low), `NoLeaderError`, `ClosedError` (all: nothing was changed) or
+        `IndefiniteError`.
+        """
+        ...
+
+    def cluster_times(self) -> ClusterTimes:
+        """Return what a node that joins must be told."""
+        ...
+
+    def defragment(self) -> int:
+        """Begin to rewrite the files of the state without free space; return their size as it begins.
+
+        Raises `FailedPreconditionError` when they are being rewritten already, `ResourceExhaustedError` when
+        the disk has no room for a second copy.
         """
         ...
 

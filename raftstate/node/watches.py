@@ -23,6 +23,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol, TypeVar
 
 from raftstate.errors import (
@@ -93,6 +94,7 @@ class WatchHub:
         confirm: waits until the state here includes every write acknowledged before the call, at most so
             many seconds, or raises a `RaftstateError`.
         limits: how much of everything.
+        on_damage: told, on a later turn of the loop, of what was found damaged.
     """
 
     def __init__(
@@ -102,12 +104,16 @@ class WatchHub:
         beside: Beside,
         confirm: Callable[[float], Awaitable[object]],
         limits: WatchLimits | None = None,
+        *,
+        on_damage: Callable[[DataLossError], object] = lambda _: None,
     ) -> None:
         self._read = read
         self._clock = clock
         self._beside = beside
         self.confirm = confirm
         self.limits = limits or WatchLimits()
+        self._on_damage = on_damage
+        self._withheld: DataLossError | None = None
         self.watch_count = 0
         """Watches whose end was not told yet."""
         self.applied_index = 0
@@ -147,10 +153,13 @@ class WatchHub:
     def open(self) -> Watches:
         """Return the watches of a new stream.
 
-        Raises `ResourceExhaustedError` at the limit of streams, `ClosedError` when the node stops.
+        Raises `ResourceExhaustedError` at the limit of streams, `ClosedError` when the node stops, or shows
+        nothing.
         """
         if self._closed:
             raise ClosedError("this node is stopping")
+        if self._withheld is not None:
+            raise ClosedError(self._withheld.message)
         if len(self._streams) >= self.limits.streams:
             raise ResourceExhaustedError(
                 f"{len(self._streams)} streams of watches are open at this node, its limit; put more watches "
@@ -164,6 +173,31 @@ class WatchHub:
         """Take note that a transaction was committed. Cheap; the work is done on a later turn of the loop."""
         if self.watch_count:
             self._schedule(PASS_NS)
+
+    def state_replaced(self) -> None:
+        """Take note that the state is another one, at a later revision: this node was sent a snapshot.
+
+        Its history is the same, as far as it reaches back. But what the tail has not read of it, before the
+        compacted revision, may have been swept where it comes from, and nothing held that up for the sake of
+        watches here: those who want it end as compacted.
+        """
+        if self._closed:
+            return
+        try:
+            with self._read() as tables:
+                compacted = read_meta(tables).compacted_revision
+        except RaftstateError as error:
+            self._end_all(error)
+            return
+        self._see_compaction(compacted)
+        if self._tail[0] < compacted:
+            refusal = _compacted(self._tail[0], compacted)
+            for stream in list(self._streams):
+                for group in list(stream.up_to_date):
+                    if group.first_revision < compacted:
+                        self._end(group, refusal)
+            self._tail = (compacted, 0)
+        self._schedule(PASS_NS)
 
     def needs_before(self, revision: int) -> bool:
         """Return whether changes before `revision` were not read yet that watches which are up to date wait
@@ -185,6 +219,20 @@ class WatchHub:
             if timer is not None:
                 timer.cancel()
 
+    def withhold(self, error: DataLossError) -> None:
+        """Close all streams, with what they hold, and open none until `show`: the state can't be trusted.
+        Clients go on elsewhere."""
+        self._withheld = error
+        for stream in list(self._streams):
+            stream.close()
+
+    def show(self) -> None:
+        """Let watches begin again, on a state that may be another one."""
+        if self._withheld is not None:
+            self._withheld = None
+            self._compacted = 0
+            self._tail = (_FIRST_CHANGE, 0)
+
     # -- passes
 
     def _schedule(self, gap_ns: int) -> None:
@@ -200,7 +248,7 @@ class WatchHub:
 
     def _pass(self) -> None:
         self._pass_soon, self._pass_timer = False, None
-        if self._closed or not self.watch_count:
+        if self._closed or not self.watch_count or self._withheld is not None:
             return
         gap_ns, more = PASS_NS, False
         try:
@@ -476,10 +524,16 @@ class WatchHub:
 
     def _end(self, group: Group, error: RaftstateError) -> None:
         """End a group, after what it holds."""
+        if isinstance(error, DataLossError):
+            # First: if it has the node withhold all, the client goes on elsewhere, and is not told this end.
+            self._clock.call_soon(partial(self._tell_damage, error))
         compacted = self._compacted if isinstance(error, OutOfRangeError) else 0
         for watch_id in group.ids:
             group.stream.end_watch(WatchEnd(watch_id, error, compacted))
         self.drop(group)
+
+    def _tell_damage(self, error: DataLossError) -> None:
+        self._on_damage(error)
 
     def _end_all(self, error: RaftstateError) -> None:
         for stream in list(self._streams):

@@ -6,14 +6,8 @@ patches does better for MessagePack: one message more in a 252 KB conversation i
 
 from __future__ import annotations
 
-import sys
-
+from raftstate.compression import zstd
 from raftstate.errors import DataLossError
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 STATE_BYTES_MAX = 64 << 20
 """Prefix and content must lie within the window of 128 MiB that every zstd decoder accepts."""

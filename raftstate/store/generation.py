@@ -10,6 +10,7 @@ how, is raftstate.store.start.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -20,8 +21,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from raftstate.errors import DataLossError
+from raftstate.errors import DataLossError, StorageError
 from raftstate.store.files import disk_failure, durable_write, fsync_directory
+
+SNAPSHOT_PREFIX = "snapshot-"
+"""Begins the names of files in the data directory that no start needs: snapshots on their way."""
 
 _NAME = re.compile(r"state-([1-9][0-9]{0,8})\Z")
 _POLL_S = 0.01
@@ -64,6 +68,11 @@ class Generation:
         """Stands here once a sync of the data file failed: it is never synced again."""
         return self.path / "eio"
 
+    @property
+    def distrust_file(self) -> Path:
+        """Stands here once the state in it was found not to be trusted; holds why."""
+        return self.path / "distrusted"
+
     def make_directory(self) -> None:
         """Create the directory with its readers file. The caller syncs."""
         try:
@@ -85,7 +94,11 @@ class Generation:
         durable_write(_current_file(self.data_directory), self.path.name.encode() + b"\n")
 
     def remove(self) -> None:
-        """Remove the directory and all in it. Nobody may have it open."""
+        """Remove the directory and all in it. Nobody may have it open.
+
+        In place, without a new name first: a crash leaves a part of a directory that CURRENT does not name,
+        and a start removes that, as it would under any name.
+        """
         try:
             shutil.rmtree(self.path)
         except OSError as error:
@@ -139,6 +152,24 @@ def generations(data_directory: Path) -> list[Generation]:
     return [Generation(data_directory, number) for number in numbers]
 
 
+def new_generation(data_directory: Path) -> Generation:
+    """Make the directory of a generation after all that have one, and return it.
+
+    Raises:
+        StorageError: it can't be made.
+    """
+    while True:
+        number = max((generation.number for generation in generations(data_directory)), default=0) + 1
+        generation = Generation(data_directory, number)
+        try:
+            generation.make_directory()
+        except StorageError as error:
+            if error.detail["errno"] != errno.EEXIST:
+                raise
+            continue  # somebody else makes one at the same time
+        return generation
+
+
 def current_generation(data_directory: Path) -> Generation | None:
     """Return the generation that CURRENT names; None without a CURRENT: no creation came to its end.
 
@@ -165,7 +196,8 @@ def current_generation(data_directory: Path) -> Generation | None:
 
 
 def remove_leftovers(current: Generation) -> None:
-    """Remove every other generation that nobody has open; the next start tries again with the rest."""
+    """Remove every other generation that nobody has open, and snapshots that were being made or received; the
+    next start tries again with the rest."""
     for generation in generations(current.data_directory):
         if generation == current:
             continue
@@ -174,3 +206,8 @@ def remove_leftovers(current: Generation) -> None:
         with generation.without_readers(0) as granted:
             if granted:
                 generation.remove()
+    for path in current.data_directory.glob(SNAPSHOT_PREFIX + "*"):
+        try:
+            path.unlink()
+        except OSError as error:
+            raise disk_failure("removing an old snapshot", path, error) from error

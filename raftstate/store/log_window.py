@@ -19,12 +19,12 @@ class LogWindow:
         next_index: the index of the first entry that will be appended.
     """
 
-    __slots__ = ("_bytes", "_entries", "_max_bytes", "first_index")
+    __slots__ = ("_bytes", "_entries", "first_index", "max_bytes")
 
     def __init__(self, max_bytes: int, next_index: int) -> None:
         self.first_index = next_index
         """The index of the first entry held; one after the last of the log when none is."""
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._entries: list[Entry] = []
         self._bytes = 0
 
@@ -62,7 +62,7 @@ class LogWindow:
             self._bytes -= _memory_bytes(replaced)
         self._entries.extend(entries)
         self._bytes += _memory_bytes(entries)
-        if self._bytes > self._max_bytes:
+        if self._bytes > self.max_bytes:
             self._trim()
 
     def drop_through(self, index: int) -> None:
@@ -72,7 +72,7 @@ class LogWindow:
             self._drop(count)
 
     def _trim(self) -> None:
-        excess = self._bytes - self._max_bytes * 3 // 4
+        excess = self._bytes - self.max_bytes * 3 // 4
         count = 0
         for entry in self._entries[:-1]:
             if excess <= 0:

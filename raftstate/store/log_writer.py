@@ -40,8 +40,30 @@ class _Append:
 
 
 @dataclass(frozen=True, slots=True)
+class _Install:
+    publish: Callable[[], None]
+    hard_state: HardState
+    index: int
+    term: int
+    done: Done
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Compaction:
     to_index: int
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class _Refill:
+    entries: Sequence[Entry]
+    anchor: tuple[int, int] | None
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewrite:
     done: Done
 
 
@@ -61,8 +83,8 @@ class LogWriter:
         self._log = log
         self._post = post
         self._clock_ns = clock_ns
-        # The loop thread's: appends not reported yet, oldest first.
-        self._outstanding: deque[_Append] = deque()
+        # The loop thread's: appends and installs not reported yet, oldest first.
+        self._outstanding: deque[_Append | _Install] = deque()
         # The newest hard state given, and the same while its commit index waits for a write to ride with.
         self._given = log.last_hard_state
         self._riding: HardState | None = None
@@ -71,9 +93,11 @@ class LogWriter:
         self.commit_seconds = Histogram()
         """Of transactions of the log, each durable when it returned."""
         # From the loop thread to the log thread; None asks it to end.
-        self._queue: SimpleQueue[_Append | _Compaction | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Refill | _Rewrite | None] = SimpleQueue()
         # The log thread's.
+        self._refills: deque[_Refill] = deque()
         self._compactions: deque[_Compaction] = deque()
+        self._rewrites: deque[_Rewrite] = deque()
         self._saved = self._newest = log.last_hard_state
         self._failure: StorageError | None = None
         # Set when the thread could not save what it still had to: read once it has ended.
@@ -83,7 +107,8 @@ class LogWriter:
 
     @property
     def outstanding_since_ns(self) -> int | None:
-        """When the oldest append not reported yet was handed over, by the given clock; None: no such."""
+        """When the oldest append or install not reported yet was handed over, by the given clock; None: no
+        such."""
         return self._outstanding[0].since_ns if self._outstanding else None
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
@@ -113,6 +138,31 @@ class LogWriter:
         self._outstanding.append(request)
         self._queue.put(request)
 
+    def install(
+        self, publish: Callable[[], None], hard_state: HardState, index: int, term: int, done: Done
+    ) -> None:
+        """Replace the state, then empty the log, after everything handed over before, and before all after.
+
+        A crash between the two leaves the new state beside the old log, which the next start resets.
+
+        Args:
+            publish: makes the new state, which contains entry `index`, the one that a start would open.
+                Called on the log's thread; may block.
+            hard_state: as `LogStore.reset` takes it.
+            index: the last entry that the new state contains.
+            term: its term.
+            done: called with None once both are durable and the empty log is published, else with the error.
+                Like a failed append, a failed install is the last thing that the writer tried.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._given, self._riding = hard_state, None
+        request = _Install(publish, hard_state, index, term, done, self._clock_ns())
+        self._outstanding.append(request)
+        self._queue.put(request)
+
     def compact(self, to_index: int, done: Done) -> None:
         """Remove entries up to and including `to_index`, in slices between which appends are written.
 
@@ -126,6 +176,40 @@ class LogWriter:
         """
         self._check_open()
         self._queue.put(_Compaction(to_index, done))
+
+    @property
+    def damaged(self) -> Sequence[int]:
+        """The indexes of the log's records that are known to be damaged, ascending; another object whenever
+        that has changed."""
+        return self._log.damaged
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        """Write damaged records anew, after everything handed over before.
+
+        Args:
+            entries: as `LogStore.refill` takes them.
+            anchor: as `LogStore.refill` takes it.
+            done: called with None once that is durable and published, else with the error.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Refill(entries, anchor, done))
+
+    def rewrite(self, done: Done) -> None:
+        """Copy the log into new files, see `LogStore.rewrite`, after the compactions handed over before.
+        Appends wait for as long as that takes: cut the log first.
+
+        Args:
+            done: called with None once that is durable, else with the error. Unless the log failed as a
+                whole, the writer stays usable.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Rewrite(done))
 
     def close(self) -> None:
         """Write what waits, and end the thread. What was handed over is still reported, after this returns.
@@ -152,61 +236,87 @@ class LogWriter:
             raise ClosedError("the log writer is closed: the node is stopping")
 
     def _report(
-        self, appends: Sequence[_Append], write: LogWrite | None, error: BaseException | None
+        self, requests: Sequence[_Append | _Install], write: LogWrite | None, error: BaseException | None
     ) -> None:
         """Publish and report one group; runs on the loop thread."""
         if write is not None:
             self._log.publish(write)
         self._failed = self._failed or error is not None
-        for append in appends:
+        for request in requests:
             self._outstanding.popleft()
-            append.done(error)
+            request.done(error)
 
     # -- the log thread
 
     def _run(self) -> None:
         running = True
         while running:
-            appends, running = self._take()
+            appends, install, running = self._take()
             if appends:
                 self._write_group(appends)
+            while self._refills:
+                self._refill(self._refills.popleft())
+            if install is not None:
+                self._install(install)
             if self._compactions and running:
                 self._compact_slice(self._compactions[0])
+            elif self._rewrites and running:
+                self._rewrite(self._rewrites.popleft())
         self._finish()
 
-    def _take(self) -> tuple[list[_Append], bool]:
-        """All appends that wait, and whether to go on then; waits for one if there is nothing to compact."""
+    def _take(self) -> tuple[list[_Append], _Install | None, bool]:
+        """All appends that wait up to the next install, that install, and whether to go on then; waits for
+        one if there is nothing to compact."""
         appends: list[_Append] = []
-        block = not self._compactions
+        block = not self._compactions and not self._rewrites
         while True:
             try:
                 request = self._queue.get(block)
             except Empty:
-                return appends, True
+                return appends, None, True
             block = False
             if request is None:
-                return appends, False
+                return appends, None, False
+            if isinstance(request, _Install):
+                return appends, request, True
             if isinstance(request, _Append):
                 appends.append(request)
-            else:
+            elif isinstance(request, _Refill):
+                # It looks at what the log holds then: appends that came after it may be written before it.
+                self._refills.append(request)
+            elif isinstance(request, _Compaction):
                 self._compactions.append(request)
+            else:
+                self._rewrites.append(request)
 
     def _write_group(self, appends: list[_Append]) -> None:
+        self._do(appends, partial(self._write, appends))
+
+    def _install(self, install: _Install) -> None:
+        self._do((install,), partial(self._replace, install))
+
+    def _do(self, requests: Sequence[_Append | _Install], work: Callable[[], LogWrite | None]) -> None:
+        """Do what was asked for, unless something failed before, and post the report."""
         write: LogWrite | None = None
         error: BaseException | None = self._failure
         if error is None:
-            began_ns = self._clock_ns()
             try:
-                write = self._write(appends)
+                write = work()
             except Exception as raised:  # noqa: BLE001 - whatever it was, those who wait must hear of it
                 error = raised
                 self._failure = StorageError(
                     f"the log takes no more writes after an earlier failure: {raised}"
                 )
                 self._failure.__cause__ = raised
-            if write is not None:
-                self.commit_seconds.observe_ns(self._clock_ns() - began_ns)
-        self._post(partial(self._report, appends, write, error))
+        self._post(partial(self._report, requests, write, error))
+
+    def _replace(self, install: _Install) -> LogWrite:
+        """Publish the new state and reset the log."""
+        check_hard_state(self._newest, install.hard_state)
+        install.publish()
+        write = self._log.reset(install.hard_state, install.index, install.term)
+        self._newest = self._saved = write.hard_state
+        return write
 
     def _write(self, appends: list[_Append]) -> LogWrite | None:
         """Write a group in one transaction; None: there was nothing that needs one."""
@@ -221,9 +331,22 @@ class LogWriter:
         self._newest = newest
         if not entries and (newest.term, newest.vote) == (self._saved.term, self._saved.vote):
             return None
+        began_ns = self._clock_ns()
         write = self._log.write(newest, entries)
+        self.commit_seconds.observe_ns(self._clock_ns() - began_ns)
         self._saved = write.hard_state
         return write
+
+    def _refill(self, refill: _Refill) -> None:
+        write: LogWrite | None = None
+        error: BaseException | None = self._failure
+        if error is None:
+            try:
+                write = self._log.refill(refill.entries, refill.anchor)
+            except Exception as raised:  # noqa: BLE001 - whatever it was, the one who waits must hear of it
+                error = raised
+        self._post(partial(self._report, (), write, None))
+        self._post(partial(refill.done, error))
 
     def _compact_slice(self, compaction: _Compaction) -> None:
         write: LogWrite | None = None
@@ -241,7 +364,20 @@ class LogWriter:
             self._compactions.popleft()
             self._post(partial(compaction.done, error))
 
+    def _rewrite(self, rewrite: _Rewrite) -> None:
+        try:
+            write = self._log.rewrite()
+        except Exception as raised:  # noqa: BLE001 - whatever it was, the one who waits must hear of it
+            self._post(partial(rewrite.done, raised))
+        else:
+            self._post(partial(self._report, (), write, None))
+            self._post(partial(rewrite.done, None))
+
     def _finish(self) -> None:
+        for rewrite in self._rewrites:
+            self._post(
+                partial(rewrite.done, ClosedError("the log writer was closed before it had rewritten it"))
+            )
         for compaction in self._compactions:
             error = ClosedError(f"the log writer was closed before it had compacted to {compaction.to_index}")
             self._post(partial(compaction.done, error))

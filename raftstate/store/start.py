@@ -67,6 +67,23 @@ def open_environment(generation: Generation, map_bytes: int, *, create: bool = F
     )
 
 
+def create_environment(generation: Generation, map_bytes: int) -> lmdb.Environment:
+    """Make an environment with empty tables in the directory of a generation, and leave it open.
+
+    Raises:
+        lmdb.Error: LMDB or the disk failed.
+    """
+    environment = open_environment(generation, map_bytes, create=True)
+    try:
+        with environment.begin(write=True) as transaction:
+            for table in Table:
+                environment.open_db(table_name(table), txn=transaction)
+    except BaseException:
+        environment.close()
+        raise
+    return environment
+
+
 def create_first_generation(data_directory: Path, map_bytes: int) -> None:
     """Make `state-1` with empty tables and a checkpoint at index 0. A creation that was cut short is done
     again from the start.
@@ -91,10 +108,7 @@ def create_first_generation(data_directory: Path, map_bytes: int) -> None:
     generation = Generation(data_directory, 1)
     generation.make_directory()
     try:
-        with open_environment(generation, map_bytes, create=True) as environment:
-            with environment.begin(write=True) as transaction:
-                for table in Table:
-                    environment.open_db(table_name(table), txn=transaction)
+        with create_environment(generation, map_bytes) as environment:
             sync_data(environment)
             meta = max(read_meta_pages(generation.data_file), key=lambda page: page.transaction_id)
     except lmdb.Error as error:
@@ -226,9 +240,18 @@ def _copy(
         raise disk_failure(f"copying {generation.data_file}", copy.data_file, error) from error
     if verify is not None:
         _verify(copy, verify)
+    if generation.distrust_file.exists():
+        durable_write(copy.distrust_file, _read(generation.distrust_file))
     durable_write(copy.checkpoint_file, record.to_bytes())
     copy.make_current()
     return copy
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise disk_failure("reading what was noted of the state", path, error) from error
 
 
 def _copy_bytes(source: int, target: int, size: int) -> None:

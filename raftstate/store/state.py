@@ -17,96 +17,49 @@ may be called on any. Never fork with a store open.
 
 from __future__ import annotations
 
-import errno
-import os
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from threading import Condition
 
-import lmdb
-
-from raftstate.errors import ClosedError, InvariantError, RaftstateError, StorageError
+from raftstate.errors import ClosedError, FailedPreconditionError, InvariantError, RaftstateError
 from raftstate.machine.tables import ReadTables
 from raftstate.measure import Histogram
-from raftstate.store.checkpoint import Checkpoint, CheckpointRecord, Pin, lost_slot
-from raftstate.store.files import disk_failure
-from raftstate.store.generation import Generation, remove_leftovers
+from raftstate.store.checkpoint import Checkpoint
+from raftstate.store.files import disk_failure, durable_write
+from raftstate.store.generation import remove_leftovers
+from raftstate.store.open_generation import (
+    OpenGeneration,
+    ReadTransaction,
+    WriteTransaction,
+    remove_closed,
+)
+from raftstate.store.snapshot import PreparedGeneration, SnapshotBuilder
 from raftstate.store.start import (
     READERS_WAIT_S,
     create_first_generation,
     mark_clean_stop,
-    open_environment,
-    open_tables,
     startable,
     walk,
 )
-from raftstate.store.transactions import Handles, Rows, WritableRows, lmdb_failure
 
-
-class ReadTransaction(Rows):
-    """`ReadTables` as of the last commit; a context manager that ends the transaction."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> ReadTransaction:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._transaction.abort()
-
-
-class WriteTransaction(WritableRows):
-    """`WriteTables`; a context manager that commits, or aborts when its body raises."""
-
-    __slots__ = ("_store",)
-
-    def __init__(
-        self, store: StateStore, transaction: lmdb.Transaction[bytes], handles: Handles, path: Path
-    ) -> None:
-        super().__init__(transaction, handles, path)
-        self._store = store
-
-    def __enter__(self) -> WriteTransaction:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._store._commit(self._transaction, self.dirtied_bytes)
-        else:
-            self._store._abort(self._transaction)
+Run = Callable[[Callable[[], None]], object]
+"""Has a callable called, soon, on a thread that may block; as `Executor.submit` does."""
 
 
 class StateStore:
     """The tables of the replicated state machine, on disk. `create` or `open` makes one."""
 
-    def __init__(
-        self,
-        environment: lmdb.Environment,
-        handles: Handles,
-        generation: Generation,
-        record: CheckpointRecord,
-    ) -> None:
-        """Used by `open` only: the environment, just opened at the checkpoint that `record` describes."""
-        self._environment: lmdb.Environment | None = environment
-        self._handles = handles
-        self._generation = generation
-        self._path = generation.path  # each transaction asks for it, and makes no new one
-        self._data_fd = os.open(generation.data_file, os.O_RDONLY | os.O_CLOEXEC)
-        self._page_bytes = record.meta.page_bytes
-        self._durable_applied_index = record.applied_index
-        self._pin: Pin | None = None
-        self._checkpoint: Checkpoint | None = None
-        self._writing = False
-        self._failure: RaftstateError | None = None
-        self._dirtied_bytes = 0
-        self._dirtied_bytes_at_begin = 0
-        self.commit_seconds = Histogram()
-        """Of commits alone, which wait for no disk."""
+    def __init__(self, opened: OpenGeneration) -> None:
+        """Used by `open` only: the generation that CURRENT names, just opened."""
+        self._opened = opened
+        self._data_directory = opened.generation.data_directory
+        self._offered: PreparedGeneration | None = None
+        """Named by CURRENT, and not adopted yet."""
+        self._adopted = Condition()
+        """Notified when what was made current is adopted."""
+        self._retired: set[OpenGeneration] = set()
+        """Replaced ones that are not closed yet."""
 
     @classmethod
     def create(cls, data_directory: Path, map_bytes: int) -> StateStore:
@@ -151,7 +104,7 @@ class StateStore:
             StorageError: the disk or LMDB failed.
         """
         with startable(data_directory, readers_wait_s=readers_wait_s, verify=verify) as (generation, record):
-            store = cls._opened(generation, record, map_bytes)
+            store = cls(OpenGeneration.open(generation, record, map_bytes))
         try:
             store.clear_dead_readers()
             store.checkpoint(record.applied_index)
@@ -161,73 +114,91 @@ class StateStore:
             raise
         return store
 
-    @classmethod
-    def _opened(cls, generation: Generation, record: CheckpointRecord, map_bytes: int) -> StateStore:
-        try:
-            # Before anything is read: a map must not grow under a live transaction.
-            environment = open_environment(generation, max(record.meta.map_bytes, map_bytes))
-            try:
-                return cls(environment, open_tables(environment), generation, record)
-            except BaseException:
-                environment.close()
-                raise
-        except lmdb.Error as error:
-            raise lmdb_failure("opening the state", generation.path, error) from error
-        except OSError as error:
-            raise disk_failure("opening the state", generation.path, error) from error
-
     @property
     def path(self) -> Path:
         """The directory of the generation that is open."""
-        return self._path
+        return self._opened.path
 
     @property
     def durable_applied_index(self) -> int:
-        """The last log entry that a crash can't take from the state: how far the log may be cut."""
-        return self._durable_applied_index
+        """The last log entry that a crash can't take from the state: how far the log may be cut.
+
+        Once CURRENT names another generation a start goes by that one, though it is not adopted yet.
+        """
+        index = self._opened.durable_applied_index
+        offered = self._offered
+        return index if offered is None else min(index, offered.opened.durable_applied_index)
 
     @property
     def dirtied_bytes(self) -> int:
         """Bytes of pages written since the last durable checkpoint began: an estimate, rather too high."""
-        return self._dirtied_bytes
+        return self._opened.dirtied_bytes
+
+    def distrust(self, reason: str) -> None:
+        """Note durably, beside the state that is open, that it can't be trusted. It stays noted until another
+        generation takes its place. Blocks on the disk; any thread.
+
+        Raises `StorageError` when it could not be noted.
+        """
+        durable_write(self._opened.generation.distrust_file, reason.encode())
+
+    def distrusted(self) -> str:
+        """Return what was noted of the state that is open; empty: nothing. Raises `StorageError`."""
+        path = self._opened.generation.distrust_file
+        try:
+            return path.read_bytes().decode(errors="replace") or "it was found damaged"
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise disk_failure("reading what was noted of the state", path, error) from error
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether CURRENT names the generation that is open: none was made current that is not adopted."""
+        return self._offered is None
 
     @property
     def failure(self) -> RaftstateError | None:
         """Why nothing can be written until the node is started again; None as long as all is well."""
-        return self._failure
+        return self._opened.failure
 
     @property
     def map_bytes(self) -> int:
         """The most that the state's file can grow to."""
-        return int(self._open_environment().info()["map_size"])
+        return self._opened.map_bytes
 
     def disk_free_bytes(self) -> int:
         """Return what the file system has left for others than its superuser. Raises `StorageError`."""
-        return self._free_bytes()
+        return self._opened.disk_free_bytes()
+
+    @property
+    def commit_seconds(self) -> Histogram:
+        """Of commits alone, which wait for no disk."""
+        return self._opened.commit_seconds
 
     def size_bytes(self) -> int:
         """Return the size of the data file, free pages included."""
-        try:
-            return os.fstat(self._data_fd).st_size
-        except OSError as error:
-            raise disk_failure("looking at the state's size", self.path, error) from error
+        return self._opened.size_bytes()
 
     def read(self) -> ReadTransaction:
         """Begin to read what was committed last.
 
-        Use it as a context manager, and end it soon: it keeps pages from being reused.
+        Use it as a context manager, and end it soon: it keeps pages from being reused, and a generation that
+        was replaced from being removed.
 
         Raises:
             ResourceExhaustedError: no reader slot is free; only this read suffers.
             StorageError: LMDB failed.
             ClosedError: the store is closed.
         """
-        environment = self._open_environment()
-        try:
-            transaction = environment.begin()
-        except lmdb.Error as error:
-            raise lmdb_failure("beginning to read", self.path, error) from error
-        return ReadTransaction(transaction, self._handles, self.path)
+        while True:
+            opened = self._opened
+            try:
+                return opened.read()
+            except ClosedError:
+                if opened is self._opened:
+                    raise
+                # Another one was adopted at this moment.
 
     def write(self) -> WriteTransaction:
         """Begin a transaction. As a context manager it commits at the end, or aborts when the body raises.
@@ -239,16 +210,7 @@ class StateStore:
             InvariantError: another one is open.
             ClosedError: the store is closed.
         """
-        environment = self._open_environment()
-        if self._writing:
-            raise InvariantError("a writing transaction is begun while another one is open")
-        self._require_protection()
-        try:
-            transaction = environment.begin(write=True)
-        except lmdb.Error as error:
-            raise self._write_failure("beginning to write", error, 0) from error
-        self._writing = True
-        return WriteTransaction(self, transaction, self._handles, self.path)
+        return self._opened.write()
 
     def begin_checkpoint(self, applied_index: int) -> Checkpoint:
         """Begin a checkpoint of all that is committed (steps 1 and 2).
@@ -266,133 +228,132 @@ class StateStore:
             ResourceExhaustedError: no reader slot is free.
             ClosedError: the store is closed.
         """
-        environment = self._open_environment()
-        self._require_no_failure()
-        if self._writing or self._checkpoint is not None:
-            raise InvariantError(
-                "a checkpoint is begun within a transaction, or while another checkpoint is in progress"
-            )
-        if applied_index < self._durable_applied_index:
-            raise InvariantError(
-                f"a checkpoint at index {applied_index}, behind the last one's {self._durable_applied_index}"
-            )
-        pin = Pin(environment, self._data_fd, self._page_bytes, self.path)
-        self._dirtied_bytes_at_begin = self._dirtied_bytes
-        self._checkpoint = Checkpoint(
-            environment, self._generation, pin, applied_index, stop=self._stop, finished=self._finished
-        )
-        return self._checkpoint
+        return self._opened.begin_checkpoint(applied_index)
 
     def checkpoint(self, applied_index: int) -> None:
         """Take a whole checkpoint, for starts and stops: waits for the disk. Raises what its steps do."""
-        checkpoint = self.begin_checkpoint(applied_index)
-        checkpoint.sync()
-        checkpoint.finish()
+        self._opened.checkpoint(applied_index)
 
     def clear_dead_readers(self) -> int:
         """Give back the slots, and so the pages, of readers whose process is gone; return how many."""
-        try:
-            return self._open_environment().reader_check()
-        except lmdb.Error as error:
-            raise lmdb_failure("clearing dead readers", self.path, error) from error
+        return self._opened.clear_dead_readers()
+
+    # -- replacing the state
+
+    def build(self, cluster_id: int = 0) -> SnapshotBuilder:
+        """Begin to make another generation, from a snapshot. For a thread that may block.
+
+        Args:
+            cluster_id: whose snapshot is expected; 0: anybody's.
+
+        Raises:
+            StorageError: the disk or LMDB failed.
+        """
+        return SnapshotBuilder(self._data_directory, self._opened.map_bytes, cluster_id)
+
+    def make_current(
+        self, prepared: PreparedGeneration, *, instead_of: Path | None = None, wait_s: float = 0.0
+    ) -> None:
+        """Let CURRENT name a generation, durably: every start from here on opens it. `adopt` must follow.
+
+        Until then this store goes on with its own; what is written to it is lost with it, and so is what its
+        checkpoints make durable. Blocks on the disk; any thread.
+
+        Args:
+            prepared: which one.
+            instead_of: the path of the one that it was made for; None: any.
+            wait_s: how long to wait, in seconds, while another one is waiting to be adopted: not on the
+                thread that adopts.
+
+        Raises:
+            FailedPreconditionError: another one than `instead_of` is open by now; nothing was done.
+            InvariantError: it was offered or discarded before, or another one is waiting to be adopted.
+            StorageError: CURRENT could not be written. Which one a start would open is not known: stop.
+        """
+        with self._adopted:
+            self._adopted.wait_for(lambda: self._offered is None or self._opened.is_closed, wait_s)
+            if instead_of is not None and self.path != instead_of:
+                raise FailedPreconditionError(
+                    f"the state is {self.path.name} by now, and {prepared.path.name} was made in place of "
+                    f"{instead_of.name}"
+                )
+            self._offer(prepared)
+        prepared.opened.generation.make_current()
+
+    def _offer(self, prepared: PreparedGeneration) -> None:
+        if self._offered is not None or prepared.is_offered or prepared.opened.is_closed:
+            raise InvariantError(f"{prepared.path} can't become the current generation: it, or another, was")
+        prepared.is_offered = True
+        self._offered = prepared
+
+    def adopt(self, prepared: PreparedGeneration, run: Run | None = None) -> None:
+        """Go on in the generation that was made current. On the thread that applies.
+
+        What reads the old one reads on; then it is closed and its directory removed, which may take a part of
+        a second for each GiB.
+
+        Args:
+            prepared: which one.
+            run: has that done elsewhere. It is called by whoever is the last to read; what it is given
+                raises `StorageError` if the directory can't be removed, which the next start does then.
+                None: it is done there and then.
+
+        Raises:
+            InvariantError: it was not made current, or a transaction or a checkpoint is under way in either.
+        """
+        if prepared is not self._offered:
+            raise InvariantError(f"{prepared.path} is adopted, and was not made current")
+        old = self._opened
+        if not (old.is_idle and prepared.opened.is_idle):
+            raise InvariantError(f"{prepared.path} is adopted within a transaction or a checkpoint")
+        prepared.opened.commit_seconds = old.commit_seconds
+        with self._adopted:
+            self._opened, self._offered = prepared.opened, None
+            self._adopted.notify_all()
+        self._retired.add(old)
+
+        def end() -> None:
+            try:
+                remove_closed(old)
+            finally:
+                self._retired.discard(old)
+
+        def ended() -> None:
+            if run is None:
+                end()
+                return
+            # An executor that was shut down takes no more: `close` does it.
+            with suppress(RuntimeError):
+                run(end)
+
+        old.retire(ended)
 
     def close(self, *, clean: bool) -> None:
-        """Close the environment. No other thread may be in a read.
+        """Close the environment. No other thread may be in a read, nor do what `adopt` was given `run` for.
 
         Args:
             clean: leave the marker of a clean stop, so that the next open need not distrust the files.
 
         Raises:
             InvariantError: `clean`, but something was committed after the last checkpoint, or the state has
-                stopped.
-            StorageError: the marker could not be written; the next open goes back to the checkpoint, which
-                loses nothing.
+                stopped, or a generation that was made current was not adopted.
+            StorageError: the marker could not be written, or a generation that was replaced not be removed;
+                the next open goes back to the checkpoint, which loses nothing.
         """
-        if self._environment is None:
+        opened = self._opened
+        if opened.is_closed:
             return
-        if clean and (
-            self._dirtied_bytes or self._writing or self._checkpoint is not None or self._failure is not None
+        if clean and not (
+            opened.is_idle and not opened.dirtied_bytes and opened.failure is None and self._offered is None
         ):
             raise InvariantError(
-                f"a clean stop needs a last checkpoint: {self._dirtied_bytes} bytes were dirtied after it, "
-                f"failure: {self._failure}"
+                f"a clean stop needs a last checkpoint: {opened.dirtied_bytes} bytes were dirtied after it, "
+                f"failure: {opened.failure}"
             )
-        environment, self._environment = self._environment, None
-        environment.close()
-        os.close(self._data_fd)
+        if self._offered is not None:
+            self._offered.opened.close()
+        opened.close()
+        for retired in list(self._retired):
+            remove_closed(retired)
         if clean:
-            mark_clean_stop(self._generation.data_directory)
-
-    def _open_environment(self) -> lmdb.Environment:
-        if self._environment is None:
-            raise ClosedError(f"the state in {self.path} is closed")
-        return self._environment
-
-    def _require_no_failure(self) -> None:
-        if self._failure is not None:
-            message = f"the state takes no writes until the node is started again: {self._failure.message}"
-            raise StorageError(message, detail=self._failure.detail) from self._failure
-
-    def _require_protection(self) -> None:
-        """Raise unless the last durable checkpoint's pages are safe from being written to.
-
-        Asked before a transaction, which may spill pages, and before it commits: at 0.3 us each, all but the
-        moment of the write itself.
-        """
-        self._require_no_failure()
-        if self._pin is None:
-            raise InvariantError("a transaction before the checkpoint that every start begins with")
-        if not self._pin.stands():
-            failure = lost_slot(self.path)
-            self._stop(failure)
-            raise failure
-
-    def _commit(self, transaction: lmdb.Transaction[bytes], dirtied_bytes: Callable[[], int]) -> None:
-        written = 0
-        try:
-            self._require_protection()
-            written = dirtied_bytes()
-            began_ns = time.perf_counter_ns()
-            transaction.commit()
-            self.commit_seconds.observe_ns(time.perf_counter_ns() - began_ns)
-        except lmdb.Error as error:
-            raise self._write_failure("committing", error, written) from error
-        finally:
-            self._abort(transaction)
-        self._dirtied_bytes += written
-
-    def _abort(self, transaction: lmdb.Transaction[bytes]) -> None:
-        transaction.abort()
-        self._writing = False
-
-    def _write_failure(self, doing: str, error: lmdb.Error, wanted_bytes: int) -> RaftstateError:
-        """Make the error for a failed write; it stops the state, unless space is all that lacks."""
-        failure = lmdb_failure(doing, self.path, error)
-        # A write that the disk had room for in part only is an EIO to LMDB.
-        if failure.detail.get("errno") == errno.EIO and self._free_bytes() < wanted_bytes:
-            failure = disk_failure(doing, self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-        if failure.detail.get("errno") not in (errno.ENOSPC, errno.EDQUOT):
-            self._stop(failure)
-        return failure
-
-    def _free_bytes(self) -> int:
-        try:
-            system = os.fstatvfs(self._data_fd)
-        except OSError as error:
-            raise disk_failure("looking for free space", self.path, error) from error
-        return system.f_bavail * system.f_frsize
-
-    def _stop(self, failure: RaftstateError) -> None:
-        self._failure = self._failure or failure
-
-    def _finished(self, checkpoint: Checkpoint) -> None:
-        """Step 5: the checkpoint is durable, the one before it may be written over."""
-        if checkpoint is not self._checkpoint:
-            raise InvariantError(
-                f"the checkpoint at index {checkpoint.applied_index} is finished twice, or after a close"
-            )
-        previous, self._pin, self._checkpoint = self._pin, checkpoint.pin, None
-        if previous is not None:
-            previous.end()
-        self._durable_applied_index = checkpoint.applied_index
-        self._dirtied_bytes -= self._dirtied_bytes_at_begin
+            mark_clean_stop(self._data_directory)

@@ -135,6 +135,18 @@ class Rows:
         except lmdb.Error as error:
             raise lmdb_failure("counting rows", self._path, error) from error
 
+    def stored_bytes(self, table: Table) -> int:
+        """Return the bytes of the pages that a table takes.
+
+        Raises:
+            StorageError: LMDB can't tell, or the transaction has ended.
+        """
+        try:
+            tree = self._transaction.stat(self._handles[table])
+        except lmdb.Error as error:
+            raise lmdb_failure("measuring a table", self._path, error) from error
+        return tree["psize"] * (tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"])
+
 
 class WritableRows(Rows):
     """A writing transaction's tables (`WriteTables`), which keep account of what they change."""

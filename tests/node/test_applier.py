@@ -18,12 +18,14 @@ from raftstate.machine.tables import ReadTables, Table, WriteTables
 from raftstate.machine.types import Batch, BatchResult, CompactTo, EntryResult, Envelope, Item, Member
 from raftstate.node.applier import KEYS_ON_LOOP_MAX, SWEEP_CHANGES, SWEEP_NS, StateApplier
 from raftstate.node.clock import LoopClock
+from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.pb.v1.pipeline_pb2 import CommandBatch
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
 MARGIN_BYTES = 4 << 20
+MARGIN_ENTRIES = 200_000
 
 
 class Rig:
@@ -43,8 +45,17 @@ class Rig:
             self.machine = Machine(tables)
         self.writer = LogWriter(self.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
         self.halts: list[BaseException] = []
+        self.snapshot_disk = StateSnapshots(self.state, path, 7)
         self.applier = StateApplier(
-            self.machine, self.state, self.writer, clock, self.halts.append, log_margin_bytes=MARGIN_BYTES
+            self.machine,
+            self.state,
+            self.writer,
+            clock,
+            self.halts.append,
+            adopt=self.snapshot_disk.adopt,
+            log_margin_bytes=MARGIN_BYTES,
+            log_margin_entries=MARGIN_ENTRIES,
+            log_boundary=self.log.first_index() - 1,
         )
         self.index = self.machine.applied_index
 
@@ -87,6 +98,7 @@ class Rig:
     async def close(self) -> bool:
         self.writer.close()
         clean = await self.applier.close()
+        self.snapshot_disk.close()
         self.state.close(clean=clean)
         self.log.close()
         return clean

@@ -18,12 +18,15 @@ from raftstate.errors import ClosedError, DeadlineError, OutOfRangeError
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import LeaseStatus, Sort, SortTarget
 from raftstate.machine.types import Batch, BatchResult, EntryResult, Member
+from raftstate.node.admission import Place
 from raftstate.node.applier import KEYS_ON_LOOP_MAX, StateApplier
 from raftstate.node.clock import LoopClock
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import PeerBody
 from raftstate.node.local import LocalNode
+from raftstate.node.membership import Membership
 from raftstate.node.service import NodeReader, ReadConsistency, WatchSpec
+from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.node.startup import StartStorage
 from raftstate.pb.v1.pipeline_pb2 import CommandBatch
 from raftstate.store.log import LogStore
@@ -54,8 +57,16 @@ class Rig:
         with self.state.read() as tables:
             self.machine = machine = Machine(tables)
         self.writer = LogWriter(self.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
+        self.snapshot_disk = StateSnapshots(self.state, path, 7)
         self.applier = StateApplier(
-            machine, self.state, self.writer, clock, self.halts.append, log_margin_bytes=1 << 20
+            machine,
+            self.state,
+            self.writer,
+            clock,
+            self.halts.append,
+            adopt=self.snapshot_disk.adopt,
+            log_margin_bytes=1 << 20,
+            log_margin_entries=10_000,
         )
         config = Config(
             id=1,
@@ -68,9 +79,21 @@ class Rig:
             pre_vote=True,
             disable_proposal_forwarding=True,
         )
-        world = World(clock, Nobody(), self.writer, self.applier, random.Random(1), self.halts.append)
+        world = World(
+            clock,
+            Nobody(),
+            self.writer,
+            self.applier,
+            random.Random(1),
+            self.halts.append,
+            self.snapshot_disk,
+        )
         self.driver = Driver(RawNode(config), machine, world, Timing(15, 405))
-        self.node = LocalNode(self.driver, machine, self.log, self.state, clock, name="n1", version="0")
+        place = Place(7, 1, 1, "n1", "peer", "client")
+        membership = Membership(self.driver, Nobody(), clock, place, lambda: None)
+        self.node = LocalNode(
+            self.driver, membership, machine, self.log, self.state, clock, name="n1", version="0"
+        )
         self.applier.on_applied(self.node.watch_hub.applied)
         self.driver.start()
 
@@ -91,6 +114,7 @@ class Rig:
         self.writer.close()
         self.node.close()
         clean = await self.applier.close()
+        self.snapshot_disk.close()
         self.state.close(clean=clean)
         self.log.close()
 

@@ -15,19 +15,34 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 import msgspec
+import xxhash
 
+from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.config import Config
+from raftstate.core.errors import Damaged
+from raftstate.core.membership import next_conf_state
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.storage import MemoryStorage
-from raftstate.core.types import ConfState, Entry, HardState
+from raftstate.core.types import ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata
+from raftstate.errors import DataLossError, RaftstateError
 from raftstate.machine.layout import META_KEY, meta_row, read_meta
 from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from raftstate.machine.types import MACHINE_VERSION, Batch, EntryResult, Member
 from raftstate.node.driver import Driver, Timing, World
-from raftstate.node.environment import Done, Executed, Outcome, PeerBody, Rejected
-from raftstate.node.startup import StartStorage
+from raftstate.node.environment import (
+    Done,
+    Executed,
+    Outcome,
+    PeerBody,
+    PreparedState,
+    Rejected,
+    SnapshotFile,
+)
+from raftstate.node.integrity import Integrity
+from raftstate.node.refill import Refill
+from raftstate.node.startup import StartStorage, reset_to_finish
 from raftstate.pb.v1 import pipeline_pb2
 from tests.machine.memory_tables import MemoryTables
 
@@ -78,20 +93,82 @@ class SimTime:
             timer.callback()
 
 
+class SimLog(MemoryStorage):
+    """A log whose records can rot: `rotten` are those that can't be read, `damaged` those known to be so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotten: set[int] = set()
+        self.damaged: tuple[int, ...] = ()
+
+    def find_damage(self) -> None:
+        """Verify every record, as a start does."""
+        self.damaged = tuple(sorted(self.rotten))
+
+    def entries(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+        found = super().entries(lo, hi, max_bytes)
+        for entry in found:
+            self._check(entry.index)
+        return found
+
+    def term(self, index: int) -> int:
+        if index != self.last_index():
+            self._check(index)
+        return super().term(index)
+
+    def _check(self, index: int) -> None:
+        if index in self.rotten:
+            if index not in self.damaged:
+                self.damaged = tuple(sorted({*self.damaged, index}))
+            raise Damaged(f"log entry {index} is damaged", detail={"index": index})
+
+    def append(self, entries: list[Entry]) -> None:
+        super().append(entries)
+        self._keep(range(1, entries[0].index))
+
+    def compact(self, index: int) -> None:
+        if index >= self.first_index():
+            super().compact(index)
+        self._keep(range(index + 1, self.last_index() + 1))
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None) -> None:
+        if anchor is not None and not (
+            anchor[0] <= self.last_index() and MemoryStorage.term(self, anchor[0]) == anchor[1]
+        ):
+            return
+        held = {
+            entry.index: entry
+            for entry in MemoryStorage.entries(self, self.first_index(), self.last_index() + 1, 1 << 60)
+        }
+        for entry in entries:
+            if entry.index in self.rotten:
+                assert held[entry.index] == entry, "refilled with another entry than was there"
+        self.rotten -= {entry.index for entry in entries}
+        self.damaged = tuple(index for index in self.damaged if index in self.rotten)
+
+    def _keep(self, indexes: range) -> None:
+        self.rotten &= {*indexes}
+        if not self.rotten.issuperset(self.damaged):
+            self.damaged = tuple(index for index in self.damaged if index in self.rotten)
+
+
 class SimNode:
     """One node: what survives a crash (storage, checkpoint), and what runs (driver)."""
 
     def __init__(self, cluster: SimCluster, node_id: int) -> None:
         self.cluster = cluster
         self.id = node_id
-        self.storage = MemoryStorage()
+        self.storage = SimLog()
+        self.needs_snapshot: list[int] = []
         self.checkpoint = MemoryTables()
-        members = [Member(i, 1, f"n{i}", f"peer{i}", f"client{i}") for i in cluster.ids]
-        Machine.bootstrap(self.checkpoint, CLUSTER_ID, members)
+        Machine.bootstrap(self.checkpoint, CLUSTER_ID, cluster.first_members())
         meta = msgspec.structs.replace(read_meta(self.checkpoint), machine_version=cluster.machine_version)
         self.checkpoint.put(Table.HOT, META_KEY, meta_row(meta))
         self.knows = MACHINE_VERSION
         """The machine version that its code knows, as it tells its peers."""
+        self.distrusted = ""
+        """What was durably noted of the checkpoint."""
+        self.rebuilds = 0
         self.epoch = 0
         self.alive = False
         self.failures: list[BaseException] = []
@@ -100,12 +177,26 @@ class SimNode:
         self.paused = False
         self._inbox: list[tuple[int, PeerBody]] = []
         self._late: list[Callable[[], None]] = []
+        self.is_switched = False
+        """Whether the checkpoint is of a state that the running node has not adopted yet."""
+        self.disk_is_full = False
+        self.damage_snapshots = False
+        self.snapshots_made = 0
+        self.installed: list[int] = []
+        """Indexes of the snapshots that became current here."""
+        self.resets_at_start = 0
 
     def start(self) -> None:
         self.epoch += 1
         self.alive = True
+        self.storage.find_damage()
+        self.is_switched = False
         self.tables = copy.deepcopy(self.checkpoint)
         self.machine = Machine(self.tables)
+        hard_state = reset_to_finish(self.storage, self.machine.applied_index, self.machine.applied_term)
+        if hard_state is not None:
+            self.resets_at_start += 1
+            self.begin_log_anew(hard_state, self.machine.applied_index, self.machine.applied_term)
         rng = random.Random(f"{self.cluster.seed}/{self.id}/{self.epoch}")
         storage = StartStorage(self.storage, self.machine.conf_state(), self.machine.applied_index)
         config = Config(
@@ -126,13 +217,15 @@ class SimNode:
         )
         epoch = self.epoch
         clock = _EpochClock(self, epoch)
+        self.applier = _Applier(self, clock)
         world = World(
             clock=clock,
             network=_Sender(self, epoch),
             log_disk=_Disk(self, epoch),
-            applier=_Applier(self, clock),
+            applier=self.applier,
             random=rng,
             on_halt=self.failures.append,
+            snapshot_disk=_SnapshotDisk(self, clock),
         )
         self.driver = Driver(
             RawNode(config),
@@ -141,7 +234,20 @@ class SimNode:
             TIMING,
             history_retention_ns=self.cluster.retention_s * 1_000 * MS,
         )
+        Refill(
+            self.driver,
+            world.log_disk,
+            world.network,
+            clock,
+            durable_index=lambda: read_meta(self.checkpoint).applied_index,
+            need_snapshot=self.needs_snapshot.append,
+        )
+        storage.source = self.driver.snapshots.own.snapshot
+        self.integrity = Integrity(self.driver, world, _Repair(self, clock), distrusted=self.distrusted)
+        self.integrity.start()
         self.driver.start()
+        if self.cluster.log_margin is not None:
+            self._checkpoint_later(clock)
         for other in self.cluster.nodes.values():
             if other is not self and other.alive:
                 self.driver.upkeep.met(other.id, other.knows)
@@ -184,7 +290,30 @@ class SimNode:
                 callback()
 
     def take_checkpoint(self) -> None:
-        self.checkpoint = copy.deepcopy(self.tables)
+        if not self.is_switched:
+            self.checkpoint = copy.deepcopy(self.tables)
+
+    def cut_log(self, margin: int) -> None:
+        """Cut the log behind the checkpoint, as the applier does."""
+        durable = read_meta(self.checkpoint).applied_index
+        to_index = min(max(durable - margin, 1), durable)
+        needed_from = self.driver.snapshots.log_needed_from()
+        if needed_from is not None:
+            to_index = min(to_index, needed_from)
+        if not self.is_switched and to_index >= self.storage.first_index():
+            self.storage.compact(to_index)
+
+    def _checkpoint_later(self, clock: _EpochClock) -> None:
+        def due() -> None:
+            self.take_checkpoint()
+            self.cut_log(self.cluster.log_margin or 0)
+            self._checkpoint_later(clock)
+
+        clock.call_later(self.cluster.random.uniform(0.05, 0.25), due)
+
+    def begin_log_anew(self, hard_state: HardState, index: int, term: int) -> None:
+        self.storage.apply_snapshot(Snapshot(metadata=SnapshotMetadata(index=index, term=term)))
+        self.storage.set_hard_state(hard_state)
 
 
 class _EpochClock:
@@ -219,18 +348,21 @@ class _Sender:
 
     def send(self, to: int, body: PeerBody) -> bool:
         cluster, sender = self._node.cluster, self._node.id
-        if not cluster.nodes[to].alive or not self._node.alive:
+        receiver = cluster.nodes.get(to)
+        if receiver is None or not receiver.alive or not self._node.alive:
             return False
         body = copy.deepcopy(body)
         delay_s = cluster.random.uniform(0.0001, 0.002)
         epoch = self._epoch
+        delays = cluster.tamper(sender, to, body) if cluster.tamper is not None else [delay_s]
 
         def arrive() -> None:
             # Peers see a reset when a node dies: after that nothing of it is on its way any more.
             if self._node.epoch == epoch:
                 cluster.deliver(sender, to, body)
 
-        cluster.time.call_later(delay_s, arrive)
+        for delay_s in delays:
+            cluster.time.call_later(delay_s, arrive)
         return True
 
 
@@ -241,7 +373,23 @@ class _Disk:
         self._node, self._epoch = node, epoch
         self._free_ns = 0
 
+    def install(
+        self, publish: Callable[[], None], hard_state: HardState, index: int, term: int, done: Done
+    ) -> None:
+        # A crash may come between the two.
+        self._later(publish, None)
+        self._later(lambda: self._node.begin_log_anew(hard_state, index, term), done)
+
     def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
+        def write() -> None:
+            if hard_state is not None:
+                self._node.storage.set_hard_state(hard_state)
+            if entries:
+                self._node.storage.append(list(entries))
+
+        self._later(write, done)
+
+    def _later(self, write: Callable[[], None], done: Done | None) -> None:
         node, time = self._node, self._node.cluster.time
         delay_ns = int(node.cluster.random.uniform(0.2, 1.8) * node.disk_delay_ms * MS)
         self._free_ns = max(self._free_ns, time.now_ns) + delay_ns
@@ -250,13 +398,11 @@ class _Disk:
         def finish() -> None:
             if node.epoch != self._epoch:
                 return
-            if hard_state is not None:
-                node.storage.set_hard_state(hard_state)
-            if entries:
-                node.storage.append(list(entries))
+            write()
             if time.now_ns >= self._free_ns:
                 node.write_since_ns = None
-            node.call(self._epoch, lambda: done(None))
+            if done is not None:
+                node.call(self._epoch, lambda: done(None))
 
         time.call_later((self._free_ns - time.now_ns) / 1e9, finish)
 
@@ -264,9 +410,30 @@ class _Disk:
     def outstanding_since_ns(self) -> int | None:
         return self._node.write_since_ns
 
+    @property
+    def damaged(self) -> Sequence[int]:
+        return self._node.storage.damaged
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        self._soon(lambda: self._node.storage.refill(entries, anchor), done)
+
+    def compact(self, to_index: int, done: Done) -> None:
+        self._soon(lambda: self._node.storage.compact(to_index), done)
+
+    def _soon(self, write: Callable[[], None], done: Done) -> None:
+        time = self._node.cluster.time
+        self._free_ns = max(self._free_ns, time.now_ns) + MS
+
+        def finish() -> None:
+            if self._node.epoch == self._epoch:
+                write()
+                self._node.call(self._epoch, lambda: done(None))
+
+        time.call_later((self._free_ns - time.now_ns) / 1e9, finish)
+
 
 class _Applier:
-    """Applies at once, or lazily after some milliseconds."""
+    """Applies at once, or lazily after some milliseconds. Damage has it wait for another state."""
 
     def __init__(self, node: SimNode, clock: _EpochClock) -> None:
         self._node, self._clock = node, clock
@@ -288,20 +455,227 @@ class _Applier:
             self.hurry()
 
     def hurry(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for apply in waiting:
-            apply()
+        while self._waiting and not self.is_beside:
+            apply = self._waiting.pop(0)
+            try:
+                apply()
+            except DataLossError as error:
+                self._waiting.insert(0, apply)
+                self.is_beside = True
+                if not self._node.integrity.damaged(error):
+                    raise
+
+    def exchange(self, tables: MemoryTables, index: int) -> None:
+        """Go over to another state, which has applied at least as much, made from a copy as of `index`."""
+        self._node.tables = tables
+        self._node.machine.adopt(tables)
+        self._node.driver.state_rebuilt(index)
+        self.is_beside = False
+        self._clock.call_soon(self.hurry)
+
+    def adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
+        assert isinstance(prepared, _Prepared)
+
+        def adopt() -> None:
+            self._waiting.clear()
+            node = self._node
+            node.tables = prepared.tables
+            node.machine.adopt(node.tables)
+            self.is_beside = False
+            node.is_switched = False
+            done()
+
+        # Something else may be under way.
+        self._clock.call_later(self._node.cluster.random.choice([0.0, 0.001, 0.02]), adopt)
+
+
+class _Repair:
+    """Implements `integrity.StateRepair`: a checkpoint of another node comes after a while, and the log is
+    replayed on it."""
+
+    def __init__(self, node: SimNode, clock: _EpochClock) -> None:
+        self._node, self._clock = node, clock
+
+    def mark(self, reason: str) -> None:
+        self._clock.call_later(0.002, lambda: setattr(self._node, "distrusted", reason))
+
+    def hold_log(self) -> int:
+        return self._node.storage.first_index() - 1
+
+    def let_log_go(self) -> None:
+        pass
+
+    def rebuild(
+        self,
+        prepared: PreparedState,
+        check: Callable[[int, int], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        assert isinstance(prepared, _Prepared)
+        node, tables = self._node, prepared.tables
+        index = prepared.metadata.index
+
+        def wait() -> None:
+            applied = node.driver.applied_index
+            if node.applier.is_beside:
+                known = min(node.driver.raw.raft.raft_log.committed, node.storage.last_index())
+                applied = max(applied, known)
+            if applied < index:
+                self._clock.call_later(0.005, wait)
+            else:
+                self._clock.call_later(node.cluster.random.uniform(0, 0.02), exchange)
+
+        def exchange() -> None:
+            machine = Machine(tables)
+            for at in range(index + 1, node.driver.applied_index + 1):
+                [entry] = node.storage.entries(at, at + 1, 1 << 30)
+                states = {}
+                if entry.type is not EntryType.NORMAL:
+                    states[at] = next_conf_state(machine.conf_state(), decode_conf_change(entry))
+                machine.apply(tables, [entry], states)
+            try:
+                check(machine.applied_index, machine.digest)
+            except RaftstateError as error:
+                done(error)
+                return
+            node.checkpoint, node.distrusted = copy.deepcopy(tables), ""
+            node.rebuilds += 1
+            node.applier.exchange(tables, index)
+            done(None)
+
+        wait()
+
+
+class _Prepared:
+    def __init__(self, tables: MemoryTables) -> None:
+        self.tables = tables
+        meta = read_meta(tables)
+        self.cluster_id = meta.cluster_id
+        self.metadata = SnapshotMetadata(meta.conf_state, meta.applied_index, meta.applied_term)
+
+    def discard(self) -> None:
+        pass
+
+
+class _SnapshotDisk:
+    """Snapshots of `MemoryTables`, as bytes with a checksum. Everything takes a moment."""
+
+    def __init__(self, node: SimNode, clock: _EpochClock) -> None:
+        self._node, self._clock = node, clock
+        self._files: dict[str, bytes] = {}
+
+    def _soon(self, callback: Callable[[], None]) -> None:
+        self._clock.call_later(self._node.cluster.random.uniform(0.0001, 0.005), callback)
+
+    def make(self, done: Callable[[SnapshotFile | BaseException], None]) -> Callable[[], None]:
+        cancelled = False
+
+        def begin() -> None:
+            if not cancelled:
+                tables = copy.deepcopy(self._node.tables)
+                self._clock.call_later(self._node.cluster.random.uniform(0.001, 0.1), lambda: end(tables))
+
+        def end(tables: MemoryTables) -> None:
+            if cancelled:
+                return
+            if self._node.disk_is_full:
+                done(RaftstateError("the disk is full"))
+                return
+            node = self._node
+            node.snapshots_made += 1
+            metadata = _Prepared(tables).metadata
+            rows = {table: list(tables.scan(table)) for table in Table}
+            content = msgspec.msgpack.encode(rows)
+            checksum = xxhash.xxh3_64(content).digest()
+            name = f"snapshot-{metadata.index}"
+            self._files[name] = content + (bytes(8) if node.damage_snapshots else checksum)
+            done(SnapshotFile(name, metadata, len(self._files[name]), len(content)))
+
+        def cancel() -> None:
+            nonlocal cancelled
+            cancelled = True
+
+        self._soon(begin)
+        return cancel
+
+    def read(
+        self, file: SnapshotFile, offset: int, size: int, done: Callable[[bytes | BaseException], None]
+    ) -> None:
+        content = self._files[file.name][offset : offset + size]
+        self._soon(lambda: done(content))
+
+    def remove(self, file: SnapshotFile) -> None:
+        del self._files[file.name]
+
+    def why_no_room(self, raw_bytes: int) -> str:
+        return "the disk is full" if self._node.disk_is_full else ""
+
+    def build(self) -> _Build:
+        return _Build(self._soon)
+
+    def make_current(self, prepared: PreparedState) -> None:
+        assert isinstance(prepared, _Prepared)
+        self._node.checkpoint = copy.deepcopy(prepared.tables)
+        self._node.is_switched = True
+        self._node.installed.append(prepared.metadata.index)
+
+
+class _Build:
+    def __init__(self, soon: Callable[[Callable[[], None]], None]) -> None:
+        self._soon = soon
+        self._content = b""
+        self._discarded = False
+        self._queue: deque[Callable[[], None]] = deque()
+
+    def _in_order(self, call: Callable[[], None]) -> None:
+        self._queue.append(call)
+        self._soon(lambda: self._queue.popleft()())
+
+    def feed(self, data: bytes, done: Done) -> None:
+        self._content += data
+        self._in_order(lambda: None if self._discarded else done(None))
+
+    def finish(self, done: Callable[[PreparedState | BaseException], None]) -> None:
+        def finish() -> None:
+            if not self._discarded:
+                done(self._built())
+
+        self._in_order(finish)
+
+    def _built(self) -> PreparedState | BaseException:
+        content, checksum = self._content[:-8], self._content[-8:]
+        if xxhash.xxh3_64(content).digest() != checksum:
+            return DataLossError("the snapshot is damaged")
+        tables = MemoryTables()
+        tables_of_rows = msgspec.msgpack.decode(content, type=dict[Table, list[tuple[bytes, bytes]]])
+        for table, rows in tables_of_rows.items():
+            tables.put_many(table, rows, append=True)
+        return _Prepared(tables)
+
+    def discard(self) -> None:
+        self._discarded = True
 
 
 class SimCluster:
     """Nodes 1..size, and the network between them. `cut` holds the ordered pairs that lose everything.
 
     `machine_version`: of the cluster at first. `retention_s`: how long it keeps its history; 0: for ever.
+    `log_margin`: how many entries of the log are kept behind checkpoints, which are then taken all the time;
+    None: checkpoints are up to the test, and the log is not cut.
     """
 
     def __init__(
-        self, size: int, seed: int, *, machine_version: int = MACHINE_VERSION, retention_s: int = 0
+        self,
+        size: int,
+        seed: int,
+        *,
+        machine_version: int = MACHINE_VERSION,
+        retention_s: int = 0,
+        log_margin: int | None = None,
     ) -> None:
+        self.log_margin = log_margin
+        self.tamper: Callable[[int, int, PeerBody], list[float]] | None = None
+        """Given (from, to, body), returns after how many seconds it arrives: [] is lost, two come twice."""
         self.seed = seed
         self.machine_version = machine_version
         self.retention_s = retention_s
@@ -311,9 +685,15 @@ class SimCluster:
         self.cut: set[tuple[int, int]] = set()
         self.nodes: dict[int, SimNode] = {}
         for node_id in self.ids:
-            self.nodes[node_id] = SimNode(self, node_id)
+            self.nodes[node_id] = self.make_node(node_id)
         for node in self.nodes.values():
             node.start()
+
+    def make_node(self, node_id: int) -> SimNode:
+        return SimNode(self, node_id)
+
+    def first_members(self) -> list[Member]:
+        return [Member(i, 1, f"n{i}", f"peer{i}", f"client{i}") for i in self.ids]
 
     def deliver(self, sender: int, to: int, body: PeerBody) -> None:
         node = self.nodes[to]

@@ -73,8 +73,8 @@ class Machine:
         self._started(CheckpointRecord.read(self.store.path / "checkpoint"))
 
     def _started(self, record: CheckpointRecord) -> None:
-        if not self.protected and self.store._pin is not None:
-            self.store._pin.end()
+        if not self.protected and self.store._opened._pin is not None:
+            self.store._opened._pin.end()
         self.applied_index = record.applied_index
         self.synced = self._data()
         self.published: tuple[CheckpointRecord, Model] = (record, copy_model(self.workload.model))

@@ -221,7 +221,7 @@ class FailingTransaction:
 )
 def test_failed_commit_stops_the_state_with_a_clear_message(store: StateStore, error: lmdb.Error) -> None:
     with pytest.raises(StorageError, match=f"committing.*{error}; "):
-        store._commit(FailingTransaction(error), lambda: 4096)  # type: ignore[arg-type]
+        store._opened._commit(FailingTransaction(error), lambda: 4096)  # type: ignore[arg-type]
     with pytest.raises(StorageError, match=f"takes no writes until the node is started again.*{error}"):
         store.write()
     assert rows_in(store) == empty_model(), "reads go on"
@@ -238,9 +238,9 @@ def test_failed_commit_stops_the_state_with_a_clear_message(store: StateStore, e
 def test_full_disk_fails_the_commit_and_not_the_state(
     store: StateStore, error: lmdb.Error, free_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "_free_bytes", lambda: free_bytes)
+    monkeypatch.setattr(store._opened, "_free_bytes", lambda: free_bytes)
     with pytest.raises(StorageError, match="the disk is full: free or add space"):
-        store._commit(FailingTransaction(error), lambda: 4096)  # type: ignore[arg-type]
+        store._opened._commit(FailingTransaction(error), lambda: 4096)  # type: ignore[arg-type]
     assert (store.failure, store.dirtied_bytes) == (None, 0)
     with store.write() as tables:
         tables.put(Table.HOT, b"a", b"1")
