@@ -41,7 +41,6 @@ ALLOWED: dict[str, set[str]] = {
         "core",
         "machine.tables",
         "rpc.meter",
-        "address",
         "errors",
         "logs",
         "measure",
