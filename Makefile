@@ -9,7 +9,7 @@ FIND_PYTHON := for p in python3.14 python3.13 python3.12 python3.11 python3; do 
 	if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow verify fix proto bench clean
+.PHONY: help setup demo test test-slow verify fix proto docs bench clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -44,11 +44,12 @@ test: $(VENV)/.dev  ## Run the tests (those marked slow left out).
 test-slow: $(VENV)/.dev  ## Run the long ones: many kill rounds, all crash images.
 	@$(PY) -m pytest -m slow -q
 
-verify: $(VENV)/.dev  ## Lint, types and stale generated code; changes no tracked file.
+verify: $(VENV)/.dev  ## Lint, types and what is generated and stale; changes no tracked file.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(PY) proto/generate.py --check
+	@$(PY) docs/generate.py --check
 
 fix: $(VENV)/.dev  ## Format, and mend what the linter can.
 	@$(BIN)/ruff check --fix .
@@ -56,6 +57,9 @@ fix: $(VENV)/.dev  ## Format, and mend what the linter can.
 
 proto: $(VENV)/.dev  ## Generate raftstate/pb from proto/.
 	@$(PY) proto/generate.py
+
+docs: $(VENV)/.dev  ## Generate the reference of settings, metrics and errors in docs/.
+	@$(PY) docs/generate.py
 
 bench: $(VENV)/.dev  ## Measure writes against three durable local nodes.
 	@$(PY) -m bench write --concurrency 1,64,256,1024 --seconds 5

@@ -5,6 +5,8 @@
     python -m bench watch --watches 1000 --prefixes 100 --writes-per-s 1000 --seconds 30
     python -m bench history --versions 100000
     python -m bench compaction --changes 1000000 --keys 100000
+    python -m bench recovery --megabytes 1024
+    python -m bench overwrite --seconds 600
     python -m bench catch-up --entries 100000 --megabytes 1000 --writers 64
 
 `write` is `compare --workload put` without peers. Each figure is of one run: repeat a command to see how far
@@ -28,13 +30,20 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import catch_up, compaction, history, watch
+from bench import catch_up, compaction, history, overwrite, recovery, watch
 from bench.load import Keys, Measurement, UsageError, prefill, run_puts
 from bench.systems import starters
 
 OURS = "raftstate"
 SEED = 20_250_101
-ALONE = {"watch": watch, "history": history, "compaction": compaction, "catch-up": catch_up}
+ALONE = {
+    "watch": watch,
+    "history": history,
+    "compaction": compaction,
+    "catch-up": catch_up,
+    "recovery": recovery,
+    "overwrite": overwrite,
+}
 """The measurements that know no other system."""
 
 

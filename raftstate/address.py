@@ -1,4 +1,5 @@
-"""host:port, as settings, URLs and links write it. Pure functions; no name is looked up here."""
+"""host:port, and the names of nodes, as settings, URLs and links write them. Pure functions; no name is
+looked up here."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import ipaddress
 from raftstate.errors import ConfigError
 
 ADDRESS_FORM = "host:port with a port from 1 to 65535 (IPv6 as [address]:port)"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
+NAME_FORM = "1 to 63 letters, digits, dots, dashes and underscores, beginning with a letter or digit"
 _NOT_IN_A_HOST = frozenset("/@?#, ")
 
 
@@ -24,6 +27,11 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port_is_possible or not _NOT_IN_A_HOST.isdisjoint(host):
         raise ConfigError(f"{address!r} is not {ADDRESS_FORM}")
     return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Return host:port, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -33,12 +33,17 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from raftstate.address import ADDRESS_FORM, is_loopback, split_address
+from raftstate.address import ADDRESS_FORM, NAME_PATTERN, is_loopback, split_address
 from raftstate.errors import ConfigError
 
 ENV_PREFIX = "RAFTSTATE_"
+METRICS_PORT_OFFSET = 200
+"""The port of a node's metrics lies so far above that for clients, unless it is told another one."""
+METRICS_OFF = "off"
 VOTERS_MAX = 7
 """Each further voter costs every write another copy; etcd's documentation draws the same line."""
+MEMBERS_MAX = 14
+"""Voters, and as many learners: to take a whole cluster to other machines at once."""
 HISTORY_RETENTION_S_MAX = 366 * 86_400
 """A year. Ages are kept in memory and begin anew with each leader that was restarted, so that a much longer
 time might never pass; 0 says that nothing is to be forgotten."""
@@ -53,8 +58,17 @@ def _checked_address(address: str) -> str:
     return address
 
 
+def _checked_metrics_address(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if address != METRICS_OFF:
+        # 0 is no port that anyone could be told of, but a node can say which one it became.
+        _checked_address(f"{host}:1" if colon and port == "0" else address)
+    return address
+
+
 Address = Annotated[str, AfterValidator(_checked_address)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+MetricsAddress = Annotated[str, AfterValidator(_checked_metrics_address)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class _Section(BaseModel):
@@ -62,7 +76,7 @@ class _Section(BaseModel):
 
 
 class MemberConfig(_Section):
-    """A node of the cluster, as all of them know it at the first start."""
+    """A node of the cluster, as it is known at the first start."""
 
     id: int = Field(ge=1, lt=1 << 63, description="Raft id, unique in the cluster for ever.")
     name: Name = Field(
@@ -82,7 +96,10 @@ class ClusterConfig(_Section):
     """What all nodes of a cluster must agree on."""
 
     cluster_id: int = Field(ge=1, lt=1 << 63, description="Random, drawn once; keeps two clusters apart.")
-    members: tuple[MemberConfig, ...] = Field(description="The voters of the first configuration.")
+    members: tuple[MemberConfig, ...] = Field(
+        description="The voters of the first configuration; of a node that joins later, the members as known"
+        " when it was added, itself among them. Once a node has data, these say who the members are."
+    )
     heartbeat_ms: int = Field(
         default=15,
         ge=1,
@@ -107,8 +124,8 @@ class ClusterConfig(_Section):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
-        if not 1 <= len(self.members) <= VOTERS_MAX:
-            raise _fault("members", f"{len(self.members)} members", f"1 to {VOTERS_MAX}")
+        if not 1 <= len(self.members) <= MEMBERS_MAX:
+            raise _fault("members", f"{len(self.members)} members", f"1 to {MEMBERS_MAX}")
         for key in ("id", "name", "peer_address", "client_address"):
             seen = [getattr(member, key) for member in self.members]
             twice = sorted({str(value) for value in seen if seen.count(value) > 1})
@@ -138,15 +155,32 @@ class NodeSettings(BaseSettings):
         description="Whether an absent or empty data directory may be created. For the very first start only:"
         " a node that lost its disk must not vote again under its old identity.",
     )
+    join: bool = Field(
+        default=False,
+        description="Whether this node was added to a cluster that exists (`raftstate member add`): it starts"
+        " empty and is sent what the cluster stores.",
+    )
     listen_client: Address | None = Field(
         default=None, description="host:port that clients are served on. None: the member's client_address."
     )
     listen_peer: Address | None = Field(
         default=None, description="host:port that peers are served on. None: the member's peer_address."
     )
+    listen_metrics: MetricsAddress | None = Field(
+        default=None,
+        description="host:port of the HTTP port for /metrics, /livez and /readyz; port 0: a free one, which"
+        ' the log and `raftstate status` tell; "off": no such port. None: the address that clients are served'
+        f" on, with a port {METRICS_PORT_OFFSET} higher, if that is free; an embedded node has none then.",
+    )
     advertise: Address | None = Field(
         default=None,
-        description="host:port told to clients, where it differs from the member's client_address.",
+        description="host:port told to clients, where it differs from the member's client_address. The"
+        " cluster records it.",
+    )
+    advertise_peer: Address | None = Field(
+        default=None,
+        description="host:port told to the other nodes, where it differs from the member's peer_address. The"
+        " cluster records it.",
     )
     peer_addresses: Mapping[str, Address] = Field(
         default_factory=dict,
@@ -180,8 +214,21 @@ class NodeSettings(BaseSettings):
         description="How many bytes of log entries are kept so at most, in bytes; a quarter of log_map_bytes"
         " if that is less.",
     )
+    defragment_bytes_min: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="A state file larger than this, in bytes, is rewritten by itself when half of it is free."
+        " 0: never by itself.",
+    )
     log_level: str = Field(
-        default="info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
+        default="info",
+        pattern="^(debug|info|warning|error)$",
+        description="The least that is logged: debug, info, warning or error.",
+    )
+    log_format: str = Field(
+        default="text",
+        pattern="^(text|json)$",
+        description="How it is logged: text, for people, or json, an object a line.",
     )
 
     @field_validator("data_dir")
@@ -196,20 +243,23 @@ class NodeSettings(BaseSettings):
         names = [member.name for member in self.cluster.members]
         if self.name not in names:
             raise _fault("name", self.name, f"the name of a member ({', '.join(names)})")
-        strangers = sorted(set(self.peer_addresses) - set(names))
-        if strangers:
-            raise _fault("peer_addresses", ", ".join(strangers), f"names of members ({', '.join(names)})")
+        if len(names) > VOTERS_MAX and not self.join:
+            raise _fault("cluster.members", f"{len(names)} members", f"1 to {VOTERS_MAX} in a new cluster")
         return self
 
     @model_validator(mode="after")
     def _listens_where_it_may(self) -> Self:
-        for key, address in (("listen_client", self.client_listener), ("listen_peer", self.peer_listener)):
-            if not self.insecure and not is_loopback(split_address(address)[0]):
+        listeners = {"listen_client": self.client_listener, "listen_peer": self.peer_listener}
+        if self.listen_metrics not in (None, METRICS_OFF):
+            listeners["listen_metrics"] = self.listen_metrics
+        for key, address in listeners.items():
+            host = address.rpartition(":")[0].strip("[]")
+            if not self.insecure and not is_loopback(host):
                 raise _fault(
                     key,
                     address,
                     "a loopback address, since without TLS (there is none yet) anyone who reaches the port"
-                    " could read and write; give --insecure (insecure = true) to listen there nevertheless",
+                    " could use it; give --insecure (insecure = true) to listen there nevertheless",
                 )
         return self
 
@@ -240,13 +290,26 @@ class NodeSettings(BaseSettings):
         return self.listen_peer or self.member.peer_address
 
     @property
+    def metrics_listener(self) -> tuple[str, int] | None:
+        """(host, port) of the HTTP port; port 0: a free one. None: there is to be none."""
+        if self.listen_metrics == METRICS_OFF:
+            return None
+        if self.listen_metrics is not None:
+            host, _, port = self.listen_metrics.rpartition(":")
+            return host.strip("[]"), int(port)
+        host, client_port = split_address(self.client_listener)
+        port_number = client_port + METRICS_PORT_OFFSET
+        return (host, port_number) if port_number <= 65_535 else None
+
+    @property
     def client_address(self) -> str:
         """host:port that clients are told."""
         return self.advertise or self.member.client_address
 
-    def peer_address(self, member: MemberConfig) -> str:
-        """Return the host:port by which this node reaches `member`."""
-        return self.peer_addresses.get(member.name, member.peer_address)
+    @property
+    def own_peer_address(self) -> str:
+        """host:port that the other nodes are told."""
+        return self.advertise_peer or self.member.peer_address
 
     @classmethod
     def settings_customise_sources(

@@ -4,6 +4,9 @@
     FOLDER/data/        the node's own directory (`store.directory`)
     FOLDER/new          there until the data were made: only then may a node with such settings start empty
 
+The settings of a node that joined later are written by `raftstate member add`, and by `member replace` for
+one that lost its data.
+
 The folder itself is locked (flock) while node.toml is made.
 """
 
@@ -51,7 +54,15 @@ def settings_alone(folder: Path, arguments: Mapping[str, object]) -> NodeSetting
                     _make(folder)
     except OSError as error:
         raise StorageError(f"can't make the folder of a node in {folder}: {error.strerror}") from error
-    if (folder / "new").exists():
+    return settings_of(file, arguments)
+
+
+def settings_of(file: Path, arguments: Mapping[str, object]) -> NodeSettings:
+    """Return the settings in a file; beside it may stand the marker of a node that may start empty.
+
+    Raises ConfigError: they can't be read or are not allowed.
+    """
+    if (file.parent / "new").exists():
         arguments = {**arguments, "bootstrap": True}
     return load_settings(file, arguments)
 
@@ -101,12 +112,70 @@ def check_unused(folder: Path, own: Collection[str]) -> None:
         )
 
 
-def write_node_file(folder: Path, name: str, config: ClusterConfig) -> Path:
-    """Write FOLDER/node.toml for a node whose data stand in FOLDER/data; return its path."""
+def check_joinable(folder: Path) -> None:
+    """Check that a node that joins a cluster can have its folder here: there may be settings, but no data.
+
+    Raises:
+        FailedPreconditionError: there are data, or files of somebody else.
+    """
+    data = folder / "data"
+    if data.exists() and (not data.is_dir() or any(data.iterdir())):
+        raise FailedPreconditionError(
+            f"{folder} holds the data of a node already; give an empty directory, or one that does not exist "
+            "yet. If these data are given up, move them away first"
+        )
+    check_unused(folder, ("data", "new", "node.log", "node.toml", "node.toml.new"))
+
+
+def write_joiner(folder: Path, name: str, config: ClusterConfig) -> Path:
+    """Write FOLDER/node.toml for a node that was added to a cluster, or replaced, and allow it to start
+    empty.
+
+    Args:
+        folder: of the node; checked by `check_joinable`.
+        name: of the node, one of the members of `config`.
+        config: with the members as they are now.
+
+    Returns the path of node.toml. Raises `StorageError` when the disk failed.
+    """
+    try:
+        # The marker comes last: beside the settings of the node that is replaced it would let that one start
+        # empty.
+        (folder / "new").unlink(missing_ok=True)
+        file = write_node_file(folder, name, config, join=True)
+        (folder / "new").touch()
+        _fsync(folder)
+    except OSError as error:
+        raise StorageError(f"can't make the folder of a node in {folder}: {error.strerror}") from error
+    return file
+
+
+def write_node_file(
+    folder: Path,
+    name: str,
+    config: ClusterConfig,
+    *,
+    join: bool = False,
+    listen_metrics: str | None = None,
+) -> Path:
+    """Write FOLDER/node.toml for a node whose data stand in FOLDER/data; return its path.
+
+    Args:
+        folder: of the node.
+        name: of the node.
+        config: of its cluster.
+        join: it is not one of those that make the cluster.
+        listen_metrics: the setting of that name.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "node.toml"
     fresh = folder / "node.toml.new"
-    content = dump_toml({"name": name, "data_dir": "data", "cluster": config.model_dump()})
+    settings: dict[str, object] = {"name": name, "data_dir": "data"}
+    if join:
+        settings["join"] = True
+    if listen_metrics is not None:
+        settings["listen_metrics"] = listen_metrics
+    content = dump_toml({**settings, "cluster": config.model_dump()})
     # Durably: it holds the cluster's id, without which the data beside it can't be opened again.
     with fresh.open("w", encoding="utf-8") as out:
         out.write(content)

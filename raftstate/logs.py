@@ -7,6 +7,7 @@ own process with `to_stderr`.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -25,23 +26,27 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     return cast(structlog.stdlib.BoundLogger, logger)
 
 
-def to_stderr(level: str) -> None:
+def to_stderr(level: str, format: str = "text") -> None:
     """Have this process print what its node tells to stderr; stdout is for what was asked for.
 
-    `level`: debug, info, warning or error.
+    What its libraries tell comes in the same form, from warnings on: whoever reads lines of JSON wants no
+    others.
+
+    Args:
+        level: debug, info, warning or error.
+        format: text, for people; or json, an object a line, with timestamp (UTC), level, logger, event, and
+            the event's values.
     """
     handler = logging.StreamHandler(sys.stderr)
-    # Plain: a traceback with local variables would print keys and values of users.
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[],
             processors=[
                 structlog.stdlib.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso"),
                 _with_values,
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.dev.ConsoleRenderer(
-                    colors=False, exception_formatter=structlog.dev.plain_traceback
-                ),
+                *_RENDERERS[format],
             ],
         )
     )
@@ -49,6 +54,23 @@ def to_stderr(level: str) -> None:
     ours.handlers = [handler]
     ours.setLevel(level.upper())
     ours.propagate = False
+    others = logging.getLogger()
+    others.handlers = [handler]
+    others.setLevel(logging.WARNING)
+    logging.captureWarnings(capture=True)
+
+
+def _as_json(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+    """Return an event as one line: what says when, how bad and who first, then what it is about."""
+    head = {name: event.pop(name) for name in ("timestamp", "level", "logger", "event")}
+    return json.dumps({**head, **event}, default=str)
+
+
+# Plain: a traceback with local variables would print keys and values of users.
+_RENDERERS: dict[str, list[structlog.typing.Processor]] = {
+    "text": [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)],
+    "json": [structlog.stdlib.add_logger_name, structlog.processors.format_exc_info, _as_json],
+}
 
 
 def _to_logging(

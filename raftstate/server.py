@@ -18,35 +18,47 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from raftstate.address import split_address
+from raftstate.address import join_address, split_address
 from raftstate.config import ClusterConfig, NodeSettings
 from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
-from raftstate.errors import DataLossError, FailedPreconditionError
+from raftstate.errors import ConfigError, DataLossError, FailedPreconditionError
 from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import MACHINE_VERSION, Member
+from raftstate.node.admission import Place
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
+from raftstate.node.defragment import Defragmenter
 from raftstate.node.driver import Driver, Timing, World
-from raftstate.node.frames import Hello
+from raftstate.node.environment import Rejected
+from raftstate.node.erase import Eraser
+from raftstate.node.erase_files import NodeFiles
+from raftstate.node.integrity import Integrity
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
+from raftstate.node.member_changes import MembersChanged, ReplaceMember
+from raftstate.node.membership import Membership
+from raftstate.node.rebuild import NodeRepair, StateRebuilder
+from raftstate.node.refill import Refill
+from raftstate.node.rejoin import Replaced, WipedPeers, ask_for_replacement
 from raftstate.node.snapshot_disk import StateSnapshots
-from raftstate.node.startup import StartStorage, reset_to_finish
+from raftstate.node.startup import LogLostError, StartStorage, cut_damage, reset_to_finish
+from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
 if TYPE_CHECKING:
+    from raftstate.ops.server import OpsServer
     from raftstate.rpc.server import RpcServer
 
 log = get_logger(__name__)
@@ -63,6 +75,9 @@ UNCOMMITTED_BYTES_MAX = 64 << 20
 INFLIGHT_BYTES_MAX = 16 << 20
 """What is sent to a follower ahead of its answers: a second's worth over a link of 128 Mbit/s."""
 LOG_FOLDER = "log"
+REPLACE_NS_MAX = 5_000_000_000
+"""How long the replacement of a node that lost its log may take: it takes milliseconds, or the other voters
+are no quorum."""
 HANDOVER_S_MAX = 0.3
 """How long a leader that is told to stop tries to hand leadership over first. It takes some 10 ms when the
 other lives, and can't be done when all are told to stop together."""
@@ -84,7 +99,9 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    stores = Stores(settings)
+    stores = await open_stores(settings, stop)
+    if stores is None:
+        return
     try:
         node = Node(settings, stores, stop.set)
         try:
@@ -104,29 +121,82 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
         raise node.failure
 
 
+async def open_stores(settings: NodeSettings, stop: asyncio.Event) -> Stores | None:
+    """Open a node's data. If its log is lost, have the cluster replace the node first, by an empty one.
+
+    Args:
+        settings: of the node.
+        stop: ends the wait for that.
+
+    Returns None when `stop` was set first. Raises what `serve` does when it can't start.
+    """
+    with contextlib.ExitStack() as opened:
+        directory = open_directory(settings)
+        opened.callback(directory.close)
+        try:
+            stores = Stores(settings, directory)
+        except LogLostError as lost:
+            log.error("the log is lost; asking to be replaced", node=settings.name, reason=str(lost))
+            if not await rejoin(settings, directory, lost.members, stop):
+                return None
+            stores = Stores(settings, directory)
+        opened.pop_all()
+        return stores
+
+
+async def rejoin(
+    settings: NodeSettings, directory: DataDirectory, members: Sequence[Member], stop: asyncio.Event
+) -> bool:
+    """Have the cluster replace this node, and make its data anew; return False if `stop` was set first."""
+    identity = directory.identity
+    local = LocalPeer(
+        identity.cluster_id, identity.node_id, identity.incarnation, MACHINE_VERSION, wiped=True
+    )
+    addresses = peer_addresses(settings, members)
+    listen = split_address(settings.peer_listener)
+    asking = asyncio.ensure_future(ask_for_replacement(local, addresses, listen, secrets.randbits(64)))
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([asking, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not asking.done():
+            return False
+        incarnation = asking.result()
+    finally:
+        for task in (asking, stopped):
+            task.cancel()
+        await asyncio.gather(asking, stopped, return_exceptions=True)
+    log.warning("replaced; beginning anew", node=settings.name, incarnation=incarnation)
+    replacement.begin(directory, incarnation)
+    replacement.finish(directory, lambda path: make_blank(settings, path))
+    return True
+
+
 class Stores:
     """A node's data directory and what is in it, opened by this process alone.
 
-    Raises what `serve` does when it can't start.
+    `directory`: locked already; None: it is opened here.
+
+    Raises what `serve` does when it can't start; `LogLostError` if other nodes may replace this one.
     """
 
-    def __init__(self, settings: NodeSettings) -> None:
-        cluster = settings.cluster
-        member = settings.member
-        identity = Identity(
-            cluster_id=cluster.cluster_id, node_id=member.id, incarnation=member.incarnation, name=member.name
-        )
+    def __init__(self, settings: NodeSettings, directory: DataDirectory | None = None) -> None:
         with contextlib.ExitStack() as opened:
-            self.directory = open_directory(settings, identity)
-            opened.callback(self.directory.close)
-            self.state = StateStore.open(self.directory.path, map_bytes=settings.state_map_bytes)
-            opened.callback(self.state.close, clean=False)
-            with self.state.read() as tables:
-                self.machine = Machine(tables)
-            self.log = LogStore.open(self.directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
+            if directory is None:
+                directory = open_directory(settings)
+                opened.callback(directory.close)
+            self.directory = directory
+            try:
+                self.state = StateStore.open(directory.path, map_bytes=settings.state_map_bytes)
+                opened.callback(self.state.close, clean=False)
+                with self.state.read() as tables:
+                    self.machine = Machine(tables)
+            except DataLossError as error:
+                open_log(settings, directory, ()).close()  # if that is lost, too, there is nothing to keep
+                raise state_is_lost(error) from error
+            self.log = open_log(settings, directory, self.machine.members)
             opened.callback(self.log.close)
-            check_log_is_whole(self.log)
             fit_log_to_state(self.log, self.machine, self.state.durable_applied_index)
+            check_sole_copy(self.log, self.machine, settings.node_id)
             opened.pop_all()  # they stay open
         self.clean = False
         """Whether the state was checkpointed at the end; the node says so when it has."""
@@ -138,20 +208,60 @@ class Stores:
         self.directory.close()
 
 
-def check_log_is_whole(log_store: LogStore) -> None:
-    """Raise `DataLossError` if a record of the log is damaged: what it held was acknowledged, so this node
-    must not take part without it."""
+def check_sole_copy(log_store: LogStore, machine: Machine, node_id: int) -> None:
+    """Raise `DataLossError` if a record is damaged that the state lacks, and that no other node can hold."""
     damaged = log_store.first_damaged_index
-    if damaged is not None:
+    if damaged is not None and {member.id for member in machine.members} <= {node_id}:
         raise DataLossError(
-            f"entry {damaged} of this node's log is damaged on disk, and was not served; the other nodes "
-            "hold it: replace this node's data directory"
+            f"entry {damaged} of this node's log is damaged on disk. It was acknowledged, perhaps, the state "
+            f"ends with entry {machine.applied_index}, and no other node holds it: restore a copy of this "
+            "node's folder, or go on without it, and all that came after it, by `raftstate recover DIR "
+            "--accept-loss`"
         )
 
 
+def state_is_lost(error: DataLossError) -> DataLossError:
+    """Return what to tell of a state that can't be opened, beside a log that can."""
+    return DataLossError(
+        f"{error.message}. The log can be read, and may hold what was acknowledged, so the node does not "
+        "begin anew by itself: have it replaced (`raftstate member replace`) while the other nodes are up",
+        detail=error.detail,
+    )
+
+
+def open_log(settings: NodeSettings, directory: DataDirectory, members: Sequence[Member]) -> LogStore:
+    """Open the log. `members`: as the state beside it knows them.
+
+    Raises `LogLostError` when it is lost, and other nodes may replace this one; else what `LogStore.open`
+    does.
+    """
+    try:
+        return LogStore.open(directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
+    except DataLossError as error:
+        known = {member.id for member in members or settings.cluster.members}
+        if known - {settings.node_id}:
+            raise LogLostError(error.message, members) from error
+        raise DataLossError(
+            f"{error.message}. No other node holds what it held: restore a copy of this node's folder, or go "
+            "on with the state as of its last checkpoint, and without what came after it, by `raftstate "
+            "recover DIR --accept-loss`",
+            detail=error.detail,
+        ) from error
+
+
+def make_blank(settings: NodeSettings, directory: Path) -> None:
+    """Make, durably, the data of a node that joins its cluster: an empty log, and a state without members."""
+    LogStore.open(directory / LOG_FOLDER, map_bytes=settings.log_map_bytes, create=True).close()
+    state = StateStore.create(directory, settings.state_map_bytes)
+    with state.write() as tables:
+        Machine.blank(tables, settings.cluster.cluster_id)
+    state.checkpoint(0)
+    state.close(clean=True)
+
+
 def fit_log_to_state(log_store: LogStore, machine: Machine, durable_index: int) -> None:
-    """Finish an install that a crash cut short, and see to it that the log does not hold the first entry of
-    all: whoever needs that one joins, and needs a snapshot instead.
+    """Finish an install that a crash cut short, cut off damage to what was applied, and see to it that the
+    log does not hold the first entry of all: whoever needs that one joins, and needs a snapshot instead.
 
     Raises:
         DataLossError: log and state don't fit.
@@ -161,23 +271,39 @@ def fit_log_to_state(log_store: LogStore, machine: Machine, durable_index: int) 
     if hard_state is not None:
         log.warning("finishing an install", applied=machine.applied_index, last_index=log_store.last_index())
         log_store.publish(log_store.reset(hard_state, machine.applied_index, machine.applied_term))
+    cut_damage(log_store, machine.applied_index, machine.applied_term)
     if durable_index >= 1:
         cut = log_store.compact(1, 1)
         if cut is not None:
             log_store.publish(cut)
 
 
-def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
+def open_directory(settings: NodeSettings) -> DataDirectory:
     """Open the data directory, or create it if this is the very first start and the settings say so."""
     path = settings.data_path
+    member = settings.member
+    identity = Identity(
+        cluster_id=settings.cluster.cluster_id,
+        node_id=member.id,
+        incarnation=member.incarnation,
+        name=member.name,
+    )
     if (path / "identity").exists():
         directory = DataDirectory.open(path, identity)
+        try:
+            replacement.finish(directory, lambda fresh: make_blank(settings, fresh))
+        except BaseException:
+            directory.close()
+            raise
         data_made(settings)  # again, if a crash came between the two
         return directory
     if not settings.bootstrap:
+        name = identity.name
         raise FailedPreconditionError(
-            f"{path} holds no data of node {identity.name!r}. If this is the very first start of a new "
-            "cluster, give --bootstrap; a node that lost its data must not come back under its old identity"
+            f"{path} holds no data of node {name}, and a node that lost its data must not come back under "
+            "its old identity: what it has acknowledged would be gone. Have it replaced: `raftstate member "
+            f"replace {name} --out DIR` on any machine that reaches the cluster, then start DIR. If this is "
+            "the very first start of a new cluster or member, give --bootstrap"
         )
 
     def populate(directory: Path) -> None:
@@ -185,7 +311,10 @@ def open_directory(settings: NodeSettings, identity: Identity) -> DataDirectory:
         state = StateStore.create(directory, settings.state_map_bytes)
         members = initial_members(settings.cluster)
         with state.write() as tables:
-            Machine.bootstrap(tables, settings.cluster.cluster_id, members)
+            if settings.join:
+                Machine.blank(tables, settings.cluster.cluster_id)
+            else:
+                Machine.bootstrap(tables, settings.cluster.cluster_id, members)
         state.checkpoint(0)
         state.close(clean=True)
 
@@ -210,6 +339,7 @@ class Node:
         stores: opened; the caller closes them after `stop`.
         on_halt: called when the node can't go on; `failure` then says why.
         listen_clients, listen_peers: whether to open these ports; a node within a program needs neither.
+        default_metrics: whether to open a port for metrics, too, where the settings say nothing of one.
     """
 
     def __init__(
@@ -220,6 +350,7 @@ class Node:
         *,
         listen_clients: bool = True,
         listen_peers: bool = True,
+        default_metrics: bool = True,
     ) -> None:
         self.failure: BaseException | None = None
         self._settings = settings
@@ -244,14 +375,23 @@ class Node:
         )
         member = settings.member
         self._links = PeerLinks(
-            LocalPeer(settings.cluster.cluster_id, member.id, member.incarnation, MACHINE_VERSION),
-            {other.id: settings.peer_address(other) for other in settings.cluster.members},
-            self._admit,
+            LocalPeer(
+                settings.cluster.cluster_id,
+                member.id,
+                stores.directory.identity.incarnation,
+                MACHINE_VERSION,
+            ),
+            peer_addresses(settings, machine.members),
             LinkEvents(
                 body=lambda sender, body: self.driver.receive(sender, body),
                 turn=lambda: self.driver.turn(),
                 met=lambda peer, version: self.driver.upkeep.met(peer, version),
                 lost=lambda peer: self.driver.link_lost(peer),
+                refused=lambda peer, welcome: self.membership.admission.refused(peer, welcome),
+                admit=lambda hello: self.membership.admission.admit(hello),
+                takes=lambda peer, incarnation, body: self.membership.admission.takes(
+                    peer, incarnation, body
+                ),
             ),
             seed=rng.getrandbits(64),
         )
@@ -263,10 +403,21 @@ class Node:
         raw = RawNode(core_config(member.id, storage, timing, machine.applied_index, rng))
         retention_ns = settings.cluster.history_retention_s * 1_000_000_000
         self.driver = Driver(raw, machine, world, timing, history_retention_ns=retention_ns)
+        place = Place(
+            settings.cluster.cluster_id,
+            member.id,
+            stores.directory.identity.incarnation,
+            member.name,
+            settings.own_peer_address,
+            settings.client_address,
+            alone=not listen_peers,
+        )
+        self.membership = Membership(self.driver, self._links, clock, place, self._members_changed)
         storage.source = self.driver.snapshots.own.snapshot
         self._applier.hold_log_from(self._log_needed_from)
         self.service = LocalNode(
             self.driver,
+            self.membership,
             machine,
             stores.log,
             stores.state,
@@ -274,11 +425,50 @@ class Node:
             name=member.name,
             version=importlib.metadata.version("raftstate"),
         )
+        self.service.checkpoint_age_ns = lambda: self._applier.checkpoint_age_ns
+        WipedPeers(self.driver, self._links, self._replace_wiped)
+        Refill(
+            self.driver,
+            self._log_writer,
+            self._links,
+            clock,
+            durable_index=lambda: stores.state.durable_applied_index,
+            need_snapshot=self._need_snapshot,
+        )
+        self._rebuilder = StateRebuilder(stores.state, stores.log, self._applier, self.driver, self._halt)
+        self._repair = NodeRepair(self._rebuilder, stores.state, stores.log)
+        self.integrity = Integrity(self.driver, world, self._repair, distrusted=stores.state.distrusted())
+        self._applier.on_damage = self.integrity.damaged
+        self.service.on_damage = self.integrity.damaged
+        self._defragmenter = Defragmenter(
+            stores.state,
+            self._rebuilder,
+            clock,
+            stores.directory.path,
+            is_installing=lambda: self.driver.is_installing,
+            on_halt=self._halt,
+            bytes_min=settings.defragment_bytes_min,
+        )
+        self._erase_files = NodeFiles(
+            self.driver, stores.state, stores.log, self._log_writer, self._defragmenter
+        )
+        self._eraser = Eraser(machine, self._erase_files, clock, stores.directory.path)
+        self._defragmenter.erased_index = lambda: self._eraser.erased_index
+        self.service.defragmenter, self.service.eraser = self._defragmenter, self._eraser
+        self._applier.on_adopted(self._eraser.state_installed)
+        self._applier.on_exchanged(self._eraser.state_exchanged)
         self._applier.on_applied(self.service.watch_hub.applied)
         self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
         self._listen_peers = listen_peers
         self._rpc = _rpc_server(self.service, settings) if listen_clients else None
+        if self._rpc is not None:
+            rpc = self._rpc
+            self.driver.leader_watchers.append(lambda _leader: rpc.health_changed())
+            self.driver.fitness.watch(rpc.health_changed)
+        self._clock = clock
+        self._default_metrics = default_metrics
+        self._ops: OpsServer | None = None
 
     async def start(self) -> None:
         """Open the ports and take part."""
@@ -287,15 +477,56 @@ class Node:
             await self._links.start(host, port)
         self._applier.start()
         self.driver.start()
+        self._defragmenter.start()
+        self._eraser.start()
+        self.integrity.start()
         if self._rpc is not None:
             await self._rpc.start()
+        await self._start_ops()
         log.info(
             "serving",
             node=self._settings.name,
             client=self._settings.client_listener if self._rpc is not None else None,
             peer=self._settings.peer_listener if self._listen_peers else None,
+            metrics=self.service.metrics_address or None,
             applied=self._stores.machine.applied_index,
         )
+
+    async def _start_ops(self) -> None:
+        """Open the port for metrics and probes."""
+        settings = self._settings
+        listener = settings.metrics_listener
+        if listener is None or not (self._default_metrics or settings.listen_metrics):
+            return
+        # Here, so that a node without that port need not load what serves it.
+        from raftstate.ops.metric import Parts
+        from raftstate.ops.server import OpsServer
+
+        parts = Parts(
+            name=settings.name,
+            version=importlib.metadata.version("raftstate"),
+            driver=self.driver,
+            service=self.service,
+            applier=self._applier,
+            links=self._links,
+            log=self._stores.log,
+            log_writer=self._log_writer,
+            state=self._stores.state,
+            meter=self._rpc.meter if self._rpc is not None else None,
+        )
+        host, port = listener
+        ops = OpsServer(parts, self._clock.monotonic_ns)
+        try:
+            bound = await ops.start(host, port)
+        except ConfigError as error:
+            await ops.close()
+            if settings.listen_metrics is not None:
+                raise
+            # Nobody asked for this port by name: a node that served before it knew of metrics still does.
+            log.warning("no metrics", reason=str(error))
+            return
+        self._ops = ops
+        self.service.metrics_address = join_address(host, bound)
 
     async def hand_over(self) -> None:
         """If this node leads others, let one of them lead before it goes: a stop is no failure."""
@@ -313,22 +544,35 @@ class Node:
     async def stop(self) -> None:
         """Take no more part, let go of ports and threads, and checkpoint the state."""
         self.driver.stop()
+        self._eraser.close()
+        self._rebuilder.close()
         # Before the services wait for what is under way: a stream of watches has no end of its own.
         self.service.watch_hub.close()
         try:
             if self._rpc is not None:
-                await self._rpc.set_serving(False)
+                await self._rpc.stop_serving()
                 await self._rpc.stop(grace_s=1.0)
             await self._links.close()
+            if self._ops is not None:
+                await self._ops.close()
         finally:
             try:
                 self._log_writer.close()
             finally:
                 self.service.close()
+                await self._defragmenter.close()
+                await self._repair.close()
                 clean = await self._applier.close()
+                self._rebuilder.join()
+                self._erase_files.close()
                 self._snapshot_disk.close()
                 # A state that was installed, and not adopted any more, is what the next start opens.
-                self._stores.clean = clean and self.failure is None and not self.driver.is_installing
+                self._stores.clean = (
+                    clean
+                    and self.failure is None
+                    and self._stores.state.is_settled
+                    and not self.driver.is_installing
+                )
 
     def _log_needed_from(self) -> int | None:
         """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""
@@ -342,21 +586,52 @@ class Node:
             log.error("halted", node=self._settings.name, error=str(error), kind=type(error).__name__)
             self._on_halt()
 
-    def _admit(self, hello: Hello) -> str:
-        local = self._settings.cluster
-        if hello.cluster_id != local.cluster_id:
-            return f"this node is of cluster {local.cluster_id:#x}, the caller of {hello.cluster_id:#x}"
-        if hello.to_id != self._settings.node_id:
-            return f"this is node {self._settings.node_id}, the caller means node {hello.to_id}"
-        known = {member.id: member.incarnation for member in self._stores.machine.members}
-        if hello.from_id == hello.to_id or hello.from_id not in known:
-            return f"node {hello.from_id} is no other member of this cluster"
-        if hello.from_incarnation != known[hello.from_id]:
-            return (
-                f"node {hello.from_id} has incarnation {known[hello.from_id]}, "
-                f"the caller says {hello.from_incarnation}: it was replaced"
-            )
-        return ""
+    def _replace_wiped(self, record: Member, replaced: Replaced) -> None:
+        def done(outcome: MembersChanged | Rejected) -> None:
+            if isinstance(outcome, Rejected):
+                replaced(outcome.fault.message)
+            else:
+                found = next((member for member in outcome.members if member.id == record.id), None)
+                replaced(found or f"{record.name} was removed meanwhile")
+
+        self.membership.submit(ReplaceMember(record.name), REPLACE_NS_MAX, done)
+
+    def _need_snapshot(self, min_index: int) -> None:
+        log.warning(
+            "no peer's log holds the damaged entries any more; a state that contains them is needed",
+            node=self._settings.name,
+            min_index=min_index,
+        )
+
+    def _members_changed(self) -> None:
+        self._links.set_peers(peer_addresses(self._settings, self.driver.applied.members))
+
+
+def peer_addresses(settings: NodeSettings, members: Sequence[Member]) -> dict[int, tuple[str, ...]]:
+    """Return where a node dials the others.
+
+    Args:
+        settings: of the node. What they say of a member by its name comes first and alone.
+        members: as the node has applied them; none: it is new, and goes by the members of its settings.
+
+    Returns:
+        For each other member host:ports to try in turn: that of its record, and that of the settings' list if
+        that is another one, since a cluster whose nodes all moved while they were down has no leader who
+        could record it.
+    """
+    configured = {member.id: member for member in settings.cluster.members}
+    known = members or configured.values()
+    found: dict[int, tuple[str, ...]] = {}
+    for member in known:
+        if member.id == settings.node_id:
+            continue
+        mapped = settings.peer_addresses.get(member.name)
+        listed = configured.get(member.id)
+        others = [listed.peer_address] if listed is not None and listed.name == member.name else []
+        found[member.id] = (
+            (mapped,) if mapped is not None else tuple(dict.fromkeys((member.peer_address, *others)))
+        )
+    return found
 
 
 def _rpc_server(service: LocalNode, settings: NodeSettings) -> RpcServer:

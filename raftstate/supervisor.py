@@ -6,6 +6,8 @@
     DATA/n1/node.log    what it printed
     DATA/n1/data/       the node's own directory
 
+Nodes that joined later have their folders beside those of the first ones: what has a node.toml is a node.
+
 The nodes end when the process that holds the `LocalCluster` does, however it ends.
 """
 
@@ -39,10 +41,12 @@ from raftstate.folder import (
     CLIENT_PORT_DEFAULT,
     HOST,
     PEER_PORT_OFFSET,
+    check_joinable,
     check_unused,
     new_cluster_id,
     write_node_file,
 )
+from raftstate.joining import write_joiner
 from raftstate.lifeline import Lifeline
 
 NODES_DEFAULT = 3
@@ -128,7 +132,10 @@ class LocalCluster:
             self._create(
                 NODES_DEFAULT if nodes is None else nodes, CLIENT_PORT_DEFAULT if port is None else port
             )
-        self.config = self._read()
+        self.config = load_settings(self._data_dir / "n1" / "node.toml", {"name": "n1"}).cluster
+        """What the nodes agree on. Its members are the first ones."""
+        self.members = self._read()
+        """The nodes of this directory, by the settings in their folders, in the order of their ids."""
         if not is_new:
             self._check_asked(nodes, port)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -141,13 +148,13 @@ class LocalCluster:
             NodeProcess(
                 member.name, member.client_address, self._data_dir / member.name, self._pid(member.name)
             )
-            for member in self.config.members
+            for member in self.members
         ]
 
     @property
     def endpoints(self) -> list[str]:
         """host:port at which each node serves clients."""
-        return [member.client_address for member in self.config.members]
+        return [member.client_address for member in self.members]
 
     @property
     def url(self) -> str:
@@ -174,10 +181,10 @@ class LocalCluster:
                 f"the cluster in {self._data_dir} keeps its ports ({self._ports()}): stop that process, or"
                 " start a new cluster in another directory"
             )
-            self._wait_for_ports(self.config.members, advice)
+            self._wait_for_ports(self.members, advice)
             self._lifeline = Lifeline()
             deadline = time.monotonic() + timeout_s
-            waiting = [(name, self._spawn(name)) for name in (member.name for member in self.config.members)]
+            waiting = [(name, self._spawn(name)) for name in (member.name for member in self.members)]
             for name, ready_fd in waiting:
                 self._wait_ready(name, ready_fd, deadline)
         except BaseException:
@@ -228,6 +235,30 @@ class LocalCluster:
         if self._pid(name) is not None:
             raise FailedPreconditionError(f"node {name} is running")
         self._wait_ready(name, self._spawn(name), time.monotonic() + timeout_s)
+
+    def add_node(self, name: str, *, timeout_s: float = START_TIMEOUT_S) -> NodeProcess:
+        """Add a node to the running cluster, in a folder beside the others, and start it on free ports.
+
+        It has not caught up yet when this returns; `raftstate.client.Client.members` tells when it votes.
+
+        Args:
+            name: new in the cluster.
+            timeout_s: for adding it, and again for its start.
+
+        Raises:
+            RaftstateError: the cluster refused it; or as `restart`.
+        """
+        folder = self._data_dir / name
+        check_joinable(folder)
+        client_port, peer_port = _free_ports(2)
+        with connect(self.url, timeout=timeout_s) as client:
+            added = client.add_member(
+                name, peer_address=f"{HOST}:{peer_port}", client_address=f"{HOST}:{client_port}"
+            )
+        write_joiner(folder, added)
+        self.members = self._read()
+        self.restart(name, timeout_s=timeout_s)
+        return self.node(name)
 
     def deaths(self) -> list[Death]:
         """Return the nodes that ended by themselves, or by somebody else's hand, since the last call."""
@@ -292,13 +323,14 @@ class LocalCluster:
         check_unused(
             self._data_dir, ("formed", "lock", *(f"n{number}" for number in range(1, VOTERS_MAX + 1)))
         )
-        ports = _free_ports(2 * nodes) if port == 0 else []
+        ports = _free_ports(3 * nodes) if port == 0 else []
+        first_peer = port + PEER_PORT_OFFSET
         members = tuple(
             MemberConfig(
                 id=number,
                 name=f"n{number}",
                 client_address=f"{HOST}:{ports[number - 1] if ports else port + number - 1}",
-                peer_address=f"{HOST}:{ports[-number] if ports else port + PEER_PORT_OFFSET + number - 1}",
+                peer_address=f"{HOST}:{ports[nodes + number - 1] if ports else first_peer + number - 1}",
             )
             for number in range(1, nodes + 1)
         )
@@ -308,26 +340,28 @@ class LocalCluster:
             members, "stop that process, or start the new cluster on other ports (port 0 picks free ones)"
         )
         # The first node's file comes last: it is what makes the directory a cluster.
-        for member in reversed(members):
-            write_node_file(self._data_dir / member.name, member.name, config)
+        for number, member in reversed(list(enumerate(members))):
+            # Beside ports that were asked for, the metrics have the ports that they have by default.
+            metrics = f"{HOST}:{ports[2 * nodes + number]}" if ports else None
+            write_node_file(self._data_dir / member.name, member.name, config, listen_metrics=metrics)
 
-    def _read(self) -> ClusterConfig:
-        config = load_settings(self._data_dir / "n1" / "node.toml", {"name": "n1"}).cluster
-        missing = [
-            member.name
-            for member in config.members
-            if not (self._data_dir / member.name / "node.toml").exists()
-        ]
+    def _read(self) -> list[MemberConfig]:
+        """Return the nodes whose folders are here. Raises FailedPreconditionError when one of the first
+        lacks."""
+        first = self.config.members
+        folders = {file.parent.name: file for file in self._data_dir.glob("*/node.toml")}
+        missing = [member.name for member in first if member.name not in folders]
         if missing:
             files = ", ".join(f"{name}/node.toml" for name in missing)
             raise FailedPreconditionError(
-                f"{self._data_dir} is that of a cluster of {len(config.members)} nodes, but lacks {files};"
+                f"{self._data_dir} is that of a cluster of {len(first)} nodes, but lacks {files};"
                 " restore the files, or give another directory"
             )
-        return config
+        members = [load_settings(file, {"name": name}).member for name, file in folders.items()]
+        return sorted(members, key=lambda member: member.id)
 
     def _check_asked(self, nodes: int | None, port: int | None) -> None:
-        has = len(self.config.members)
+        has = len(self.members)
         if nodes is not None and nodes != has:
             raise ConfigError(
                 f"{self._data_dir} holds a cluster of {has} nodes, not {nodes};"

@@ -52,11 +52,12 @@ def _run() -> int:
         return ended.code if isinstance(ended.code, int) else EXIT_FAILED if ended.code else 0
     except RaftstateError as error:
         _say(error.message)
-        return _exit_code(error)
+        return exit_code(error)
     return 0
 
 
-def _exit_code(error: RaftstateError) -> int:
+def exit_code(error: RaftstateError) -> int:
+    """Return what a command that failed so ends with."""
     if isinstance(error, IndefiniteError):
         return EXIT_UNKNOWN
     if isinstance(error, InvalidArgumentError | ConfigError):

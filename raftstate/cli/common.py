@@ -109,6 +109,11 @@ def raw_argument(argument: str) -> bytes:
     return os.fsencode(argument)
 
 
+def megabytes(size_bytes: int) -> str:
+    """Return a size for people."""
+    return f"{size_bytes / 1e6:,.1f} MB"
+
+
 def bytes_field(name: str, raw: bytes) -> dict[str, str]:
     """Return bytes as a JSON field: as text under `name` where they are UTF-8, else under `name`_base64."""
     try:

@@ -28,8 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from raftstate.cli import demo_worker
-from raftstate.cli.cluster import megabytes
-from raftstate.cli.common import console, interrupted_once, print_json
+from raftstate.cli.common import console, interrupted_once, megabytes, print_json
 from raftstate.cli.demo_check import differences, independent_manifest, lost_checkpoints, read_ledger
 from raftstate.client import connect
 from raftstate.errors import FailedPreconditionError, InvalidArgumentError

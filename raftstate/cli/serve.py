@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 import uvloop
 
+from raftstate.address import split_address
 from raftstate.cli.common import JsonOption, print_json
-from raftstate.config import NodeSettings, load_settings
+from raftstate.config import NodeSettings
 from raftstate.errors import ConfigError
-from raftstate.folder import settings_alone
+from raftstate.folder import settings_alone, settings_of
 from raftstate.lifeline import watch
 from raftstate.logs import to_stderr
 
@@ -26,8 +27,23 @@ def serve(
             " written, for a cluster of one node."
         ),
     ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT to serve clients on; unless --advertise differs, what they are told, too."
+        ),
+    ] = None,
     advertise: Annotated[str | None, typer.Option(help="HOST:PORT that clients are told to use.")] = None,
-    listen: Annotated[str | None, typer.Option(help="HOST:PORT to serve clients on.")] = None,
+    peer: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT to serve the other nodes on; unless --advertise-peer differs, what they are told,"
+            " too."
+        ),
+    ] = None,
+    advertise_peer: Annotated[
+        str | None, typer.Option(help="HOST:PORT that the other nodes are told to use.")
+    ] = None,
     bootstrap: Annotated[
         bool,
         typer.Option(
@@ -41,7 +57,10 @@ def serve(
     ready_fd: Annotated[int | None, typer.Option(hidden=True)] = None,
     die_with_parent: Annotated[int | None, typer.Option(hidden=True)] = None,
 ) -> None:
-    """Serve one node until SIGINT or SIGTERM."""
+    """Serve one node until SIGINT or SIGTERM.
+
+    Whatever addresses it is started with, the cluster records them, and the other nodes and clients follow.
+    """
     # Here, so that the other commands need not load the store.
     from raftstate.server import serve as serve_node
 
@@ -49,12 +68,14 @@ def serve(
         watch(die_with_parent)
     arguments: dict[str, object] = {
         "advertise": advertise,
+        "advertise_peer": advertise_peer,
         "listen_client": listen,
+        "listen_peer": peer,
         "bootstrap": bootstrap or None,
         "insecure": insecure or None,
     }
     settings = settings_for(config, data, arguments)
-    to_stderr(settings.log_level)
+    to_stderr(settings.log_level, settings.log_format)
     uvloop.run(serve_node(settings, ready=lambda: _say_ready(settings, ready_fd, json)))
 
 
@@ -78,8 +99,29 @@ def settings_for(config: Path | None, data: Path | None, arguments: dict[str, ob
 
     Raises ConfigError, and FailedPreconditionError when `data` holds files of somebody else.
     """
-    if config is not None:
-        return load_settings(config, {**arguments, "data_dir": data and data.absolute()})
-    if data is None:
+    if config is None and data is None:
         raise ConfigError("serve needs --config FILE or --data DIR", field="config")
-    return settings_alone(data, arguments)
+
+    def load() -> NodeSettings:
+        if config is not None:
+            return settings_of(config, {**arguments, "data_dir": data and data.absolute()})
+        assert data is not None
+        return settings_alone(data, arguments)
+
+    settings = load()
+    told = {
+        told: arguments[listen]
+        for told, listen in (("advertise", "listen_client"), ("advertise_peer", "listen_peer"))
+        if arguments.get(listen) is not None and getattr(settings, told) is None
+    }
+    # An address that stands for all of a machine's is none to be told.
+    told = {name: address for name, address in told.items() if not _is_wildcard(str(address))}
+    if told:
+        arguments = {**arguments, **told}
+        settings = load()
+    return settings
+
+
+def _is_wildcard(address: str) -> bool:
+    host = split_address(address)[0]
+    return host in ("0.0.0.0", "::")

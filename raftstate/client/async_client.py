@@ -15,8 +15,9 @@ from raftstate.client.ledger import Write
 from raftstate.client.limits import BytesLike, HasId, Key
 from raftstate.client.links import Links
 from raftstate.client.lock import AsyncLock
+from raftstate.client.members import MemberCalls
 from raftstate.client.methods import GET, LEASES, RANGE
-from raftstate.client.operations import Compact, Delete, Operation, Put
+from raftstate.client.operations import Compact, Delete, Erase, Operation, Put
 from raftstate.client.reads import ReadReply, ReadRequest, read
 from raftstate.client.results import key_value, lease_status, range_result
 from raftstate.client.scan import AsyncScan
@@ -25,8 +26,10 @@ from raftstate.client.txn import AsyncTxn
 from raftstate.client.types import (
     Consistency,
     DeleteResult,
+    EraseResult,
     KeyValue,
     LeaseStatus,
+    MemberErase,
     NodeStatus,
     PutResult,
     RangeResult,
@@ -68,7 +71,7 @@ def connect_async(url: str | None = None, *, timeout: float = TIMEOUT_S_DEFAULT)
     return AsyncClient(endpoints_of(url), timeout=timeout)
 
 
-class AsyncClient:
+class AsyncClient(MemberCalls):
     """A client for one event loop: the one of its first call. Use it as `async with`, or call `close`.
 
     Every call takes `timeout` in seconds (None: the client's) and is safe to cancel. All raise
@@ -259,6 +262,49 @@ class AsyncClient:
         """
         number = limits.check_count(revision, "revision", 1, limits.REVISION_MAX)
         await self._execute(Compact(number), timeout)
+
+    async def erase(self, key: Key, *, timeout: float | None = None) -> EraseResult:
+        """Delete a key together with its history, for good: from every file of every member.
+
+        When this returns, no read and no watch finds the key or its past any more, and after it no answer to
+        a write that held a pair of it can be asked for again. Then each member rewrites its files, which
+        takes a while: see `erase_progress`. All other history up to there is forgotten, too, as by
+        `compact`. What is not in the members' files is not reached: what clients hold, backups, and the disks
+        of members that were removed.
+
+        Args:
+            key: one key; it need not be there (any more).
+            timeout: in seconds; None: the client's.
+
+        Returns:
+            The revision to which the history is forgotten, whether the key was there, and the index that
+            `erase_progress` is asked with.
+
+        Raises:
+            InvalidArgumentError: the key is not within its limits; nothing was sent.
+            UnimplementedError: a member runs older software.
+            RaftstateError: else as `put`.
+        """
+        erased = await self._execute(Erase(key), timeout)
+        # Of the newest answer so far: that of this erase, or one after it.
+        return EraseResult(erased.revision, erased.deleted, self._connected().tracker.applied_index)
+
+    async def erase_progress(
+        self, erased: EraseResult | int, *, timeout: float | None = None
+    ) -> list[MemberErase]:
+        """Return how far each member is with an erase, and all those before it.
+
+        Args:
+            erased: what `erase` returned, or the `index` in it.
+            timeout: in seconds; None: the client's. A member gets at most 2 s of it.
+
+        Raises:
+            InvalidArgumentError: it is no such index.
+            RaftstateError: else as `status`.
+        """
+        index = erased.index if isinstance(erased, EraseResult) else erased
+        index = limits.check_count(index, "erased", 1, limits.REVISION_MAX)
+        return cluster.erase_progress(await self.status(timeout=timeout), index)
 
     # ---- reads
 
@@ -548,6 +594,27 @@ class AsyncClient:
             ClosedError: the client is closed.
         """
         return await cluster.transfer_leader(self._connected(), target, self._timeout_s(timeout))
+
+    async def defragment(self, target: int | str, *, timeout: float | None = None) -> int:
+        """Have a member rewrite the files of its state without the space that nothing uses any more.
+
+        It goes on serving meanwhile. This returns when it has begun; `status` says how far it is.
+
+        Args:
+            target: the member's id or name.
+            timeout: in seconds; None: the client's.
+
+        Returns:
+            The size of its state as it begins, in bytes.
+
+        Raises:
+            InvalidArgumentError: no member has that id or name.
+            FailedPreconditionError: its files are being rewritten already.
+            ResourceExhaustedError: its disk has no room for a second copy.
+            NoLeaderError: no leader was found in time, who knows the members.
+            RaftstateError: else as `status`.
+        """
+        return await cluster.defragment(self._connected(), target, self._timeout_s(timeout))
 
     # ---- state models
 

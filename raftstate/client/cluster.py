@@ -1,19 +1,29 @@
-"""What is asked of nodes as such: their status, and who of them should lead."""
+"""What is asked of nodes as such: their status, who of them should lead, who belongs to the cluster."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import Literal, TypeVar
 
 from raftstate.client import limits
 from raftstate.client.faults import RpcFailure
-from raftstate.client.leader import LeaderTracker
+from raftstate.client.leader import BACKOFF_S_MAX, LeaderTracker
 from raftstate.client.links import Links
-from raftstate.client.methods import TRANSFER_LEADER
-from raftstate.client.results import node_status
-from raftstate.client.types import NodeStatus
+from raftstate.client.methods import DEFRAGMENT, MEMBER_LIST, TRANSFER_LEADER
+from raftstate.client.results import member_list, node_status
+from raftstate.client.transport import Method, Request, Response
+from raftstate.client.types import MemberErase, MemberList, NodeStatus
 from raftstate.errors import InvalidArgumentError, NoLeaderError
 from raftstate.pb.v1 import cluster_pb2
+
+ChangeReply = TypeVar(
+    "ChangeReply",
+    cluster_pb2.MemberAddResponse,
+    cluster_pb2.MemberPromoteResponse,
+    cluster_pb2.MemberRemoveResponse,
+    cluster_pb2.MemberReplaceResponse,
+)
 
 STATUS_S_MAX = 2.0
 """Whoever waits for the list can't tell a node that takes longer from a dead one anyway."""
@@ -59,6 +69,109 @@ async def transfer_leader(links: Links, target: int | str | None, timeout_s: flo
         raise failure.as_error(write=True) from failure
     tracker.observe(reply.header)
     return reply.leader_id
+
+
+async def members(links: Links, timeout_s: float) -> MemberList:
+    """Return the members, as the leader knows them. Raises as `AsyncClient.members` says."""
+    deadline = links.loop.time() + timeout_s
+    while True:
+        try:
+            reply = await _ask_leader(
+                links, MEMBER_LIST, cluster_pb2.MemberListRequest(), deadline, timeout_s
+            )
+        except RpcFailure as failure:
+            # Nothing is changed by it, so it is asked again as long as there is time.
+            if links.loop.time() + BACKOFF_S_MAX >= deadline:
+                raise failure.as_error(write=False) from failure
+            await asyncio.sleep(BACKOFF_S_MAX)
+            continue
+        links.tracker.observe(reply.header)
+        links.tracker.learn_members(reply.members, reply.header)
+        return member_list(reply)
+
+
+async def change_members(
+    links: Links, method: Method[Request, ChangeReply], request: Request, timeout_s: float
+) -> ChangeReply:
+    """Have the membership changed. It is sent once: whoever got no answer looks at the members first.
+
+    Raises as `AsyncClient.add_member` says.
+    """
+    deadline = links.loop.time() + timeout_s
+    try:
+        reply = await _ask_leader(links, method, request, deadline, timeout_s)
+    except RpcFailure as failure:
+        raise failure.as_error(write=True) from failure
+    links.tracker.observe(reply.header)
+    links.tracker.learn_members(reply.members, reply.header)
+    return reply
+
+
+async def _ask_leader(
+    links: Links, method: Method[Request, Response], request: Request, deadline: float, timeout_s: float
+) -> Response:
+    """Call a method of the leader, once one is found. Raises `RpcFailure`, `NoLeaderError`."""
+    tracker = links.tracker
+    address = await tracker.find(deadline, timeout_s)
+    try:
+        return await links.transport.unary(address, method, request, deadline - links.loop.time())
+    except RpcFailure:
+        tracker.forget(address)
+        raise
+
+
+def erase_progress(nodes: Iterable[NodeStatus], index: int) -> list[MemberErase]:
+    """Return how far each member is with what was erased up to log index `index`, by what nodes answered."""
+    answered = {node.node_id: node for node in nodes if not node.error}
+    newest = max(answered.values(), key=lambda node: node.applied_index)
+    return [
+        MemberErase(
+            member.id, member.name, member.client_address, _erase_state(answered.get(member.id), index)
+        )
+        for member in newest.members
+    ]
+
+
+def _erase_state(node: NodeStatus | None, index: int) -> Literal["done", "pending", "unreachable"]:
+    if node is None:
+        return "unreachable"
+    # An index may be that of a later entry than the erase: then all that there was before it must be done.
+    done = node.erased_index >= min(index, node.last_erase_index)
+    return "done" if done and node.applied_index >= index else "pending"
+
+
+async def defragment(links: Links, target: int | str, timeout_s: float) -> int:
+    """Have a member, given by id or name, rewrite its files; return the size of its state as it begins.
+
+    Raises as `AsyncClient.defragment` says.
+    """
+    tracker = links.tracker
+    deadline = links.loop.time() + timeout_s
+    address = await tracker.find(deadline, timeout_s)
+    try:
+        member = await _member(tracker, address, target, deadline - links.loop.time())
+        reply = await links.transport.unary(
+            member.client_address,
+            DEFRAGMENT,
+            cluster_pb2.DefragmentRequest(),
+            max(0.001, deadline - links.loop.time()),
+        )
+    except RpcFailure as failure:
+        raise failure.as_error(write=True) from failure
+    tracker.observe(reply.header)
+    return int(reply.state_bytes)
+
+
+async def _member(
+    tracker: LeaderTracker, address: str, target: int | str, timeout_s: float
+) -> cluster_pb2.Member:
+    """Return a member given by id or name. Raises `InvalidArgumentError`, `RpcFailure`."""
+    status = await tracker.ask(address, timeout_s)
+    for member in status.members:
+        if target in (member.id, member.name):
+            return member
+    known = ", ".join(f"{member.name} ({member.id})" for member in status.members)
+    raise InvalidArgumentError(f"no member is {target!r}; members are {known}", field="target")
 
 
 async def _ask_all(tracker: LeaderTracker, endpoints: Iterable[str], timeout_s: float) -> list[NodeStatus]:

@@ -4,18 +4,26 @@ Nodes are asked for their status, all at once. A node is taken for the leader wh
 leads, in a term no lower than any seen: a deposed leader that has not noticed yet is not believed twice. When
 others name a leader they hear, but it can't be reached from here, one of them will do: every node forwards
 writes. A tracker belongs to one event loop.
+
+Nodes come and go, and those that the user named may all be gone some day. So the members' addresses are
+learned from every status, and one is asked for now and then while the client is in use. The user's own stay,
+whatever the members: they may be names that the nodes do not know, and a learned address may be one that
+leads nowhere from here, so that one counts only when all else is silent, or once it has answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
+from collections.abc import Iterable
 
 from raftstate.client.faults import RpcFailure
 from raftstate.client.methods import STATUS
 from raftstate.client.transport import Transport
-from raftstate.errors import NoLeaderError, WrongClusterError
+from raftstate.client.url import EMBEDDED
+from raftstate.errors import NoLeaderError, RaftstateError, WrongClusterError
 from raftstate.pb.v1 import cluster_pb2, common_pb2
 
 _ASK_S_MIN = 0.5
@@ -24,6 +32,10 @@ _ASK_S_MAX = 4.0
 
 _SILENT_MS_MAX = 200
 """A leader that a follower has not heard for so long (ten heartbeats) is not worth forwarding to."""
+
+REFRESH_S = 10.0
+"""How old what is known of the members may be while replies come: one small request in so long a time, and a
+cluster whose nodes are all replaced takes longer to catch up."""
 
 BACKOFF_S_MIN = 0.01
 """Less than a heartbeat: most refusals are over as soon as the next leader is heard of."""
@@ -44,14 +56,21 @@ class LeaderTracker:
     """
 
     def __init__(self, endpoints: tuple[str, ...], transport: Transport) -> None:
-        self.endpoints = endpoints
+        self._given = endpoints
+        self._learned: tuple[str, ...] = ()
+        """Of members, beside those."""
+        self._learned_index = 0
+        self._reached: set[str] = set()
+        """Learned addresses that have answered."""
+        self._refresh_due = 0.0
+        self._refresh: asyncio.Task[None] | None = None
         self.cluster_id = 0
         self.applied_index = 0
         """The highest that any reply told: a node which has applied as much shows nothing older."""
         self.leader: str | None = None
         self.term = 0
         self._transport = transport
-        self._home = random.randrange(len(endpoints))
+        self._home = random.choice(endpoints)
         self._tried: dict[str, str] = {}
         self._round: asyncio.Task[str | None] | None = None
         self._ask_s = _ASK_S_MIN
@@ -59,11 +78,16 @@ class LeaderTracker:
     # ---- what is known
 
     @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The addresses of nodes: the user's, and those of members that have answered."""
+        return (*self._given, *(address for address in self._learned if address in self._reached))
+
+    @property
     def home(self) -> str:
         """The endpoint for reads that need no leader: any one, but the same one while it answers, so that
         what is read does not move back.
         """
-        return self.endpoints[self._home]
+        return self._home
 
     def observe(self, header: common_pb2.ResponseHeader) -> None:
         """Learn from a reply.
@@ -74,6 +98,7 @@ class LeaderTracker:
             self._learn_cluster(header)
         if header.applied_index > self.applied_index:
             self.applied_index = header.applied_index
+        self._refresh_soon()
         if header.term > self.term:
             self.term = header.term
             self.leader = None
@@ -82,8 +107,21 @@ class LeaderTracker:
         """A node did not do what its leader or a reachable node would have done: look elsewhere next time."""
         if self.leader == address:
             self.leader = None
-        if self.home == address:
-            self._home = (self._home + 1) % len(self.endpoints)
+        self._reached.discard(address)
+        if self._home == address:
+            others = self.endpoints
+            at = others.index(address) if address in others else -1
+            self._home = others[(at + 1) % len(others)]
+
+    def learn_members(self, members: Iterable[cluster_pb2.Member], header: common_pb2.ResponseHeader) -> None:
+        """Learn from a reply where the members are, unless a later state told already."""
+        if header.applied_index < self._learned_index or self._given[0].startswith(EMBEDDED):
+            return
+        addresses = dict.fromkeys(member.client_address for member in members if member.client_address)
+        if addresses:
+            self._learned_index = header.applied_index
+            self._learned = tuple(address for address in addresses if address not in self._given)
+            self._reached.intersection_update(self._learned)
 
     def note_failure(self, address: str, reason: str) -> None:
         """Remember why a node was of no use, for the message of an error."""
@@ -95,7 +133,7 @@ class LeaderTracker:
         """
         tried = ", ".join(
             f"{address} ({self._tried.get(address, 'no answer yet')})"
-            for address in dict.fromkeys((*self.endpoints, *self._tried))
+            for address in dict.fromkeys((*self._given, *self._tried))
         )
         return NoLeaderError(f"no leader was found within {waited_s:g} s; {what}; tried {tried}")
 
@@ -136,19 +174,42 @@ class LeaderTracker:
             self.note_failure(address, failure.text)
             raise
         self.observe(reply.header)
+        self._reached.add(address)
+        self.learn_members(reply.members, reply.header)
         return reply
 
     async def close(self) -> None:
         """Wait for a round that is under way; a closed transport ends it."""
+        self._refresh_due = math.inf
+        if self._refresh is not None:
+            self._refresh.cancel()
+            await asyncio.wait([self._refresh])
         if self._round is not None:
             await asyncio.wait([self._round])
+
+    def _refresh_soon(self) -> None:
+        """Ask a node for the members, if nobody was asked for long."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._refresh_due:
+            return
+        first, self._refresh_due = self._refresh_due == 0, loop.time() + REFRESH_S
+        if not first and self._refresh is None:
+            self._refresh = loop.create_task(self._ask_for_members(), name="raftstate-members")
+            self._refresh.add_done_callback(self._refreshed)
+
+    async def _ask_for_members(self) -> None:
+        with contextlib.suppress(RpcFailure, RaftstateError):  # whoever has a request to make will be told
+            await self.ask(self.leader or self._home, _ASK_S_MAX)
+
+    def _refreshed(self, task: asyncio.Task[None]) -> None:
+        self._refresh = None
 
     async def _ask_all(self) -> str | None:
         """One round: every endpoint, and the leader that they name, until one confirms itself or all have
         spoken.
         """
-        asking = {asyncio.create_task(self._claim(address)): address for address in self.endpoints}
-        asked = set(self.endpoints)
+        asked = {*self._given, *self._learned}
+        asking = {asyncio.create_task(self._claim(address)): address for address in sorted(asked)}
         named: list[tuple[int, str]] = []
         answered = False
         try:
@@ -166,9 +227,10 @@ class LeaderTracker:
                     leader = _leader_address(reply)
                     if leader and reply.leader_silent_ms <= _SILENT_MS_MAX:
                         named.append((reply.header.term, address))
-                        if leader not in asked:
-                            asked.add(leader)
-                            asking[asyncio.create_task(self._claim(leader))] = leader
+                    # The leader that it names, and those of whom this client has not heard before.
+                    for other in {leader, *self._learned} - asked - {""}:
+                        asked.add(other)
+                        asking[asyncio.create_task(self._claim(other))] = other
         finally:
             for task in asking:
                 task.cancel()
@@ -202,7 +264,7 @@ class LeaderTracker:
             return
         raise WrongClusterError(
             f"a node (id {header.node_id}) of cluster {header.cluster_id:016x} answered, and this client is"
-            f" of cluster {self.cluster_id:016x}; check the addresses {', '.join(self.endpoints)}"
+            f" of cluster {self.cluster_id:016x}; check the addresses {', '.join(self._given)}"
         )
 
 

@@ -177,6 +177,14 @@ def check_flag(flag: bool, field: str) -> bool:
     return flag
 
 
+def check_str(text: str, field: str) -> str:
+    """Return a text. Raises `InvalidArgumentError` naming `field` for anything else."""
+    if not isinstance(text, str):
+        raise InvalidArgumentError(f"{field} must be a str, got {type(text).__name__}", field=field)
+    encode_text(text, field)
+    return text
+
+
 def lease_id(lease: int | HasId) -> int:
     """Return the id of a lease given by its id (0: none) or its handle.
 

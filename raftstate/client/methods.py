@@ -14,6 +14,18 @@ TIME_TO_LIVE = Method("Lease/TimeToLive", lease_pb2.LeaseTimeToLiveRequest, leas
 LEASES = Method("Lease/List", lease_pb2.LeaseListRequest, lease_pb2.LeaseListResponse)
 WATCH = Method("Watch/Watch", watch_pb2.WatchRequest, watch_pb2.WatchResponse)
 STATUS = Method("Cluster/Status", cluster_pb2.StatusRequest, cluster_pb2.StatusResponse)
+DEFRAGMENT = Method("Cluster/Defragment", cluster_pb2.DefragmentRequest, cluster_pb2.DefragmentResponse)
 TRANSFER_LEADER = Method(
     "Cluster/TransferLeader", cluster_pb2.TransferLeaderRequest, cluster_pb2.TransferLeaderResponse
+)
+MEMBER_LIST = Method("Cluster/MemberList", cluster_pb2.MemberListRequest, cluster_pb2.MemberListResponse)
+MEMBER_ADD = Method("Cluster/MemberAdd", cluster_pb2.MemberAddRequest, cluster_pb2.MemberAddResponse)
+MEMBER_PROMOTE = Method(
+    "Cluster/MemberPromote", cluster_pb2.MemberPromoteRequest, cluster_pb2.MemberPromoteResponse
+)
+MEMBER_REMOVE = Method(
+    "Cluster/MemberRemove", cluster_pb2.MemberRemoveRequest, cluster_pb2.MemberRemoveResponse
+)
+MEMBER_REPLACE = Method(
+    "Cluster/MemberReplace", cluster_pb2.MemberReplaceRequest, cluster_pb2.MemberReplaceResponse
 )

@@ -249,6 +249,40 @@ class Compact:
         """See `Operation.result`."""
 
 
+class Erased(NamedTuple):
+    """An erase that was applied."""
+
+    revision: int
+    deleted: bool
+
+
+@dataclass(init=False, slots=True)
+class Erase:
+    """Deletes a key together with its history.
+
+    Raises `InvalidArgumentError` when the key is not within its limits.
+    """
+
+    key: bytes
+    size_bytes: int = field(repr=False, compare=False)
+
+    def __init__(self, key: Key) -> None:
+        self.key = limits.encode_key(key)
+        self.size_bytes = len(self.key) + _COMMAND_BYTES
+
+    def fill(self, command: pipeline_pb2.Command) -> None:
+        """See `Operation.fill`."""
+        command.erase.key = self.key
+
+    def done(self, revision: int) -> Erased:
+        """See `Operation.done`."""
+        return Erased(revision, False)
+
+    def result(self, answer: pipeline_pb2.Answer) -> Erased:
+        """See `Operation.result`."""
+        return Erased(answer.revision, bool(answer.deleted))
+
+
 class Granted(NamedTuple):
     """A lease that was granted or renewed."""
 

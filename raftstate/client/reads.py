@@ -19,6 +19,11 @@ _ATTEMPTS = 5
 """
 
 
+_DAMAGE_ATTEMPTS = 8
+"""How many nodes are asked, some again, when each says that its copy is damaged: within a second a leader has
+handed over."""
+
+
 class _Asked(Protocol):
     @property
     def consistency(self) -> int: ...
@@ -60,7 +65,7 @@ async def read(
         try:
             reply = await transport.unary(address, method, request, min(left_s, attempt_s))
         except RpcFailure as failure:
-            if not _worth_another(failure):
+            if not _worth_another(failure) and not (_is_damage(failure) and attempt < _DAMAGE_ATTEMPTS):
                 raise failure.as_error(write=False) from failure
             last = failure
             tracker.note_failure(address, failure.text)
@@ -96,8 +101,15 @@ def _worth_another(failure: RpcFailure) -> bool:
     )
 
 
+def _is_damage(failure: RpcFailure) -> bool:
+    """Whether the node's own copy is damaged: the others have theirs."""
+    return failure.error is not None and failure.error.code == common_pb2.ERROR_CODE_DATA_LOSS
+
+
 def _late(tracker: LeaderTracker, failure: RpcFailure, timeout_s: float) -> Exception:
     """Return the error for a read that ran out of time, by what its last attempt met."""
+    if _is_damage(failure):
+        return failure.as_error(write=False)
     if failure.status is grpc.StatusCode.UNAVAILABLE:
         return tracker.no_leader(timeout_s, "nothing was read")
     return DeadlineError(

@@ -8,6 +8,8 @@ from raftstate.client.types import (
     DeleteResult,
     KeyValue,
     LeaseStatus,
+    MemberAdded,
+    MemberList,
     MemberStatus,
     NodeStatus,
     PeerProgress,
@@ -47,6 +49,58 @@ def lease_status(
     )
 
 
+def member_statuses(members: Iterable[cluster_pb2.Member]) -> tuple[MemberStatus, ...]:
+    """Return members as the cluster records them."""
+    return tuple(map(_member_status, members))
+
+
+def member_list(reply: cluster_pb2.MemberListResponse) -> MemberList:
+    """Return the members of a cluster."""
+    members, progress = member_statuses(reply.members), _progress(reply.progress)
+    return MemberList(members, reply.leader_id, reply.commit_index, progress)
+
+
+def member_added(reply: cluster_pb2.MemberAddResponse | cluster_pb2.MemberReplaceResponse) -> MemberAdded:
+    """Return a member that is to be started empty."""
+    times = reply.times
+    return MemberAdded(
+        member=_member_status(reply.member),
+        members=member_statuses(reply.members),
+        cluster_id=reply.header.cluster_id,
+        heartbeat_ms=times.heartbeat_ms,
+        election_timeout_ms=times.election_timeout_ms,
+        history_retention_s=times.history_retention_s,
+        already=isinstance(reply, cluster_pb2.MemberAddResponse) and reply.already,
+    )
+
+
+def _member_status(member: cluster_pb2.Member) -> MemberStatus:
+    return MemberStatus(
+        member.id,
+        member.name,
+        member.peer_address,
+        member.client_address,
+        member.incarnation,
+        member.learner,
+        member.promote,
+    )
+
+
+def _progress(peers: Iterable[cluster_pb2.PeerProgress]) -> tuple[PeerProgress, ...]:
+    return tuple(
+        PeerProgress(
+            each.id,
+            each.match_index,
+            each.next_index,
+            each.state,
+            each.recently_active,
+            each.lag_entries,
+            each.lag_ms,
+        )
+        for each in peers
+    )
+
+
 def node_status(endpoint: str, reply: cluster_pb2.StatusResponse) -> NodeStatus:
     """Return what a node says of itself."""
     header = reply.header
@@ -75,15 +129,20 @@ def node_status(endpoint: str, reply: cluster_pb2.StatusResponse) -> NodeStatus:
         compacted_revision=reply.compacted_revision,
         leases=reply.leases,
         watches=reply.watches,
-        members=tuple(
-            MemberStatus(
-                each.id, each.name, each.peer_address, each.client_address, each.incarnation, each.learner
-            )
-            for each in reply.members
-        ),
-        progress=tuple(
-            PeerProgress(each.id, each.match_index, each.next_index, each.state, each.recently_active)
-            for each in reply.progress
-        ),
+        members=member_statuses(reply.members),
+        progress=_progress(reply.progress),
         alarms=tuple(reply.alarms),
+        incarnation=reply.incarnation,
+        metrics_address=reply.metrics_address,
+        checkpoint_age_ms=reply.checkpoint_age_ms,
+        disk_free_bytes=reply.disk_free_bytes,
+        log_map_bytes=reply.log_map_bytes,
+        state_map_bytes=reply.state_map_bytes,
+        wall_clock_ms=reply.wall_clock_ms,
+        last_erase_index=reply.last_erase_index,
+        erased_index=reply.erased_index,
+        state_free_bytes=reply.state_free_bytes,
+        rebuild=reply.rebuild,
+        rebuild_done_bytes=reply.rebuild_done_bytes,
+        rebuild_total_bytes=reply.rebuild_total_bytes,
     )

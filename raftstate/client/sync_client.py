@@ -26,8 +26,13 @@ from raftstate.client.txn import Txn
 from raftstate.client.types import (
     Consistency,
     DeleteResult,
+    EraseResult,
     KeyValue,
     LeaseStatus,
+    MemberAdded,
+    MemberErase,
+    MemberList,
+    MemberStatus,
     NodeStatus,
     PutResult,
     RangeResult,
@@ -172,6 +177,14 @@ class Client:
         """Forget the history before a revision; see `AsyncClient.compact`."""
         self._run(self._async.compact(revision, timeout=timeout))
 
+    def erase(self, key: Key, *, timeout: float | None = None) -> EraseResult:
+        """Delete a key together with its history; see `AsyncClient.erase`."""
+        return self._run(self._async.erase(key, timeout=timeout))
+
+    def erase_progress(self, erased: EraseResult | int, *, timeout: float | None = None) -> list[MemberErase]:
+        """Return how far each member is with an erase; see `AsyncClient.erase_progress`."""
+        return self._run(self._async.erase_progress(erased, timeout=timeout))
+
     def get(
         self,
         key: Key,
@@ -289,6 +302,59 @@ class Client:
     def transfer_leader(self, target: int | str | None = None, *, timeout: float | None = None) -> int:
         """Hand leadership to another voter; see `AsyncClient.transfer_leader`."""
         return self._run(self._async.transfer_leader(target, timeout=timeout))
+
+    def members(self, *, timeout: float | None = None) -> MemberList:
+        """Return the members of the cluster; see `AsyncClient.members`."""
+        return self._run(self._async.members(timeout=timeout))
+
+    def add_member(
+        self,
+        name: str,
+        *,
+        peer_address: str,
+        client_address: str,
+        learner: bool = False,
+        timeout: float | None = None,
+    ) -> MemberAdded:
+        """Add a node to the cluster; see `AsyncClient.add_member`."""
+        return self._run(
+            self._async.add_member(
+                name,
+                peer_address=peer_address,
+                client_address=client_address,
+                learner=learner,
+                timeout=timeout,
+            )
+        )
+
+    def promote_member(self, name: str, *, timeout: float | None = None) -> tuple[MemberStatus, ...]:
+        """Give a learner a vote; see `AsyncClient.promote_member`."""
+        return self._run(self._async.promote_member(name, timeout=timeout))
+
+    def remove_members(
+        self, names: Iterable[str], *, timeout: float | None = None
+    ) -> tuple[MemberStatus, ...]:
+        """Remove members, for ever; see `AsyncClient.remove_members`."""
+        return self._run(self._async.remove_members(names, timeout=timeout))
+
+    def replace_member(
+        self,
+        name: str,
+        *,
+        peer_address: str | None = None,
+        client_address: str | None = None,
+        timeout: float | None = None,
+    ) -> MemberAdded:
+        """Have a member begin anew with empty data; see `AsyncClient.replace_member`."""
+        return self._run(
+            self._async.replace_member(
+                name, peer_address=peer_address, client_address=client_address, timeout=timeout
+            )
+        )
+
+    def defragment(self, target: int | str, *, timeout: float | None = None) -> int:
+        """Have a member rewrite its files without free space; see `AsyncClient.defragment`."""
+        return self._run(self._async.defragment(target, timeout=timeout))
 
     def workflow(self, name: str) -> Workflow:
         """Return the workflow of that name; see `AsyncClient.workflow`."""

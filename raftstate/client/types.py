@@ -50,6 +50,31 @@ class DeleteResult(msgspec.Struct, frozen=True):
     prev_kvs: tuple[KeyValue, ...] = ()
 
 
+class EraseResult(msgspec.Struct, frozen=True):
+    """An erase that was applied.
+
+    `revision`: all history before it is forgotten. `deleted`: whether the key was there. `index`: what
+    `erase_progress` is asked with.
+    """
+
+    revision: int
+    deleted: bool
+    index: int
+
+
+class MemberErase(msgspec.Struct, frozen=True):
+    """How far one member is with an erase.
+
+    `state`: "done": its bytes are in none of the member's files any more; "pending": they may be; or
+    "unreachable": it did not answer.
+    """
+
+    id: int
+    name: str
+    client_address: str
+    state: Literal["done", "pending", "unreachable"]
+
+
 class RangeResult(msgspec.Struct, frozen=True):
     """Pairs in the order of their keys; iterable, with a length.
 
@@ -128,7 +153,11 @@ class LeaseStatus(msgspec.Struct, frozen=True):
 
 
 class MemberStatus(msgspec.Struct, frozen=True):
-    """A node as the cluster's log records it. Addresses are host:port."""
+    """A node as the cluster's log records it. Addresses are host:port.
+
+    `incarnation` grows each time the node is replaced by an empty one. `learner`: it receives everything, and
+    has no vote. `promote`: of a learner, that it gets one as soon as it has caught up.
+    """
 
     id: int
     name: str
@@ -136,16 +165,56 @@ class MemberStatus(msgspec.Struct, frozen=True):
     client_address: str
     incarnation: int
     learner: bool
+    promote: bool = False
 
 
 class PeerProgress(msgspec.Struct, frozen=True):
-    """A leader's view of another member."""
+    """A leader's view of another member. `lag_entries`: of its log that the member is not known to have;
+    `lag_ms`: how long ago the first of them was appended."""
 
     id: int
     match_index: int
     next_index: int
     state: str
     recently_active: bool
+    lag_entries: int = 0
+    lag_ms: int = 0
+
+
+class MemberList(msgspec.Struct, frozen=True):
+    """The members of a cluster; iterable, with a length.
+
+    `members`: with every change that was acknowledged before they were asked for. `leader_id`: who led then;
+    0: not known. `progress`: how far the leader knows each other member to be, if it was the leader that
+    answered; `commit_index` less a `match_index` is how far that one is behind, in log entries.
+    """
+
+    members: tuple[MemberStatus, ...]
+    leader_id: int
+    commit_index: int
+    progress: tuple[PeerProgress, ...] = ()
+
+    def __iter__(self) -> Iterator[MemberStatus]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+
+class MemberAdded(msgspec.Struct, frozen=True):
+    """A member that is to be started now, empty: `member`, as it is recorded, among all `members`.
+
+    `already`: it had been added before, and has not taken part yet. The other fields are what the settings of
+    the node must say, as those of all nodes do.
+    """
+
+    member: MemberStatus
+    members: tuple[MemberStatus, ...]
+    cluster_id: int
+    heartbeat_ms: int
+    election_timeout_ms: int
+    history_retention_s: int
+    already: bool = False
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +222,13 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `durable_applied_index` can't be taken back by a power cut. `digest` is equal on all nodes at equal
     `applied_index`. Reads of the past, and watches, reach back to `compacted_revision`. `watches` are those
-    that this node serves. `progress` is the leader's only.
+    that this node serves. `progress` is the leader's only. `metrics_address` is host:port of its HTTP port,
+    if it has one. `checkpoint_age_ms`: for how long, at most, something is applied that no durable checkpoint
+    has. `wall_clock_ms`: its time of day when it answered, in ms since 1970.
+
+    What was erased up to `erased_index` is in none of its files any more; when that is not less than
+    `last_erase_index`, nothing is to be erased. `state_free_bytes` of `state_bytes` are used by nothing.
+    `rebuild` says what the files of its state are being rewritten for, if they are, and how far that is.
     """
 
     endpoint: str
@@ -184,3 +259,16 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     members: tuple[MemberStatus, ...] = ()
     progress: tuple[PeerProgress, ...] = ()
     alarms: tuple[str, ...] = ()
+    incarnation: int = 0
+    metrics_address: str = ""
+    checkpoint_age_ms: int = 0
+    disk_free_bytes: int = 0
+    log_map_bytes: int = 0
+    state_map_bytes: int = 0
+    wall_clock_ms: int = 0
+    last_erase_index: int = 0
+    erased_index: int = 0
+    state_free_bytes: int = 0
+    rebuild: str = ""
+    rebuild_done_bytes: int = 0
+    rebuild_total_bytes: int = 0

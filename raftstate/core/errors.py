@@ -9,7 +9,7 @@ here; they are `raftstate.errors.InvariantError`, and after one of those the nod
 
 from __future__ import annotations
 
-from raftstate.errors import RaftstateError
+from raftstate.errors import DataLossError, RaftstateError
 
 
 class ProposalDropped(RaftstateError):
@@ -30,6 +30,12 @@ class Compacted(RaftstateError):
 
 class Unavailable(RaftstateError):
     """The storage does not hold the index, though it is not compacted."""
+
+
+class Damaged(DataLossError):
+    """The storage holds the index, and what it holds there is damaged. Wherever this passes through the core,
+    the core is as it was before the call, but for the leader that it may have heard from: the message may
+    come again, and `ready` be called again, once the record is mended."""
 
 
 class SnapshotOutOfDate(RaftstateError):

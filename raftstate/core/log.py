@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from raftstate.core.errors import Compacted, Unavailable
+from raftstate.core.errors import Compacted, Damaged, Unavailable
 from raftstate.core.storage import NO_LIMIT, Storage, entries_bytes, limit_entries
 from raftstate.core.types import Entry, Snapshot
 from raftstate.core.unstable import Unstable
@@ -45,6 +45,7 @@ class RaftLog:
         "applied",
         "applying",
         "committed",
+        "readable_to",
         "storage",
         "unstable",
     )
@@ -56,6 +57,9 @@ class RaftLog:
         self.committed = boundary
         self.applying = boundary
         self.applied = boundary
+        self.readable_to = NO_LIMIT
+        """No entry behind this index is handed out to be applied. Set by the application while the storage
+        can't read the next one."""
         self._max_applying_bytes = max_applying_bytes
         self._applying_bytes = 0
         self._applying_paused = False
@@ -218,12 +222,43 @@ class RaftLog:
         return last
 
     def _find_conflict(self, entries: list[Entry]) -> int:
-        """The index of the first of `entries` that this log does not hold as it is; 0: it holds them all."""
+        """The index of the first of `entries` that this log does not hold as it is; 0: it holds them all.
+
+        An entry of this log that can't be read is judged by the first one behind it that can: if that is the
+        leader's, so is all before it (Raft paper, 5.3). If it is not, it was never committed, and what is
+        unreadable and not known to be committed goes with it. Behind the last of `entries` its term alone is
+        known: if that is lower than theirs, they are not held, since terms never decrease along a log.
+
+        Raises:
+            Damaged: one can't be read, nor any of those behind it that this message tells of.
+        """
         last = self.last_index()
+        unread: Damaged | None = None
+        unread_from = 0
         for entry in entries:
-            if entry.index > last or not self.match_term(entry.index, entry.term):
-                return entry.index
-        return 0
+            try:
+                held = entry.index <= last and self.match_term(entry.index, entry.term)
+            except Damaged as error:
+                if unread is None:
+                    unread, unread_from = error, entry.index
+                continue
+            if not held:
+                # The last entry can be read, so this one contradicts: it does not just lie behind the end.
+                from_ = entry.index if unread is None else max(unread_from, self.committed + 1)
+                return min(from_, entry.index)
+            unread = None
+        if unread is None:
+            return 0
+        if entries[-1].term > self._next_readable_term(entries[-1].index + 1):
+            return min(entries[-1].index, max(unread_from, self.committed + 1))
+        raise unread
+
+    def _next_readable_term(self, index: int) -> int:
+        while True:
+            try:
+                return self.term(index)  # that of the last entry can always be read
+            except Damaged:
+                index += 1
 
     def find_conflict_by_term(self, index: int, term: int) -> EntryId:
         """Guess where this log and another begin to agree, knowing only one entry's id of the other.
@@ -269,10 +304,13 @@ class RaftLog:
         Returns:
             Whether the commit index moved.
         """
-        if term and index > self.committed and self.match_term(index, term):
+        try:
+            matches = bool(term) and index > self.committed and self.match_term(index, term)
+        except Damaged:
+            return False  # a later entry, or the mended one, commits it
+        if matches:
             self.commit_to(index)
-            return True
-        return False
+        return matches
 
     def has_next_or_in_progress_snapshot(self) -> bool:
         """Whether there is a snapshot that is not known to be durable."""
@@ -335,4 +373,5 @@ class RaftLog:
             self._applying_paused = self._applying_bytes >= self._max_applying_bytes
 
     def _max_appliable(self, allow_unstable: bool) -> int:
-        return self.committed if allow_unstable else min(self.committed, self.unstable.offset - 1)
+        stable = self.committed if allow_unstable else min(self.committed, self.unstable.offset - 1)
+        return min(stable, self.readable_to)

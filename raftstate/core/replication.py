@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftstate.core.errors import Compacted, SnapshotTemporarilyUnavailable, Unavailable
+from raftstate.core.errors import Compacted, Damaged, SnapshotTemporarilyUnavailable, Unavailable
 from raftstate.core.progress import Progress, ProgressState
 from raftstate.core.storage import payload_bytes
 from raftstate.core.types import Entry, Message, MessageType
@@ -55,7 +55,7 @@ def maybe_send_append(raft: Raft, to: int, *, send_if_empty: bool) -> bool:
             entries = log.entries_from(progress.next, raft.max_message_bytes)
     except Compacted:
         return _maybe_send_snapshot(raft, to, progress)
-    except Unavailable:
+    except (Unavailable, Damaged):
         return False
     if not entries and not send_if_empty:
         return False

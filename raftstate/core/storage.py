@@ -83,7 +83,8 @@ class Storage(Protocol):
 
         Raises:
             Compacted: `lo` lies at or before the boundary.
-            Unavailable: an entry in the range can't be read.
+            Unavailable: an entry in the range is not there.
+            Damaged: one that is to be returned can't be read.
         """
         ...
 
@@ -93,6 +94,7 @@ class Storage(Protocol):
         Raises:
             Compacted: `index` lies before the boundary.
             Unavailable: `index` lies behind the log.
+            Damaged: it can't be read. That of the last entry always can: votes depend on it.
         """
         ...
 

@@ -259,7 +259,12 @@ class EmbeddedNode:
             if voters > 1:
                 raise _of_several(self.folder, voters)
             node = Node(
-                settings, stores, self._stop.set, listen_clients=self.listen is not None, listen_peers=False
+                settings,
+                stores,
+                self._stop.set,
+                listen_clients=self.listen is not None,
+                listen_peers=False,
+                default_metrics=False,
             )
             try:
                 await node.start()

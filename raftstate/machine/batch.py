@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from raftstate.errors import InvariantError
-from raftstate.machine.budget import answer_bytes, answer_pairs
+from raftstate.machine.budget import answer_bytes, answer_pairs, names
 from raftstate.machine.keyspace import Keyspace
 from raftstate.machine.layout import StoredAnswers
-from raftstate.machine.sessions import Session
+from raftstate.machine.sessions import Session, without_pairs
 from raftstate.machine.step import Step
 from raftstate.machine.txn import run_txn
 from raftstate.machine.types import (
@@ -83,6 +83,7 @@ def run_batch(
     serials: list[int] = []
     revisions: list[int] = []
     answers: list[Answer] = []
+    forgotten: dict[int, Answer] = {}
     repeated = BatchResult([], [], [])
     repeated_bytes = repeated_pairs = 0
     has_many_pairs = False
@@ -120,13 +121,17 @@ def run_batch(
                 answer = Answer(serial, keyspace.revision, previous)
             else:
                 answer = Answer(serial, keyspace.revision, prev_kvs=[previous])
+        elif command.HasField("erase"):
+            answer = _erase(keyspace, serial, command.erase.key)
+            forgotten |= _forgotten(command.erase.key, answers)
         else:
             answer = _run(keyspace, place, command)
         has_many_pairs = budget.has_many_pairs(repeated_pairs)
         results[serial] = answer
         answers.append(answer)
 
-    stored = StoredAnswers(serials, revisions, answers)
+    results |= forgotten
+    stored = StoredAnswers(serials, revisions, [forgotten.get(each.serial, each) for each in answers])
     result = BatchResult(
         serials + repeated.serials, revisions + repeated.revisions, answers + repeated.answers
     )
@@ -236,6 +241,19 @@ def _delete(keyspace: Keyspace, serial: int, command: DeleteCommand) -> Answer |
         return done
     deleted, pairs = done
     return Answer(serial, keyspace.revision, deleted=deleted, prev_kvs=pairs)
+
+
+def _erase(keyspace: Keyspace, serial: int, key: bytes) -> Answer:
+    was_there = keyspace.erase(key)
+    return Answer(serial, keyspace.revision, deleted=int(was_there))
+
+
+def _forgotten(key: bytes, answers: Iterable[Answer]) -> dict[int, Answer]:
+    """Return, by serial, what is to be stored for those answers of a batch that hold a key erased after them.
+
+    They are sent as they are, this once.
+    """
+    return {answer.serial: without_pairs(answer) for answer in answers if names(answer, (key,))}
 
 
 def compact(keyspace: Keyspace, revision: int) -> Fault | None:

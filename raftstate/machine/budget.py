@@ -6,6 +6,8 @@ command that was then refused counts too. That of a call is the caller's own, an
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from raftstate.machine.types import (
     ANSWERS_BYTES_MAX,
     BATCH_PAIRS_MAX,
@@ -261,6 +263,11 @@ def answer_pairs(answer: Answer) -> list[KeyValue]:
     if answer.txn is None:
         return answer.prev_kvs
     return [pair for response in answer.txn.responses for pair in _pairs(response)]
+
+
+def names(answer: Answer, keys: Collection[bytes]) -> bool:
+    """Return whether an answer holds a pair of one of these keys."""
+    return any(pair.key in keys for pair in answer_pairs(answer))
 
 
 def _pairs(response: OperationDone) -> list[KeyValue]:

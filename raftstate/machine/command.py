@@ -36,6 +36,7 @@ from raftstate.pb.v1.pipeline_pb2 import (
     Command,
     CommandBatch,
     CompactCommand,
+    EraseCommand,
     LeaseGrantCommand,
     LeaseRenewCommand,
     LeaseRevokeCommand,
@@ -59,6 +60,7 @@ _OPERATION_SINCE = {
     "lease_grant": 2,
     "lease_revoke": 2,
     "lease_renew": 2,
+    "erase": 3,
 }
 """The machine version that brought each operation."""
 _PUT_LEASE_SINCE = 2
@@ -215,6 +217,10 @@ def _check_compact(compact: CompactCommand) -> Fault | None:
     return None if compact.revision else _invalid("revision must be at least 1, got 0", "revision")
 
 
+def _check_erase(erase: EraseCommand) -> Fault | None:
+    return None if 0 < len(erase.key) <= KEY_BYTES_MAX else _key_fault(erase.key)
+
+
 def _check_grant(grant: LeaseGrantCommand) -> Fault | None:
     if LEASE_TTL_MS_MIN <= grant.ttl_ms <= LEASE_TTL_MS_MAX:
         return None
@@ -343,6 +349,7 @@ _OPERATION_CHECKS: dict[str, Callable[[Any], Fault | None]] = {
     "lease_grant": _check_grant,
     "lease_revoke": _check_lease_id,
     "lease_renew": _check_lease_id,
+    "erase": _check_erase,
 }
 """By the name of the field in `Command.op`; a test sees that none is missing."""
 

@@ -3,7 +3,8 @@
 A compaction at C is logical first: from its log entry on, reads before C are refused. The rows that only
 those would meet go later, here, on each node for itself; nothing but the room they take shows how far it is.
 They are the changes before C whose place another change of the same key took, at C or before; deletions
-before C; and the milestones of both. What is at C or later all stays, since watches may begin at C.
+before C, and revisions that changed nothing; and the milestones of all these. What is at C or later all
+stays, since watches may begin at C.
 
 Each change names the one whose place it took, so that one walk over the changes from the last compaction to C
 finds all: what a change at C or before replaced goes, and so does the change itself if it is a deletion
@@ -111,7 +112,10 @@ class Sweeper:
             own_revision, own_sub = read_change_key(row_key)
             kind, key, version, previous_revision, previous_sub = read_links(row_key, row)
             is_delete = kind == ChangeKind.DELETE
-            if version != 1:
+            if kind == ChangeKind.NOTHING:
+                if own_revision < self._target:
+                    doomed.append((row_key, b""))
+            elif version != 1:
                 is_milestone = is_delete or not (version - 1) % MILESTONE_VERSIONS
                 milestone = milestone_key(key, previous_revision) if is_milestone else b""
                 doomed.append((change_key(previous_revision, previous_sub), milestone))

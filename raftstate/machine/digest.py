@@ -9,7 +9,8 @@ that a key vanished or came back, which no row's own checksum can tell.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from struct import Struct, pack
 
 from raftstate.machine.layout import checksum, read_index, read_live_change
@@ -20,6 +21,44 @@ BUCKET_MASK = BUCKETS - 1
 SUM_MASK = (1 << 64) - 1
 
 _HEADER = Struct("<QQQIQQII")
+
+
+class SumChanges:
+    """What was changed in the bucket sums while somebody adds them up again, a part of the keys at a time.
+
+    One thread adds, and goes back when a transaction did not commit; another takes, and takes no more than
+    what is committed: neither meets what the other does.
+    """
+
+    KEYS_MAX = 1_000_000
+    """Some 100 MB. Whoever adds up so slowly had better begin anew when there is less to do."""
+
+    def __init__(self) -> None:
+        self._changes: deque[tuple[int, list[tuple[bytes, int]]]] = deque()
+        self._keys = 0
+        self.is_lost = False
+        """Whether there were too many to keep them."""
+
+    def add(self, applied_index: int, changes: list[tuple[bytes, int]]) -> None:
+        """Add what a call of apply has changed, up to and including an entry: (key, difference)."""
+        self._keys += len(changes)
+        if self.is_lost or self._keys > self.KEYS_MAX:
+            self.is_lost = True
+            self._changes.clear()
+        else:
+            self._changes.append((applied_index, changes))
+
+    def go_back_to(self, applied_index: int) -> None:
+        """Forget what came after an entry: it was not committed."""
+        while self._changes and self._changes[-1][0] > applied_index:
+            self._changes.pop()
+
+    def take(self, applied_index: int) -> Iterator[tuple[bytes, int]]:
+        """Yield what was changed up to and including an entry that is committed, once."""
+        while self._changes and self._changes[0][0] <= applied_index:
+            _, changes = self._changes.popleft()
+            self._keys -= len(changes)
+            yield from changes
 
 
 def next_digest(

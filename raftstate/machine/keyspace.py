@@ -71,6 +71,10 @@ class Keyspace:
         """Index rows; None: the key was deleted."""
         self.changes: dict[bytes, bytes] = {}
         self.milestones: list[tuple[bytes, bytes]] = []
+        self.erased: list[bytes] = []
+        """Keys whose bytes no stored answer may keep, until `take_erased`."""
+        self.sum_changes: list[tuple[bytes, int]] | None = None
+        """If not None: each key that was changed, and by how much that changed the sum of its bucket."""
         self.checksums: list[int] = []
         """Of the changes that the digest has not covered yet."""
 
@@ -114,6 +118,8 @@ class Keyspace:
         self.checksums.append(own)
         bucket = checksum(key) & BUCKET_MASK
         self.sums[bucket] = (self.sums[bucket] + own - previous_checksum) & SUM_MASK
+        if self.sum_changes is not None:
+            self.sum_changes.append((key, own - previous_checksum))
         if not version % MILESTONE_VERSIONS:
             self._add_milestone(key, revision, sub, ChangeKind.PUT, version)
         if lease != old_lease:
@@ -131,10 +137,33 @@ class Keyspace:
         self.checksums.append(own)
         bucket = checksum(key) & BUCKET_MASK
         self.sums[bucket] = (self.sums[bucket] - live[5]) & SUM_MASK
+        if self.sum_changes is not None:
+            self.sum_changes.append((key, -live[5]))
         # Nothing in the index leads to a deletion, so that a read of the past can only find it here.
         self._add_milestone(key, self.revision, sub, ChangeKind.DELETE, 0)
         if live[4]:
             self.leases.move(key, live[4], 0)
+
+    def erase(self, key: bytes) -> bool:
+        """Delete a key, if it is there, and compact its history away; return whether it was."""
+        live = self.find(key)
+        if live is not None:
+            self.bury(key, live, 0)
+        # A compaction leaves what stands at its own revision: that must not be the deletion, which names the
+        # key.
+        self.revision += 1
+        row_key = change_key(self.revision, 0)
+        row, own = change_row(row_key, ChangeKind.NOTHING, b"", b"", (0, 0, 0), (0, 0))
+        self.changes[row_key] = row
+        self.checksums.append(own)
+        self.compacted_revision = self.revision
+        self.erased.append(key)
+        return live is not None
+
+    def take_erased(self) -> set[bytes]:
+        """Return the keys that were erased since this was last called."""
+        taken, self.erased = set(self.erased), []
+        return taken
 
     def take_checksums(self) -> list[int]:
         """Return the checksums of all changes made since this was last called, in order."""

@@ -88,10 +88,13 @@ class ChangeKind(IntEnum):
 
     PUT = 1
     DELETE = 2
+    NOTHING = 3
+    """Of no key: it only takes a revision, so that all before it can be compacted."""
 
 
 class Change(NamedTuple):
-    """A row of CHANGES. A deletion has no value, create revision, version or lease.
+    """A row of CHANGES. A deletion has no value, create revision, version or lease; one of NOTHING no
+    key either.
 
     `previous_revision` 0: the key was not there before.
     """
@@ -123,6 +126,8 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
     compacted_revision: int = 0
     last_member_id: int = 0
     """The highest id that a member ever had: ids are not used twice."""
+    last_erase_index: int = 0
+    """The entry of the last erase; 0: there was none."""
 
 
 class SweepProgress(NamedTuple):
@@ -224,6 +229,26 @@ def read_links(row_key: bytes, row: bytes) -> tuple[int, bytes, int, int, int]:
     raise _damage(Table.CHANGES, row_key, row)
 
 
+ChangeHead = tuple[int, int, int, int, int, int, int, int]
+"""checksum, kind, bytes of the key, create revision, version, lease, previous revision, previous sub."""
+
+
+def read_head(row_key: bytes, row: bytes) -> ChangeHead:
+    """Return what a row of CHANGES says beside its key and value. Raises `DataLossError`."""
+    if len(row) >= _CHANGE_KEY_AT:
+        head = _CHANGE_ROW_HEADER.unpack_from(row)
+        if head[0] == checksum(memoryview(row)[CHECKSUM_BYTES:], checksum(row_key)):
+            return head
+    raise _damage(Table.CHANGES, row_key, row)
+
+
+def verified_head(row: bytes) -> tuple[ChangeHead, bytes]:
+    """Return what a row of CHANGES, verified before in the same transaction, says beside its value, and its
+    key."""
+    head = _CHANGE_ROW_HEADER.unpack_from(row)
+    return head, row[_CHANGE_KEY_AT : _CHANGE_KEY_AT + head[2]]
+
+
 def read_live_change(tables: ReadTables, key: bytes, live: IndexRow) -> Change:
     """Return the change that the index names for `key`.
 
@@ -286,6 +311,11 @@ def read_milestone(row_key: bytes, row: bytes) -> tuple[int, int]:
     """Return (revision, sub) of the change that a row of MILESTONES names. Raises `DataLossError`."""
     body = unseal(Table.MILESTONES, row_key, row)
     return int.from_bytes(row_key[-MILESTONE_REVISION_BYTES:], "big"), MILESTONE_BODY.unpack(body)[0]
+
+
+def read_milestone_whole(row_key: bytes, row: bytes) -> tuple[int, int, int]:
+    """Return (sub, kind, version) in a row of MILESTONES. Raises `DataLossError`."""
+    return MILESTONE_BODY.unpack(unseal(Table.MILESTONES, row_key, row))
 
 
 def read_milestone_key(row_key: bytes) -> bytes:
@@ -388,6 +418,12 @@ def read_attachment(row_key: bytes, row: bytes) -> bytes:
     """Return the attached key. Raises `DataLossError`."""
     unseal(Table.HOT, row_key, row)
     return row_key[_LEASE_KEY.size :]
+
+
+def read_attachment_lease(row_key: bytes) -> int:
+    """Return the lease that a key is attached to by the row under `row_key`."""
+    lease: int = _LEASE_KEY.unpack_from(row_key)[1]
+    return lease
 
 
 _meta_decoder = msgspec.msgpack.Decoder(Meta)

@@ -31,7 +31,7 @@ from raftstate.machine.batch import (
 from raftstate.machine.budget import Budget
 from raftstate.machine.command import check_batch, check_ttl, parse_batch
 from raftstate.machine.compaction import Sweeper
-from raftstate.machine.digest import BUCKETS, next_digest
+from raftstate.machine.digest import BUCKETS, SumChanges, next_digest
 from raftstate.machine.keyspace import Keyspace
 from raftstate.machine.layout import (
     LONG_ANSWERS_SINCE,
@@ -100,6 +100,7 @@ class Machine:
     def __init__(self, tables: ReadTables) -> None:
         self._sweeper = Sweeper()
         self._swept_last = False
+        self._sum_changes: SumChanges | None = None
         self.load(tables)
 
     @staticmethod
@@ -148,6 +149,8 @@ class Machine:
         self.last_member_id = max(meta.last_member_id, *(member.id for member in meta.members), 0)
         """The highest id that a member ever had."""
         self.compacted_revision = meta.compacted_revision
+        self.last_erase_index = meta.last_erase_index
+        """The entry of the last erase; 0: there was none."""
         self.sweep_pending = compaction.pending(tables, self.compacted_revision)
         """Whether `sweep` has anything left to do."""
         if self._swept_last:
@@ -156,7 +159,13 @@ class Machine:
         self._sums = read_sums(tables)
         self._sessions = Sessions(tables)
         self._leases = Leases(tables)
+        if self._sum_changes is not None:
+            self._sum_changes.go_back_to(self.applied_index)
         self._as_committed = True
+
+    def record_sum_changes(self, changes: SumChanges | None) -> None:
+        """Have all that later calls of `apply` change in the bucket sums recorded; None: no more."""
+        self._sum_changes = changes
 
     def adopt(self, tables: ReadTables) -> None:
         """Go on with another state of the same cluster, as `load` does with this one.
@@ -164,7 +173,26 @@ class Machine:
         Raises `DataLossError` when a row is damaged.
         """
         self._sweeper = Sweeper()  # it remembers rows of the state that goes
+        self._sum_changes = None
         self.load(tables)
+
+    def found_anew(self, tables: WriteTables, cluster_id: int, member: Member) -> None:
+        """Make this the state of another cluster, whose only member is `member`: what is left of one that
+        lost its majority for good. Keys, history, leases and sessions stay; ids of former members are not
+        used again.
+
+        Args:
+            tables: a transaction; if it does not commit, call `load`.
+            cluster_id: 64 random bits.
+            member: a voter.
+        """
+        self._begin()
+        self.cluster_id = cluster_id
+        self.members = [member]
+        self.last_member_id = max(self.last_member_id, member.id)
+        self._conf_state = ConfState(voters=(member.id,))
+        tables.put(Table.HOT, META_KEY, meta_row(self._meta()))
+        self._as_committed = True
 
     def conf_state(self) -> ConfState:
         """Return the configuration as of the applied index."""
@@ -231,6 +259,8 @@ class Machine:
             compacted_revision=self.compacted_revision,
             budget=Budget(keys_at_once_max, self.machine_version),
         )
+        if self._sum_changes is not None:
+            keyspace.sum_changes = []
         results = [
             self._apply_entry(keyspace, entry, conf_states)
             for entry in entries
@@ -242,6 +272,8 @@ class Machine:
             self._sessions.flush(tables)
             tables.put(Table.HOT, SUMS_KEY, sums_row(self._sums))
             tables.put(Table.HOT, META_KEY, meta_row(self._meta()))
+        if self._sum_changes is not None and keyspace.sum_changes:
+            self._sum_changes.add(self.applied_index, keyspace.sum_changes)
         self._as_committed = True
         return results
 
@@ -282,6 +314,7 @@ class Machine:
             members=self.members,
             compacted_revision=self.compacted_revision,
             last_member_id=self.last_member_id,
+            last_erase_index=self.last_erase_index,
         )
 
     # -- one entry
@@ -389,7 +422,9 @@ class Machine:
             return fault
         place = Place(self.cluster_id, index, position, self.lease_clock_ms)
         if not batch.HasField("session"):
-            return run_batch(keyspace, place, batch, checked.faults, None)[0]
+            result, _ = run_batch(keyspace, place, batch, checked.faults, None)
+            self._erase(keyspace, index)
+            return result
         session = self._find(SessionId(batch.session.index, batch.session.nonce))
         if isinstance(session, Fault):
             return session
@@ -399,10 +434,18 @@ class Machine:
             return fault
         cancelled = give_up(session, batch.given_up, keyspace.revision)
         result, ran = run_batch(keyspace, place, batch, checked.faults, session)
+        self._erase(keyspace, index)  # from the answers before this batch
         stored = StoredAnswers(ran.serials, ran.revisions, cancelled + ran.answers)
         if stored.serials or stored.answers:
             self._sessions.store(session, index, position, stored, self.machine_version)
         return result
+
+    def _erase(self, keyspace: Keyspace, index: int) -> None:
+        """Take what a batch has erased out of all stored answers."""
+        keys = keyspace.take_erased()
+        if keys:
+            self._sessions.erase(keyspace.tables, keys, keyspace.budget, self.machine_version)
+            self.last_erase_index = index
 
     def _register(self, index: int, item: Register) -> Registered | Fault:
         fault = self._check_cluster(item.cluster_id) or check_ttl(item.ttl_ms)

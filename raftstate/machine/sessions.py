@@ -8,11 +8,12 @@ answers in it that do are skipped when it is loaded.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from heapq import heappop, heappush
 from struct import pack
 
 from raftstate.errors import DataLossError
-from raftstate.machine.budget import answer_pairs
+from raftstate.machine.budget import Budget, answer_pairs, names
 from raftstate.machine.layout import (
     ANSWERS_END,
     ANSWERS_START,
@@ -30,7 +31,7 @@ from raftstate.machine.layout import (
     session_row,
 )
 from raftstate.machine.tables import ReadTables, Table, WriteTables
-from raftstate.machine.types import Answer, SessionId
+from raftstate.machine.types import Answer, Code, Fault, SessionId
 
 _RESPONSE_MEMORY_BYTES, _PAIR_MEMORY_BYTES = 128, 192
 """What a response of a transaction, and each pair in it, take in memory beyond their bytes in a row."""
@@ -39,6 +40,20 @@ _RESPONSE_MEMORY_BYTES, _PAIR_MEMORY_BYTES = 128, 192
 def _memory_bytes(answer: Answer) -> int:
     responses = 0 if answer.txn is None else len(answer.txn.responses)
     return responses * _RESPONSE_MEMORY_BYTES + len(answer_pairs(answer)) * _PAIR_MEMORY_BYTES
+
+
+def without_pairs(answer: Answer) -> Answer:
+    """Return what an answer becomes when a key that it holds is erased.
+
+    To its client that is as if the answer was forgotten: it may well have run, and never will again.
+    """
+    fault = Fault(
+        Code.STALE,
+        f"the answer to serial {answer.serial} held a key that was erased since, and is kept no more; not run"
+        " now",
+        "serial",
+    )
+    return Answer(answer.serial, answer.revision, fault)
 
 
 class Session:
@@ -62,6 +77,8 @@ class Session:
         """What its rows of answers take, those parts included that lie below the floor: see `adopt`."""
         self.rows: list[tuple[int, bytes, int]] = []
         """A heap of its rows of answers: (highest serial, key of the row, bytes that it counts)."""
+        self.rows_with_pairs: set[bytes] = set()
+        """Keys of those of its rows of answers that hold pairs."""
 
     @property
     def due_ms(self) -> int:
@@ -88,6 +105,7 @@ class Session:
         while self.rows and self.rows[0][0] < floor:
             _, row_key, row_bytes = heappop(self.rows)
             self.stored_bytes -= row_bytes
+            self.rows_with_pairs.discard(row_key)
             ended.append(row_key)
         return ended
 
@@ -97,11 +115,27 @@ class Session:
         Its results are the caller's to set.
         """
         highest = max((*answers.serials, *(answer.serial for answer in answers.answers)))
-        # No other answers: what counts of those was settled when there was machine version 1 alone.
-        done = [answer for answer in answers.answers if answer.txn is not None]
-        row_bytes = len(row) + sum(map(_memory_bytes, done))
+        row_bytes = _counted_bytes(row, answers)
         heappush(self.rows, (highest, row_key, row_bytes))
         self.stored_bytes += row_bytes
+        if any(map(answer_pairs, answers.answers)):
+            self.rows_with_pairs.add(row_key)
+
+    def replace(self, row_key: bytes, row: bytes, answers: StoredAnswers) -> None:
+        """Count a row of answers that stands in the place of one with the same serials."""
+        at = next(at for at, (_, own, _) in enumerate(self.rows) if own == row_key)
+        highest, _, before_bytes = self.rows[at]
+        row_bytes = _counted_bytes(row, answers)
+        self.rows[at] = highest, row_key, row_bytes
+        self.stored_bytes += row_bytes - before_bytes
+        if not any(map(answer_pairs, answers.answers)):
+            self.rows_with_pairs.discard(row_key)
+
+
+def _counted_bytes(row: bytes, answers: StoredAnswers) -> int:
+    # Of transactions alone: what counts of others was settled when there was machine version 1 alone.
+    done = [answer for answer in answers.answers if answer.txn is not None]
+    return len(row) + sum(map(_memory_bytes, done))
 
 
 class Sessions:
@@ -167,6 +201,44 @@ class Sessions:
         row_key = answers_key(session.id, entry_index, item)
         row = answers_row(row_key, answers, machine_version)
         session.adopt(row_key, row, answers)
+        self._write(row_key, row)
+
+    def erase(
+        self, tables: WriteTables, keys: Collection[bytes], budget: Budget, machine_version: int
+    ) -> None:
+        """Let no stored answer keep pairs of these keys.
+
+        Rows are rewritten whole: those of answers below the floor, too, that are in no memory any more.
+        Raises `LongApply`.
+        """
+        for session in list(self._by_index.values()):
+            for row_key in sorted(session.rows_with_pairs):
+                row = self._writes.get(row_key) or tables.get(Table.HOT, row_key)
+                if row is None:
+                    raise DataLossError(f"row {row_key.hex()} of table HOT is missing: it holds answers")
+                budget.spend(0, len(row))
+                stored = read_answers(row_key, row)
+                if any(names(answer, keys) for answer in stored.answers):
+                    self._erase_from(session, row_key, stored, keys, machine_version)
+
+    def _erase_from(
+        self,
+        session: Session,
+        row_key: bytes,
+        stored: StoredAnswers,
+        keys: Collection[bytes],
+        machine_version: int,
+    ) -> None:
+        kept = StoredAnswers(stored.serials, stored.revisions, [])
+        for answer in stored.answers:
+            if not names(answer, keys):
+                kept.answers.append(answer)
+                continue
+            kept.answers.append(without_pairs(answer))
+            if answer.serial >= session.floor:
+                session.results[answer.serial] = kept.answers[-1]
+        row = answers_row(row_key, kept, machine_version)
+        session.replace(row_key, row, kept)
         self._write(row_key, row)
 
     def close(self, session: Session) -> None:

@@ -51,6 +51,8 @@ class Step:
             now = keyspace.live[key] or NEVER
             bucket = checksum(key) & BUCKET_MASK
             keyspace.sums[bucket] = (keyspace.sums[bucket] - now[5] + before[5]) & SUM_MASK
+            if keyspace.sum_changes is not None:
+                keyspace.sum_changes.append((key, before[5] - now[5]))
             if now[4] != before[4]:
                 keyspace.leases.move(key, now[4], before[4])
             if was_gathered:

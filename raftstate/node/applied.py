@@ -26,6 +26,7 @@ class AppliedState(NamedTuple):
     conf_state: ConfState
     members: tuple[Member, ...]
     last_member_id: int
+    last_erase_index: int
 
     @classmethod
     def of(cls, machine: Machine) -> AppliedState:
@@ -41,6 +42,7 @@ class AppliedState(NamedTuple):
             machine.conf_state(),
             tuple(machine.members),
             machine.last_member_id,
+            machine.last_erase_index,
         )
 
     def member(self, id: int) -> Member | None:

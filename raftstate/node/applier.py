@@ -17,11 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from raftstate.core.types import ConfState, Entry
-from raftstate.errors import RaftstateError, ResourceExhaustedError
+from raftstate.errors import DataLossError, RaftstateError, ResourceExhaustedError
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult, LongApply
-from raftstate.node.environment import Clock, PreparedState, Timer
+from raftstate.measure import Histogram
+from raftstate.node.environment import Clock, Done, PreparedState, Timer
 from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
@@ -122,6 +123,7 @@ class StateApplier:
         self._adopting: tuple[PreparedState, Callable[[], None]] | None = None
         """What waits until nothing is under way that belongs to the old state."""
         self._adopted: list[Callable[[], None]] = []
+        self._exchanged: list[Callable[[], None]] = []
         self._applied_bytes = self._cut_bytes = self._last_outside = 0
         self._sizes: deque[tuple[int, int]] = deque()
         """(last index, bytes applied by then) of each transaction that is within the margin."""
@@ -134,6 +136,29 @@ class StateApplier:
         self._applied_since_slice = False
         self._closing = False
         self._failed = False
+        self.apply_seconds = Histogram()
+        """Of transactions of portions, from their begin to their commit."""
+        self.checkpoint_seconds = Histogram()
+        """Of checkpoints, from their begin until they were durable."""
+        self._checkpoint_began_ns = self._durable_as_of_ns = clock.monotonic_ns()
+        self._stalled = False
+        self._exchanging: tuple[Callable[[], None], Done] | None = None
+        """As `_adopting`, but for a state that the entries here were applied to as well."""
+        self.on_damage: Callable[[DataLossError], bool] = lambda _: False
+        """Told of damage that a transaction has met; returns whether another state will be put in the place
+        of this one (`exchange`). Until then nothing is applied; or this node halts."""
+
+    @property
+    def commands_applied(self) -> int:
+        """How many commands were applied since the start."""
+        return self._commands
+
+    @property
+    def checkpoint_age_ns(self) -> int:
+        """For how long, at most, something was applied that no durable checkpoint has; 0: they have all."""
+        if not self._state.dirtied_bytes:
+            return 0
+        return self._clock.monotonic_ns() - self._durable_as_of_ns
 
     def on_applied(self, callback: Callable[[], None]) -> None:
         """Have `callback` called on the loop after each transaction that made a revision, or moved the
@@ -149,6 +174,11 @@ class StateApplier:
         """Have `callback` called on the loop when another state has taken the place of this one: at a later
         index, and perhaps without some of the history that this one had."""
         self._adopted.append(callback)
+
+    def on_exchanged(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called on the loop when this node has gone over to other files of the state, as of
+        the same entry, before anything is applied to them."""
+        self._exchanged.append(callback)
 
     def hold_log_from(self, needed_from: Callable[[], int | None]) -> None:
         """Have the log cut no further than the index that `needed_from` returns, unless that is None."""
@@ -176,7 +206,12 @@ class StateApplier:
     @property
     def is_beside(self) -> bool:
         """See `environment.Applier.is_beside`."""
-        return self._beside is not None
+        return self._beside is not None or self._stalled
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether nothing can be applied before the state is exchanged."""
+        return self._stalled
 
     def hurry(self) -> None:
         """See `environment.Applier.hurry`."""
@@ -189,7 +224,7 @@ class StateApplier:
         if self._lazy_timer is not None:
             self._lazy_timer.cancel()
             self._lazy_timer = None
-        if not self._waiting or self._failed or self._closing or self._beside is not None:
+        if not self._waiting or self._failed or self._closing or self.is_beside:
             return
         if self._adopting is not None:
             return  # what waits is within the state that comes
@@ -200,6 +235,7 @@ class StateApplier:
             return
         work = _Work(self._waiting)
         self._waiting = []
+        began_ns = self._clock.monotonic_ns()
         try:
             with self._state.write() as tables:
                 results = self._machine.apply(
@@ -207,13 +243,28 @@ class StateApplier:
                 )
         except LongApply:
             self._work_beside(work)
+        except DataLossError as error:
+            self._stall(work, error)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
         else:
+            self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
             self._applied(work, results)
+
+    def _stall(self, work: _Work, error: DataLossError) -> None:
+        """A row that the entries need is damaged: they wait until another state has taken this one's place,
+        if one will."""
+        self._waiting[:0] = work.portions
+        self._stalled = True
+        log.error("state damaged; nothing is applied until it is replaced", error=str(error))
+        if not self.on_damage(error):
+            self._fail(error)
+        self._go_over_if_idle()
 
     def _work_beside(self, work: _Work) -> None:
         """Apply on a thread what would hold the loop for longer than followers wait for a heartbeat."""
+
+        began_ns = self._clock.monotonic_ns()
 
         def apply() -> list[EntryResult]:
             # Where many leases are, to take back what was begun takes long, too.
@@ -223,20 +274,24 @@ class StateApplier:
                 return self._machine.apply(tables, work.entries, work.conf_states)
 
         self._beside = asyncio.get_running_loop().run_in_executor(self._thread, apply)
-        self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside))
+        self._beside.add_done_callback(lambda beside: self._worked_beside(work, beside, began_ns))
 
-    def _worked_beside(self, work: _Work, beside: asyncio.Future[list[EntryResult]]) -> None:
+    def _worked_beside(self, work: _Work, beside: asyncio.Future[list[EntryResult]], began_ns: int) -> None:
         self._beside = None
         try:
             results = beside.result()
+        except DataLossError as error:
+            self._stall(work, error)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
-        self._applied(work, results)
+        else:
+            self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
+            self._applied(work, results)
         synced, self._synced_meanwhile = self._synced_meanwhile, None
         if synced is not None:
             self._synced(synced)
-        self._adopt_if_idle()
+        self._go_over_if_idle()
         self._work()
 
     def _applied(self, work: _Work, results: list[EntryResult]) -> None:
@@ -244,10 +299,11 @@ class StateApplier:
         self._commands += sum(map(_commands, results))
         self._applied_bytes += sum(len(entry.data) for entry in work.entries)
         self._sizes.append((work.entries[-1].index, self._applied_bytes))
-        start = 0
+        # The first ones may have been within a state that took the place of this one: they have no results.
+        start = len(results) - len(work.entries)
         for portion in work.portions:
             end = start + len(portion.entries)
-            portion.done(results[start:end])
+            portion.done(results[max(0, start) : max(0, end)])
             start = end
         self._applied_since_slice = True
         self._tell()
@@ -270,7 +326,7 @@ class StateApplier:
     def _sweep(self) -> None:
         """Delete a slice of what a compaction has made superfluous."""
         self._sweep_timer = None
-        if self._failed or self._closing or self._beside is not None or self._adopting is not None:
+        if self._failed or self._closing or self.is_beside or self._adopting is not None:
             return  # what runs beside the loop calls for the next slice when it is done
         if self._checkpointer.must_wait:
             self._begin_checkpoint()
@@ -279,6 +335,9 @@ class StateApplier:
             try:
                 with self._state.write() as tables:
                     swept = self._machine.sweep(tables, self._sweep_changes)
+            except DataLossError as error:
+                self._sweep_failed(error)
+                return
             except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
                 self._fail(error)
                 return
@@ -287,6 +346,17 @@ class StateApplier:
                 log.info("history deleted", compacted_revision=self._machine.compacted_revision)
             self._checkpoint_if_due()
         self._sweep_later()
+
+    def _sweep_failed(self, error: DataLossError) -> None:
+        """A row on the way is damaged: no more is swept, and entries are applied for as long as they can."""
+        log.error("history not deleted", error=str(error))
+        try:
+            with self._state.read() as tables:
+                self._machine.load(tables)
+        except DataLossError:
+            self._stalled = True
+        if not self.on_damage(error) and self._stalled:
+            self._fail(error)
 
     def _set_pace(self, swept: int, took_ns: int) -> None:
         """Make the next slice shorter than one that took too long, or longer than one that had time left."""
@@ -307,9 +377,9 @@ class StateApplier:
             self._checkpoint_if_due()
 
     def _begin_checkpoint(self) -> None:
-        if self._syncing is not None or self._beside is not None or self._failed:
+        if self._syncing is not None or self.is_beside or self._failed:
             return
-        if self._adopting is not None:
+        if self._adopting is not None or self._exchanging is not None:
             return  # of a state that is current no more
         now_ns = self._clock.monotonic_ns()
         try:
@@ -322,6 +392,7 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
+        self._checkpoint_began_ns = now_ns
         self._syncing = asyncio.get_running_loop().run_in_executor(self._disk, checkpoint.sync)
         self._syncing.add_done_callback(self._synced)
 
@@ -337,7 +408,9 @@ class StateApplier:
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._fail(error)
             return
-        self._adopt_if_idle()
+        self._durable_as_of_ns = self._checkpoint_began_ns
+        self.checkpoint_seconds.observe_ns(self._clock.monotonic_ns() - self._checkpoint_began_ns)
+        self._go_over_if_idle()
         self._cut_log()
         self._work()
         if self._state.dirtied_bytes and self._syncing is None:
@@ -375,19 +448,56 @@ class StateApplier:
 
         self._log_writer.compact(to_index, done)
 
+    def exchange(self, swap: Callable[[], None], done: Done) -> None:
+        """Go over to another state that this one's entries were applied to.
+
+        Args:
+            swap: called on the loop between two transactions, with no checkpoint under way: it brings the
+                other state to the same entry, or further, and has the store adopt it.
+            done: called when the machine is loaded from it, before anything is applied to it; or with what
+                `swap` has raised.
+        """
+        self._exchanging = (swap, done)
+        self._go_over_if_idle()
+
+    def _go_over_if_idle(self) -> None:
+        """Go over to another state, if one waits and nothing is under way that belongs to this one."""
+        if self._beside is not None or self._syncing is not None:
+            return
+        if self._failed or self._closing:
+            return  # it is current on disk: the next start goes on with it
+        if self._exchanging is not None:
+            (swap, done), self._exchanging = self._exchanging, None
+            self._exchange(swap, done)
+        elif self._adopting is not None:
+            (prepared, adopted), self._adopting = self._adopting, None
+            self._adopt(prepared, adopted)
+
+    def _exchange(self, swap: Callable[[], None], done: Done) -> None:
+        try:
+            swap()
+            with self._state.read() as tables:
+                self._machine.adopt(tables)
+        except Exception as error:  # noqa: BLE001 - not swallowed: it is passed on
+            done(error)
+            return
+        self._checkpointer = Checkpointer(self._state, self._clock.monotonic_ns(), self._commands)
+        self._stalled = False
+        for callback in self._exchanged:
+            callback()
+        done(None)
+        self._tell()
+        self._clock.call_soon(self._work)
+        self._sweep_later()
+        self._checkpoint_if_due()
+
     def adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
         """See `environment.Applier.adopt`. A transaction on the thread, and a checkpoint's sync, are waited
         for: both use the environment that goes."""
         self._adopting = (prepared, done)
-        self._adopt_if_idle()
+        self._go_over_if_idle()
 
-    def _adopt_if_idle(self) -> None:
-        if self._adopting is None or self._beside is not None or self._syncing is not None:
-            return
-        if self._failed or self._closing:
-            return  # it is current on disk: the next start goes on with it
-        prepared, done = self._adopting
-        self._adopting = None
+    def _adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
         for timer in (self._timer, self._lazy_timer, self._sweep_timer):
             if timer is not None:
                 timer.cancel()
@@ -401,6 +511,7 @@ class StateApplier:
             self._fail(error)
             return
         self._checkpointer = Checkpointer(self._state, self._clock.monotonic_ns(), self._commands)
+        self._stalled = False
         # The log begins anew behind it.
         self._cut_to = self._last_outside = self._machine.applied_index
         self._cut_bytes = self._applied_bytes
@@ -431,7 +542,7 @@ class StateApplier:
         # The checkpoint's own callback runs on the loop's next turn.
         await asyncio.sleep(0)
         try:
-            if self._failed:
+            if self._failed or self._stalled or not self._state.is_settled:
                 return False
             if self._state.dirtied_bytes:
                 # On this thread: at the end of an interpreter no executor takes work any more, and nobody

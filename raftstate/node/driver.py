@@ -19,16 +19,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from raftstate.core.conf_change import decode_conf_change
-from raftstate.core.errors import StepLocalMessage, StepPeerNotFound
+from raftstate.core.errors import Damaged, StepLocalMessage, StepPeerNotFound
 from raftstate.core.membership import ConfChangeError
 from raftstate.core.progress import ProgressState
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
+from raftstate.core.storage import NO_LIMIT
 from raftstate.core.types import (
     LOCAL_APPEND_THREAD,
     LOCAL_APPLY_THREAD,
     NONE,
+    ConfChange,
+    ConfChangeV2,
     ConfState,
     Entry,
     EntryType,
@@ -61,6 +66,8 @@ from raftstate.node.environment import (
 from raftstate.node.fitness import Fitness
 from raftstate.node.frames import FrameError
 from raftstate.node.installs import Installs
+from raftstate.node.lag import LogAges
+from raftstate.node.parts import DriverPart
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests, last_stamp
 from raftstate.node.snapshots import Snapshots
@@ -129,6 +136,8 @@ class Driver:
         history_retention_ns: int = 0,
     ) -> None:
         self._tick_ns = timing.heartbeat_ms * 1_000_000
+        self.timing = timing
+        self.history_retention_ns = history_retention_ns
         self.raw = raw
         self._machine = machine
         self._world = world
@@ -162,11 +171,18 @@ class Driver:
         self._turn_scheduled = False
         self._taking_turn = False
         self.halted: BaseException | None = None
+        self._retired = ""
         self._stopped = False
         self._role = raw.raft.state
         self._lead = raw.raft.lead
         self.last_leader = NONE
         self.leader_heard_ns = now_ns
+        self.leader_changes = 0
+        """How often this node came to know a leader, other than the one before or after none."""
+        self.ticked_ns = now_ns
+        """When the last tick was (monotonic)."""
+        self.log_ages = LogAges()
+        """On a leader: how old what its followers lack is."""
         self._tick_due_ns = now_ns
         self._ticks_until_stamp = 0
         self._held_commits: dict[int, Message] = {}
@@ -177,6 +193,15 @@ class Driver:
         """Called with the new leader's id (NONE: none) at each change."""
         self.membership_watchers: list[Callable[[AppliedState], None]] = []
         """Called with what was applied before, once a change of the membership is."""
+        self.damage_watchers: list[Callable[[Sequence[int]], None]] = []
+        """Called with the indexes of the log's damaged records at each change."""
+        self._damaged: Sequence[int] = ()
+        self.parts: list[DriverPart] = []
+        """What stands beside this driver, and is told what happens."""
+        self.install_watchers: list[Callable[[], None]] = []
+        """Called when a snapshot's state has taken the place of this node's."""
+        self.result_watchers: list[Callable[[Sequence[EntryResult]], None]] = []
+        """Called with the results of the entries that were applied, before anybody is answered."""
         self.fitness = Fitness()
         """What keeps this node from leading or being read."""
         self._installs = Installs(world.log_disk, world.snapshot_disk, world.applier)
@@ -208,6 +233,8 @@ class Driver:
 
     def start(self) -> None:
         """Begin to tick. A sole voter leads at once: it has nobody to wait for."""
+        self.look_at_log()
+        self.raw.raft.may_campaign = self.fitness.may_lead
         if self.applied.conf_state.voters == (self.raw.raft.id,):
             self._guard(self.raw.campaign)
         self._schedule_tick()
@@ -216,23 +243,53 @@ class Driver:
     def stop(self) -> None:
         """End: answer everything, and do nothing more."""
         self._stopped = True
-        self.requests.stop("this node is stopping")
-        self.reads.stop("this node is stopping")
-        self.snapshots.stop()
+        self._answer_all("this node is stopping")
+
+    def retire(self, reason: str) -> None:
+        """Take no more requests: this node is about to end its part, and who asks it would only lose time."""
+        self._retired = reason
+
+    def halt(self, error: BaseException) -> None:
+        """End this node's part for good: it can't go on, and `error` says why."""
+        self._halt(error)
 
     def _halt(self, error: BaseException) -> None:
         if self.halted is None:
             self.halted = error
-            reason = f"this node has halted: {error}"
-            self.requests.stop(reason)
-            self.reads.stop(reason)
-            self.snapshots.stop()
+            self._answer_all(f"this node has halted: {error}")
             self._world.on_halt(error)
+
+    def _answer_all(self, reason: str) -> None:
+        self.requests.stop(reason)
+        self.reads.stop(reason)
+        self.snapshots.stop()
+        for part in self.parts:
+            part.stopped(reason)
 
     @property
     def running(self) -> bool:
         """Whether the driver takes part."""
         return self.halted is None and not self._stopped
+
+    # -- the log's damage
+
+    def met_damage(self, error: Damaged) -> None:
+        """A read of the log met a damaged record. What wanted it did not happen, and is asked for again."""
+        log.error("damaged log record", node=self.raw.raft.id, error=str(error))
+        self.look_at_log()
+
+    def look_at_log(self) -> None:
+        """Go by what is known of the log's damage now."""
+        damaged = self._world.log_disk.damaged
+        if damaged is self._damaged:
+            return
+        self._damaged = damaged
+        raft_log = self.raw.raft.raft_log
+        ahead = [index for index in damaged if index > raft_log.applying]
+        raft_log.readable_to = ahead[0] - 1 if ahead else NO_LIMIT
+        for watcher in list(self.damage_watchers):
+            watcher(damaged)
+        self.schedule_turn()
 
     @property
     def is_installing(self) -> bool:
@@ -243,27 +300,31 @@ class Driver:
 
     def submit(self, item: Item, commands: int, timeout_ns: int, reply: Reply) -> None:
         """Have an item applied; `reply` is called once."""
-        if not self.running:
-            reply(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+        if not self.running or self._retired:
+            reply(self._not_running())
             return
         self.requests.submit(item, commands, timeout_ns, reply)
         self.schedule_turn()
 
     def read(self, timeout_ns: int, done: ReadDone) -> None:
         """Confirm a linearizable read; `done` is called once."""
-        if not self.running:
-            done(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+        if not self.running or self._retired:
+            done(self._not_running())
             return
         self.reads.submit(timeout_ns, done)
         self.schedule_turn()
 
     def wait_for(self, index: int, timeout_ns: int, done: ReadDone) -> None:
         """Wait until the entry at `index` is applied here; `done` is called once."""
-        if not self.running:
-            done(Rejected(Fault(Code.NO_LEADER, "this node is not running"), applied_never=True))
+        if not self.running or self._retired:
+            done(self._not_running())
             return
         self._world.applier.hurry()
         self.reads.wait_for(index, timeout_ns, self.applied_index, done)
+
+    def _not_running(self) -> Rejected:
+        reason = self._retired or "this node is not running"
+        return Rejected(Fault(Code.NO_LEADER, reason), applied_never=True)
 
     def receive(self, sender: int, body: PeerBody) -> None:
         """Take what a peer sent. `turn` must follow, once everything that arrived together was given."""
@@ -274,6 +335,21 @@ class Driver:
         """Have `handler` called with (sender, body) for each body of a type that this driver itself does not
         know: a part of the node registers what it takes."""
         self._handlers[kind] = handler
+
+    @property
+    def committed_index(self) -> int:
+        """The last entry that is known here to be committed."""
+        return self.raw.raft.raft_log.committed
+
+    def state_rebuilt(self, index: int) -> None:
+        """The state was made anew, from a copy as of `index`: what is known of it is taken from it again.
+
+        If `index` is beyond what was applied here, the entries up to there are still to come from the core;
+        the machine passes over them, and what it would have answered is not known.
+        """
+        self.applied = AppliedState.of(self._machine)
+        self.requests.passed_over(index, "this node's state was rebuilt, and the write may be in it")
+        self.schedule_turn()
 
     def _guarded(self, handler: Callable[[int, Any], None]) -> Callable[[int, Any], None]:
         return lambda sender, body: self._guard(lambda: handler(sender, body))
@@ -342,17 +418,28 @@ class Driver:
             return
         self.requests.link_lost(peer)
         self.upkeep.lost(peer)
-        raft = self.raw.raft
         self._guard(lambda: self.raw.report_unreachable(peer))
-        if peer == raft.lead and raft.state is Role.FOLLOWER and not raft.is_learner:
-            # A leader that lives says so with its next heartbeat. Forgetting it lets this node promise its
-            # vote at once, instead of after an election timeout; PreVote keeps that harmless when only one
+        for part in self.parts:
+            self._guard(lambda part=part: part.link_lost(peer))  # type: ignore[misc]
+        if peer == self.raw.raft.lead:
+            # A leader that lives says so with its next heartbeat; PreVote keeps this harmless when only one
             # connection broke.
-            self._guard(self.raw.forget_leader)
-            survivors = sorted({*self.applied.conf_state.voters, raft.id} - {peer})
-            delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
-            self._clock.call_later(delay_s, self._campaign_if_leaderless)
+            self.leader_gone()
         self.schedule_turn()
+
+    def leader_gone(self) -> None:
+        """The leader that this node follows has probably ended: forget it, and stand for election soon.
+
+        Forgetting it lets this node promise its vote at once, instead of after an election timeout.
+        """
+        raft = self.raw.raft
+        gone = raft.lead
+        if gone == NONE or raft.state is not Role.FOLLOWER or raft.is_learner:
+            return
+        self._guard(self.raw.forget_leader)
+        survivors = sorted({*self.applied.conf_state.voters, raft.id} - {gone})
+        delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
+        self._clock.call_later(delay_s, self._campaign_if_leaderless)
 
     def _campaign_if_leaderless(self) -> None:
         raft = self.raw.raft
@@ -374,8 +461,9 @@ class Driver:
     def _most_up_to_date(self) -> int:
         tracker = self.raw.raft.tracker
         voters = set(self.applied.conf_state.voters) - {self.raw.raft.id}
+        # One that does not answer can't take over, however much it held when it was last heard of.
         candidates = [
-            (tracker.progress[peer].match, tracker.progress[peer].recent_active, peer)
+            (tracker.progress[peer].recent_active, tracker.progress[peer].match, peer)
             for peer in sorted(voters)
         ]
         return max(candidates)[2] if candidates else NONE
@@ -401,9 +489,11 @@ class Driver:
     def _tick(self) -> None:
         if not self.running:
             return
-        self._lease_clock.step(self._clock.monotonic_ns())
+        self.ticked_ns = self._clock.monotonic_ns()
+        self._lease_clock.step(self.ticked_ns)
+        self.look_at_log()
         if not self._world.applier.is_beside:
-            self.upkeep.note_revision(self._clock.monotonic_ns())
+            self.upkeep.note_revision(self.ticked_ns)
         self.raw.raft.may_campaign = self.fitness.may_lead
         self._guard(self.raw.tick)
         self.requests.expire()
@@ -411,12 +501,15 @@ class Driver:
         self._guard(self.snapshots.tick)
         if self.raw.raft.state is Role.LEADER:
             self._lead_tick()
+        for part in self.parts:
+            self._guard(part.ticked)
         self._schedule_tick()
         self.turn()
 
     def _lead_tick(self) -> None:
         now_ns = self._clock.monotonic_ns()
         self.leader_heard_ns = now_ns
+        self.log_ages.note(now_ns, self.raw.raft.raft_log.last_index())
         since_ns = self._world.log_disk.outstanding_since_ns
         if self.raw.raft.lead_transferee == NONE:
             if since_ns is not None and now_ns - since_ns > LOG_WRITE_STALL_NS:
@@ -440,6 +533,16 @@ class Driver:
             for peer in self.raw.raft.tracker.progress:
                 if peer != self.raw.raft.id:
                     self._world.network.send(peer, stamp)
+
+    def follower_lag_ns(self, match_index: int) -> int:
+        """Return how long ago the first entry was appended that a member with this match lacks; 0: it has
+        all. On a leader."""
+        return self.log_ages.behind_ns(self._clock.monotonic_ns(), match_index)
+
+    def log_write_pending_ns(self) -> int:
+        """Return for how long the oldest write of the log has been under way; 0: none is."""
+        since_ns = self._world.log_disk.outstanding_since_ns
+        return 0 if since_ns is None else max(0, self._clock.monotonic_ns() - since_ns)
 
     def lease_clock_ms(self) -> int:
         """Return the lease clock as this node has it: on a follower an estimate, rather too low."""
@@ -471,14 +574,20 @@ class Driver:
     def _take_turn(self) -> None:
         raw = self.raw
         self._note_leader()  # what a new leader proposes first is stamped by its clock as it is from then on
-        self.requests.flush()
-        self.reads.flush()
+        self._guard(self.requests.flush)
+        self._guard(self.reads.flush)
         applied_before = self.applied_index
         while raw.has_ready():
             if self.applied_index != applied_before:
                 self.schedule_turn()
                 return
-            ready = raw.ready()
+            try:
+                ready = raw.ready()
+            except Damaged as error:
+                # From now on the core hands out nothing behind that entry, and the rest of what is ready.
+                self.met_damage(error)
+                self.schedule_turn()
+                return
             if ready.read_states:
                 self.reads.confirmed(ready.read_states, self.applied_index)
                 if self.reads.wait_for_apply:
@@ -535,7 +644,9 @@ class Driver:
         def done(error: BaseException | None) -> None:
             if error is not None:
                 self._halt(error)
-            elif not self._installs.keep_back(responses):
+                return
+            self.look_at_log()
+            if not self._installs.keep_back(responses):
                 self._guard(lambda: self._respond(responses))
                 self.turn()
 
@@ -559,6 +670,8 @@ class Driver:
         self.applied_index = index
         self.applied = AppliedState.of(self._machine)
         self._lease_clock.raise_to(self.applied.lease_clock_ms)
+        for watcher in self.install_watchers:
+            watcher()
         self.requests.installed()
         self._respond(self._installs.end())
         # What the applier had not come to is in the new state. The core waits for word of it nevertheless.
@@ -577,14 +690,24 @@ class Driver:
         self.turn()
 
     def _respond(self, responses: Sequence[Message]) -> None:
-        if not self.running:
-            return
         own = self.raw.raft.id
         for response in responses:
+            if not self.running:
+                return
+            if self._damaged and response.type is MessageType.APP_RESP and not response.reject:
+                # It would vouch for everything up to its index.
+                index = min(response.index, self._damaged[0] - 1)
+                response = msgspec.structs.replace(response, index=index)
             if response.to == own:
-                self.raw.step(response)
+                self._step_own(response)
             else:
                 self._world.network.send(response.to, response)
+
+    def _step_own(self, response: Message) -> None:
+        try:
+            self.raw.step(response)
+        except Damaged as error:
+            self.met_damage(error)
 
     def _apply(self, message: Message) -> None:
         entries = message.entries
@@ -610,12 +733,21 @@ class Driver:
 
     def _go_over(self, entry: Entry) -> ConfState:
         """Go over to the configuration that an entry leads to, and return it."""
+        change: ConfChange | ConfChangeV2 = decode_conf_change(entry)
+        was_leader = self.raw.raft.state is Role.LEADER
         try:
-            return self.raw.apply_conf_change(decode_conf_change(entry))
+            conf_state = self.raw.apply_conf_change(change)
         except ConfChangeError as error:
             # Leaders compare a change before they propose it. Whatever this one is, it fits on no node.
             log.error("membership change without effect", index=entry.index, error=str(error))
             return self.raw.raft.tracker.conf_state()
+        if was_leader and self.raw.raft.state is not Role.LEADER:
+            # It has removed itself. The others must not wait for the next leader to hear that this is
+            # committed: it is what lets them elect one without it.
+            self._send_held_commits()
+        for part in self.parts:
+            part.went_over(change)
+        return conf_state
 
     def _membership_changed(self, before: AppliedState) -> None:
         log.info("members", members=[f"{m.name}{' (learner)' * m.learner}" for m in self.applied.members])
@@ -625,7 +757,10 @@ class Driver:
     def _applied(self, responses: Sequence[Message], results: Sequence[EntryResult]) -> None:
         self._respond(responses)
         self._lease_clock.raise_to(self.applied.lease_clock_ms)
-        self.requests.applied(results)
+        for watcher in self.result_watchers:
+            watcher(results)
+        # What a state that can't be trusted made of a write may be no true answer to it.
+        self.requests.applied(results, withheld=self.fitness.why_not_read())
         self.reads.applied(self.applied_index)
         if self.raw.raft.state is Role.LEADER:
             self.upkeep.applied(self._clock.monotonic_ns(), self.applied_index)
@@ -639,6 +774,7 @@ class Driver:
         if raft.lead != self._lead:
             self._lead = raft.lead
             if raft.lead != NONE:
+                self.leader_changes += 1
                 self.last_leader = raft.lead
                 self.leader_heard_ns = self._clock.monotonic_ns()
                 log.info("leader", node=raft.id, leader=raft.lead, term=raft.term)
@@ -649,13 +785,20 @@ class Driver:
         now_ns = self._clock.monotonic_ns()
         self._lease_clock.raise_to(max(self.applied.lease_clock_ms, self._last_log_stamp_ms()))
         self.upkeep.began_to_lead(now_ns)
+        self.log_ages.clear()
 
     def _last_log_stamp_ms(self) -> int:
         """Return the last stamp in the log beyond what is applied; 0 when there is none. Entries without one
         (of new leaders, and of changes of the membership) come singly."""
         raft_log = self.raw.raft.raft_log
         for index in range(raft_log.last_index(), self.applied_index, -1):
-            stamp_ms = last_stamp(raft_log.slice(index, index + 1, 0))
+            try:
+                stamp_ms = last_stamp(raft_log.slice(index, index + 1, 0))
+            except Damaged as error:
+                self.met_damage(
+                    error
+                )  # it hands over at once; its clock may be late, which ends nothing early
+                continue
             if stamp_ms is not None:
                 return stamp_ms
         return 0
@@ -676,11 +819,14 @@ class Driver:
     def _guard(self, action: Callable[[], object]) -> None:
         """Run an action of the core or the store.
 
-        What it raises is no result but the end of this node's part.
+        What it raises is no result but the end of this node's part; unless it is a damaged record of the log,
+        which is mended beside the core.
         """
         if not self.running:
             return
         try:
             action()
+        except Damaged as error:
+            self.met_damage(error)
         except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
             self._halt(error)

@@ -16,6 +16,7 @@ import msgspec
 
 from raftstate.core.types import ConfState, Entry, HardState, Message, SnapshotMetadata
 from raftstate.machine.types import EntryResult, Fault, Item, ItemResult, Uint
+from raftstate.node.member_changes import MemberRequest, MembersChanged
 
 Done = Callable[[BaseException | None], None]
 
@@ -71,6 +72,17 @@ class LeaseStamp(msgspec.Struct, array_like=True, frozen=True, tag=4):
     lease_clock_ms: Uint
 
 
+class Digests(msgspec.Struct, array_like=True, frozen=True, tag=40):
+    """What the machine's digest was at some indexes, ascending.
+
+    `life`: drawn anew whenever the sender's state was not made by applying alone (a start, an install, a
+    repair): what it said before is then of another state, and void.
+    """
+
+    life: Uint
+    points: list[tuple[Uint, Uint]]
+
+
 class SnapshotOffer(msgspec.Struct, array_like=True, frozen=True, tag=10):
     """A leader has a snapshot for a follower that its log can't help any more. The core's message travels in
     here, and is given to the receiver's core only once the receiver holds all bytes."""
@@ -120,6 +132,110 @@ class SnapshotWithdrawn(msgspec.Struct, array_like=True, frozen=True, tag=14):
     reason: str
 
 
+class ChangeMembers(msgspec.Struct, array_like=True, frozen=True, tag=20):
+    """A node asks the leader to change the membership. Sent once, as Forward is."""
+
+    id: int
+    """Unique at the sender for as long as it runs."""
+    timeout_ms: int
+    request: MemberRequest
+
+
+class ChangeMembersReply(msgspec.Struct, array_like=True, frozen=True, tag=21):
+    """The answer to the ChangeMembers of that id; exactly one of the two is set."""
+
+    id: int
+    changed: MembersChanged | None = None
+    rejected: Rejected | None = None
+
+
+class Announce(msgspec.Struct, array_like=True, frozen=True, tag=22):
+    """Under which addresses the sender is reached, where its record has others. Sent to everybody, again and
+    again: as long as the record is wrong the sender may not hear who leads. It has no answer."""
+
+    peer_address: str
+    client_address: str
+
+
+class RecordsRequest(msgspec.Struct, array_like=True, frozen=True, tag=30):
+    """A node asks a peer for entries whose records are damaged in its own log.
+
+    `anchor` is the first entry at or behind them whose term it knows, and `anchor_term` that term.
+    """
+
+    first: int
+    last: int
+    anchor: int
+    anchor_term: int
+
+
+class RecordsReply(msgspec.Struct, array_like=True, frozen=True, tag=31):
+    """The answer to a RecordsRequest for `first`: as many of the entries as are at hand, from there on."""
+
+    first: int
+    entries: list[Entry]
+    anchor: int
+    anchor_term: int
+    """What the answering node holds there; 0: nothing that it can read."""
+    commit: int
+    boundary: int
+    """The last entry that the answering node has compacted away."""
+
+
+class ReplaceRequest(msgspec.Struct, array_like=True, frozen=True, tag=32):
+    """A node that has lost its log asks for its replacement by an empty one, under a new incarnation.
+
+    `incarnation`: the one that it had.
+    """
+
+    incarnation: Uint
+
+
+class ReplaceReply(msgspec.Struct, array_like=True, frozen=True, tag=33):
+    """The answer to a ReplaceRequest: the new incarnation, applied by the leader; or 0, and why not (yet)."""
+
+    incarnation: Uint
+    refusal: str = ""
+
+
+class RepairRequest(msgspec.Struct, array_like=True, frozen=True, tag=41):
+    """Asks for a copy of the receiver's state that ends with entry `min_index` or later. Sent again and again
+    until an offer, or no offer, is the answer."""
+
+    id: Uint
+    """Drawn by the asker for each copy."""
+    min_index: Uint
+
+
+class RepairOffer(msgspec.Struct, array_like=True, frozen=True, tag=42):
+    """The answer to the request of that id: a copy (`metadata`), or none yet: it is being made; or none at
+    all (`refusal`). The core is told nothing of it."""
+
+    id: Uint
+    metadata: SnapshotMetadata | None = None
+    size_bytes: Uint = 0
+    """Of the file."""
+    raw_bytes: Uint = 0
+    """About what the state takes on the asker's disk."""
+    refusal: str = ""
+
+
+class RepairPull(msgspec.Struct, array_like=True, frozen=True, tag=43):
+    """Asks for some bytes of the copy that was offered under that id."""
+
+    id: Uint
+    offset: Uint
+    size: Uint
+
+
+class RepairChunk(msgspec.Struct, array_like=True, frozen=True, tag=44):
+    """Some bytes of it."""
+
+    id: Uint
+    offset: Uint
+    data: bytes
+
+
 PeerBody = (
     Message
     | Forward
@@ -131,6 +247,18 @@ PeerBody = (
     | SnapshotChunk
     | SnapshotFinished
     | SnapshotWithdrawn
+    | ChangeMembers
+    | ChangeMembersReply
+    | Announce
+    | RecordsRequest
+    | RecordsReply
+    | ReplaceRequest
+    | ReplaceReply
+    | Digests
+    | RepairRequest
+    | RepairOffer
+    | RepairPull
+    | RepairChunk
 )
 Outcome = Executed | Rejected
 Reply = Callable[[Outcome], None]
@@ -184,6 +312,21 @@ class LogDisk(Protocol):
         """In order with the appends: call `publish`, which may block, then begin the log anew behind the
         boundary (`index`, `term`), and save `hard_state`, whose commit index is `index`. `done` as for
         `append`."""
+        ...
+
+    @property
+    def damaged(self) -> Sequence[int]:
+        """The indexes of the records known to be damaged, ascending; another object whenever that has
+        changed."""
+        ...
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        """Write damaged records anew, in place, if the log still holds the `anchor` (index, term); None: they
+        are committed. What is sound stays as it is. `done` as for `append`."""
+        ...
+
+    def compact(self, to_index: int, done: Done) -> None:
+        """Remove the entries up to `to_index`, which are durably applied; `done` as for `append`."""
         ...
 
     @property

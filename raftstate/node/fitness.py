@@ -6,7 +6,7 @@ is mended: a damaged log, a full disk, a state that others disagree with. Everyt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 
@@ -59,6 +59,11 @@ class Fitness:
     def may_read(self) -> bool:
         """Whether what this node holds may be shown."""
         return all(limit.may_read for limit in self._limits.values())
+
+    @property
+    def limits(self) -> Mapping[str, Limit]:
+        """What is wrong, by its name."""
+        return dict(self._limits)
 
     @property
     def alarms(self) -> tuple[str, ...]:

@@ -27,10 +27,22 @@ import xxhash
 from raftstate.core.types import Message
 from raftstate.machine.types import Uint
 from raftstate.node.environment import (
+    Announce,
+    ChangeMembers,
+    ChangeMembersReply,
+    Digests,
     Forward,
     ForwardReply,
     LeaseStamp,
     PeerBody,
+    RecordsReply,
+    RecordsRequest,
+    RepairChunk,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
+    ReplaceReply,
+    ReplaceRequest,
     SnapshotChunk,
     SnapshotFinished,
     SnapshotOffer,
@@ -65,11 +77,23 @@ class Kind(IntEnum):
     FORWARD_REPLY = 5
     TRANSFER_LEADER = 6
     LEASE_STAMP = 7
+    RECORDS_REQUEST = 30
+    RECORDS_REPLY = 31
+    REPLACE_REQUEST = 32
+    REPLACE_REPLY = 33
     SNAPSHOT_OFFER = 10
     SNAPSHOT_PULL = 11
     SNAPSHOT_CHUNK = 12
     SNAPSHOT_FINISHED = 13
     SNAPSHOT_WITHDRAWN = 14
+    CHANGE_MEMBERS = 20
+    CHANGE_MEMBERS_REPLY = 21
+    ANNOUNCE = 22
+    DIGESTS = 40
+    REPAIR_REQUEST = 41
+    REPAIR_OFFER = 42
+    REPAIR_PULL = 43
+    REPAIR_CHUNK = 44
 
 
 class Channel(IntEnum):
@@ -82,7 +106,8 @@ class Channel(IntEnum):
 class Hello(msgspec.Struct, array_like=True, frozen=True):
     """Who dials, and whom it means to reach. Peers are known by id and incarnation, never by address.
 
-    `machine_version`: the newest that the sender's code knows. Those who don't say know 1.
+    `machine_version`: the newest that the sender's code knows. Those who don't say know 1. `wiped`: it has
+    lost its log, takes no part, and asks for nothing but its replacement.
     """
 
     cluster_id: int
@@ -91,14 +116,31 @@ class Hello(msgspec.Struct, array_like=True, frozen=True):
     to_id: int
     channel: Channel
     machine_version: Uint = 1
+    wiped: bool = False
+
+
+class Reason(IntEnum):
+    """Why a Hello is refused, for programs. A receiver must bear numbers that it does not know."""
+
+    OTHER = 0
+    WRONG_CLUSTER = 1
+    NOT_ME = 2
+    """The Hello was meant for another node."""
+    REMOVED = 3
+    """The caller was a member, and is none any more. That is final: ids are not used twice."""
+    REPLACED = 4
+    """The caller's incarnation was replaced by a later one. That is final, too."""
 
 
 class Welcome(msgspec.Struct, array_like=True, frozen=True):
     """The answer to a Hello. `refusal` empty: go ahead; else why not, for people. `machine_version`: as in
-    Hello."""
+    Hello. `reason`: one of `Reason`, if refused. `incarnation`: the caller's, as the sender knows it; 0: it
+    does not."""
 
     refusal: str = ""
     machine_version: Uint = 1
+    reason: Uint = Reason.OTHER
+    incarnation: Uint = 0
 
 
 _KINDS: dict[type, Kind] = {
@@ -109,11 +151,23 @@ _KINDS: dict[type, Kind] = {
     ForwardReply: Kind.FORWARD_REPLY,
     TransferLeader: Kind.TRANSFER_LEADER,
     LeaseStamp: Kind.LEASE_STAMP,
+    RecordsRequest: Kind.RECORDS_REQUEST,
+    RecordsReply: Kind.RECORDS_REPLY,
+    ReplaceRequest: Kind.REPLACE_REQUEST,
+    ReplaceReply: Kind.REPLACE_REPLY,
     SnapshotOffer: Kind.SNAPSHOT_OFFER,
     SnapshotPull: Kind.SNAPSHOT_PULL,
     SnapshotChunk: Kind.SNAPSHOT_CHUNK,
     SnapshotFinished: Kind.SNAPSHOT_FINISHED,
     SnapshotWithdrawn: Kind.SNAPSHOT_WITHDRAWN,
+    ChangeMembers: Kind.CHANGE_MEMBERS,
+    ChangeMembersReply: Kind.CHANGE_MEMBERS_REPLY,
+    Announce: Kind.ANNOUNCE,
+    Digests: Kind.DIGESTS,
+    RepairRequest: Kind.REPAIR_REQUEST,
+    RepairOffer: Kind.REPAIR_OFFER,
+    RepairPull: Kind.REPAIR_PULL,
+    RepairChunk: Kind.REPAIR_CHUNK,
 }
 _encode = msgspec.msgpack.Encoder().encode
 _DECODERS: dict[Kind, msgspec.msgpack.Decoder[Any]] = {

@@ -15,23 +15,42 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
+
+import msgspec
 
 from raftstate.address import split_address
 from raftstate.core.types import Message, MessageType
 from raftstate.errors import ConfigError
 from raftstate.logs import get_logger
 from raftstate.node.environment import (
+    Announce,
+    ChangeMembers,
+    ChangeMembersReply,
+    Digests,
     LeaseStamp,
     PeerBody,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
     SnapshotFinished,
     SnapshotOffer,
     SnapshotPull,
     SnapshotWithdrawn,
 )
-from raftstate.node.frames import FRAME_BYTES_MAX, Channel, FrameError, FrameReader, Hello, Welcome, encode
+from raftstate.node.frames import (
+    FRAME_BYTES_MAX,
+    Channel,
+    FrameError,
+    FrameReader,
+    Hello,
+    Reason,
+    Welcome,
+    encode,
+)
 
 log = get_logger(__name__)
 
@@ -50,7 +69,20 @@ WRITE_BUFFER_BYTES_MAX = 64 << 20
 """Four times what the core sends ahead of a peer's answers (`server.INFLIGHT_BYTES_MAX`). A peer with more to
 take is too slow, and messages to it are dropped rather than kept in memory."""
 _BULK = frozenset({MessageType.APP, MessageType.SNAP})
-_URGENT = (LeaseStamp, SnapshotOffer, SnapshotPull, SnapshotFinished, SnapshotWithdrawn)
+_URGENT = (
+    LeaseStamp,
+    SnapshotOffer,
+    SnapshotPull,
+    SnapshotFinished,
+    SnapshotWithdrawn,
+    ChangeMembers,
+    ChangeMembersReply,
+    Announce,
+    Digests,
+    RepairRequest,
+    RepairOffer,
+    RepairPull,
+)
 """Bodies beside the core's messages that are small, and waited for."""
 
 
@@ -63,11 +95,13 @@ class LocalPeer:
     incarnation: int
     machine_version: int
     """The newest that this node's code knows."""
+    wiped: bool = False
+    """Whether it has lost its log, and asks for its replacement."""
 
 
 @dataclass(frozen=True, slots=True)
 class LinkEvents:
-    """What the links tell: all called on the loop."""
+    """What the links tell, and ask: all called on the loop."""
 
     body: Callable[[int, PeerBody], None]
     """(from, body): a body arrived. Raising FrameError closes its connection."""
@@ -77,33 +111,51 @@ class LinkEvents:
     """(peer, machine version): a connection to or from a peer was made, whose code knows that version."""
     lost: Callable[[int], None]
     """(peer): a connection to or from it broke (it was reset or closed: silence is not noticed here)."""
+    refused: Callable[[int, Welcome], None]
+    """(peer, its answer): a peer turned this node away."""
+    admit: Callable[[Hello], Welcome]
+    """Asked who is let in: with a `refusal` the caller is turned away. Its machine version is filled in
+    here."""
+    takes: Callable[[int, int, PeerBody], bool]
+    """Asked (from, incarnation, body): whether a body that came over a connection of that incarnation is
+    passed on."""
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What went between this node and a peer, since the start."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    not_sent: int = 0
+    """Bodies that were not sent: there was no connection, or too much waited on it."""
 
 
 class PeerLinks:
     """Implements `environment.Network` over TCP.
 
-    `admit`: given a Hello, returns why it is refused, or an empty string. `addresses`: node id -> host:port
-    as *this* node reaches it, so that a proxy can stand between any two.
+    `addresses`: node id -> host:ports at which *this* node may reach it, tried in turn: a map of its own, so
+    that a proxy can stand between any two.
     """
 
     def __init__(
         self,
         local: LocalPeer,
-        addresses: Mapping[int, str],
-        admit: Callable[[Hello], str],
+        addresses: Mapping[int, Sequence[str]],
         events: LinkEvents,
         seed: int,
     ) -> None:
         self._local = local
-        self._addresses = dict(addresses)
-        self._admit = admit
+        self._addresses = {peer: tuple(each) for peer, each in addresses.items() if peer != local.node_id}
         self._events = events
         self._random = random.Random(seed)
         self._outbound: dict[tuple[int, Channel], asyncio.Transport] = {}
         self._inbound: set[_Inbound] = set()
-        self._dialers: list[asyncio.Task[None]] = []
+        self._dialers: dict[tuple[int, Channel], asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
         self._closing = False
+        self.traffic: defaultdict[int, Traffic] = defaultdict(Traffic)
+        """Peer -> what was sent and received."""
 
     async def start(self, host: str, port: int) -> int:
         """Listen, begin to dial, and return the port listened on (`port` 0: a free one)."""
@@ -117,24 +169,61 @@ class PeerLinks:
                 field="listen_peer",
             ) from error
         for peer in sorted(self._addresses):
-            if peer != self._local.node_id:
-                for channel in Channel:
-                    self._dialers.append(loop.create_task(self._dial_forever(peer, channel)))
+            self._begin_to_dial(peer)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
+
+    def set_peers(self, addresses: Mapping[int, Sequence[str]]) -> None:
+        """Dial these peers from now on, and no others.
+
+        The connections to those who are not among them any more, or have other addresses, are dropped, and so
+        are those of peers that would not be admitted now.
+        """
+        wanted = {peer: tuple(each) for peer, each in addresses.items() if peer != self._local.node_id}
+        before, self._addresses = self._addresses, wanted
+        if self._server is None or self._closing:
+            return
+        for peer in sorted(before.keys() | wanted.keys()):
+            if before.get(peer) != wanted.get(peer):
+                self._stop_dialling(peer)
+                if peer in wanted:
+                    self._begin_to_dial(peer)
+        for inbound in list(self._inbound):
+            if inbound.hello is not None and self._events.admit(inbound.hello).refusal:
+                inbound.abort()  # it dials again, and is told why
+
+    def _begin_to_dial(self, peer: int) -> None:
+        loop = asyncio.get_running_loop()
+        for channel in Channel:
+            self._dialers[peer, channel] = loop.create_task(self._dial_forever(peer, channel))
+
+    def _stop_dialling(self, peer: int) -> None:
+        for channel in Channel:
+            dialer = self._dialers.pop((peer, channel), None)
+            if dialer is not None:
+                dialer.cancel()
+            # At once: from here on nothing is sent to where it was.
+            transport = self._outbound.pop((peer, channel), None)
+            if transport is not None:
+                transport.abort()
 
     def send(self, to: int, body: PeerBody) -> bool:
         """Send a body; False: it was certainly not sent."""
         urgent = body.type not in _BULK if isinstance(body, Message) else isinstance(body, _URGENT)
         channel = Channel.CONTROL if urgent else Channel.BULK
         transport = self._outbound.get((to, channel))
+        traffic = self.traffic[to]
         # Between the loss of a connection and the turn of its dialler the transport is still here, and
         # uvloop's raises when written to.
         if transport is None or transport.is_closing():
+            traffic.not_sent += 1
             return False
         if transport.get_write_buffer_size() > WRITE_BUFFER_BYTES_MAX:
+            traffic.not_sent += 1
             return False
-        transport.write(encode(body))
+        frame = encode(body)
+        transport.write(frame)
+        traffic.sent_bytes += len(frame)
         return True
 
     def connected(self, peer: int) -> bool:
@@ -144,9 +233,9 @@ class PeerLinks:
     async def close(self) -> None:
         """Close all connections and stop dialling."""
         self._closing = True
-        for task in self._dialers:
+        for task in self._dialers.values():
             task.cancel()
-        await asyncio.gather(*self._dialers, return_exceptions=True)
+        await asyncio.gather(*self._dialers.values(), return_exceptions=True)
         for transport in list(self._outbound.values()):
             transport.abort()
         for inbound in list(self._inbound):
@@ -157,28 +246,43 @@ class PeerLinks:
 
     async def _dial_forever(self, peer: int, channel: Channel) -> None:
         delay_s = DIAL_DELAY_S_MIN
+        addresses = self._addresses[peer]
+        turn = 0
         while True:
+            address = addresses[turn % len(addresses)]
             try:
-                if await self._dial(peer, channel):
+                if await self._dial(peer, channel, address):
                     delay_s = DIAL_DELAY_S_MIN
             except (OSError, TimeoutError, FrameError) as error:
                 log.debug("peer not reached", peer=peer, channel=channel.name.lower(), error=str(error))
+                turn += 1
             except _RefusedError as error:
-                log.warning("peer refuses this node", peer=peer, reason=str(error))
+                log.warning(
+                    "peer refuses this node", peer=peer, address=address, reason=error.welcome.refusal
+                )
                 delay_s = REFUSED_DELAY_S
+                if error.welcome.reason in (Reason.NOT_ME, Reason.WRONG_CLUSTER):
+                    turn += 1  # somebody else has that address now
+                self._events.refused(peer, error.welcome)
             except Exception:
                 # A bug; without this way to the peer the node would be worse off than with another try.
                 log.exception("dialling failed", peer=peer, channel=channel.name.lower())
             await asyncio.sleep(delay_s * self._random.uniform(0.5, 1.0))
             delay_s = min(delay_s * 2, max(DIAL_DELAY_S_MAX, delay_s))
 
-    async def _dial(self, peer: int, channel: Channel) -> bool:
+    async def _dial(self, peer: int, channel: Channel, address: str) -> bool:
         """Dial, and stay until the connection is lost. Returns True when it had been welcomed."""
         loop = asyncio.get_running_loop()
-        host, port = split_address(self._addresses[peer])
+        host, port = split_address(address)
         local = self._local
         hello = Hello(
-            local.cluster_id, local.node_id, local.incarnation, peer, channel, local.machine_version
+            local.cluster_id,
+            local.node_id,
+            local.incarnation,
+            peer,
+            channel,
+            local.machine_version,
+            local.wiped,
         )
         async with asyncio.timeout(HELLO_TIMEOUT_S):
             transport, outbound = await loop.create_connection(_Outbound, host, port)
@@ -191,14 +295,15 @@ class PeerLinks:
                 raise
         if welcome.refusal:
             transport.abort()
-            raise _RefusedError(welcome.refusal)
+            raise _RefusedError(welcome)
         _notice_silent_death(transport)
         self._outbound[peer, channel] = transport
         try:
             self._events.met(peer, welcome.machine_version)
             await outbound.lost
         finally:
-            del self._outbound[peer, channel]
+            if self._outbound.get((peer, channel)) is transport:
+                del self._outbound[peer, channel]
             transport.abort()
             if not self._closing:
                 self._events.lost(peer)
@@ -215,6 +320,10 @@ def _notice_silent_death(transport: asyncio.Transport) -> None:
 
 class _RefusedError(Exception):
     """The peer answered Hello with a refusal."""
+
+    def __init__(self, welcome: Welcome) -> None:
+        super().__init__(welcome.refusal)
+        self.welcome = welcome
 
 
 class _Outbound(asyncio.Protocol):
@@ -261,8 +370,7 @@ class _Inbound(asyncio.Protocol):
     def __init__(self, links: PeerLinks) -> None:
         self._links = links
         self._reader = FrameReader()
-        self._peer: int | None = None
-        self._channel: Channel | None = None
+        self.hello: Hello | None = None
         self._transport: asyncio.Transport | None = None
         self._hello_timer: asyncio.TimerHandle | None = None
 
@@ -276,23 +384,27 @@ class _Inbound(asyncio.Protocol):
         links = self._links
         try:
             for body in self._reader.feed(data):
-                if self._peer is None:
+                hello = self.hello
+                if hello is None:
                     self._greet(body)
                 elif isinstance(body, Hello | Welcome):
                     raise FrameError(f"a second {type(body).__name__}")
-                else:
-                    links._events.body(self._peer, body)
+                elif links._events.takes(hello.from_id, hello.from_incarnation, body):
+                    links._events.body(hello.from_id, body)
         except FrameError as error:
-            log.warning("peer connection closed", peer=self._peer, error=str(error))
+            peer = None if self.hello is None else self.hello.from_id
+            log.warning("peer connection closed", peer=peer, error=str(error))
             self.abort()
+        if self.hello is not None:
+            links.traffic[self.hello.from_id].received_bytes += len(data)
         links._events.turn()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._links._inbound.discard(self)
         if self._hello_timer is not None:
             self._hello_timer.cancel()
-        if self._peer is not None and not self._links._closing:
-            self._links._events.lost(self._peer)
+        if self.hello is not None and not self._links._closing:
+            self._links._events.lost(self.hello.from_id)
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -304,17 +416,19 @@ class _Inbound(asyncio.Protocol):
         assert self._hello_timer is not None
         if not isinstance(body, Hello):
             raise FrameError(f"the first frame is {type(body).__name__}, not Hello")
-        refusal = self._links._admit(body)
-        self._transport.write(encode(Welcome(refusal, self._links._local.machine_version)))
-        if refusal:
+        welcome = self._links._events.admit(body)
+        welcome = msgspec.structs.replace(welcome, machine_version=self._links._local.machine_version)
+        self._transport.write(encode(welcome))
+        if welcome.refusal:
             self._transport.close()
-            raise FrameError(refusal)
+            raise FrameError(welcome.refusal)
         self._hello_timer.cancel()
         for other in self._links._inbound:
-            if (other._peer, other._channel) == (body.from_id, body.channel):
+            before = other.hello
+            if before is not None and (before.from_id, before.channel) == (body.from_id, body.channel):
                 # The peer dials again: what it dialled before is dead, whether or not this end has noticed.
-                other._peer = None
+                other.hello = None
                 other.abort()
-        self._peer, self._channel = body.from_id, body.channel
+        self.hello = body
         self._reader.bytes_max = FRAME_BYTES_MAX
         self._links._events.met(body.from_id, body.machine_version)

@@ -25,15 +25,22 @@ from raftstate.errors import (
     NoLeaderError,
     RaftstateError,
     ResourceExhaustedError,
+    UnimplementedError,
 )
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
 from raftstate.machine.types import Code, Fault, Item, ItemResult
+from raftstate.node.defragment import Defragmenter
 from raftstate.node.driver import Driver
 from raftstate.node.environment import Clock, Executed, Outcome, Rejected
+from raftstate.node.erase import Eraser
+from raftstate.node.member_changes import MemberRequest, MembersChanged
+from raftstate.node.membership import Membership
 from raftstate.node.reading import LocalReader, bound_us
 from raftstate.node.service import (
+    ClusterTimes,
+    MemberList,
     NodeReader,
     NodeStatus,
     NodeWatches,
@@ -53,6 +60,8 @@ _ERRORS: dict[Code, type[RaftstateError]] = {
     Code.NO_LEADER: NoLeaderError,
     Code.RESOURCE_EXHAUSTED: ResourceExhaustedError,
     Code.FAILED_PRECONDITION: FailedPreconditionError,
+    Code.INVALID: InvalidArgumentError,
+    Code.UNIMPLEMENTED: UnimplementedError,
 }
 _ROLES = {
     CoreRole.FOLLOWER: Role.FOLLOWER,
@@ -72,6 +81,7 @@ class LocalNode:
     def __init__(
         self,
         driver: Driver,
+        membership: Membership,
         machine: Machine,
         log: LogStore,
         state: StateStore,
@@ -81,6 +91,7 @@ class LocalNode:
         version: str,
     ) -> None:
         self._driver = driver
+        self._membership = membership
         self._cluster_id = machine.cluster_id
         self._log = log
         self._state = state
@@ -90,9 +101,25 @@ class LocalNode:
         self._open_reads = 0
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-read")
         self._watch_reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-watch")
-        self.watch_hub = WatchHub(state.read, clock, beside_on(self._watch_reads), self._confirm)
+        self.watch_hub = WatchHub(
+            state.read,
+            clock,
+            beside_on(self._watch_reads),
+            self._confirm,
+            on_damage=lambda error: self.on_damage(error),
+        )
         """Wants to be told what is applied (`StateApplier.on_applied`), and closed first of all."""
+        self.metrics_address = ""
+        """host:port of this node's metrics, once they are served; empty: they are not."""
+        self.checkpoint_age_ns: Callable[[], int] = lambda: 0
+        """Tells for how long, at most, something is applied that no durable checkpoint has."""
+        self.defragmenter: Defragmenter | None = None
+        self.eraser: Eraser | None = None
+        """Set before the node serves."""
         driver.has_watches = lambda: self.watch_hub.watch_count > 0
+        self.on_damage: Callable[[DataLossError], object] = lambda _: None
+        """Told of what a read or a watch found damaged."""
+        driver.fitness.watch(self._fitness_changed)
 
     # -- what it is
 
@@ -131,11 +158,26 @@ class LocalNode:
         """Whether requests can be answered."""
         return self._driver.running
 
+    @property
+    def may_read(self) -> bool:
+        """Whether what this node holds may be shown."""
+        return self._driver.fitness.may_read
+
     def leader(self) -> tuple[int, str]:
         """Return (id, client address) of the leader; (0, "") when none is known."""
         lead = self._driver.raw.raft.lead
         member = self._driver.applied.member(lead)
         return (lead, member.client_address) if member is not None else (NONE, "")
+
+    @property
+    def open_reads(self) -> int:
+        """How many reads are under way, each with a reader slot of the state."""
+        return self._open_reads
+
+    @property
+    def leader_silent_ms(self) -> int:
+        """How long ago the leader was last heard of, in ms; 0 on the leader itself."""
+        return self._silent_ms()
 
     # -- writes
 
@@ -193,26 +235,50 @@ class LocalNode:
     ) -> AsyncIterator[NodeReader]:
         if not self._driver.running:
             raise ClosedError("this node is not serving")
-        if not self._driver.fitness.may_read:
-            raise DataLossError(f"this node shows nothing: {self._driver.fitness.why_not_read()}")
+        self._require_shown()
         self._require_state()
         asked_ns = await self._freshen(consistency, max_staleness_ms, timeout_s, min_applied_index)
         if self._open_reads >= OPEN_READS_MAX:
             raise ResourceExhaustedError(
                 f"{self._open_reads} reads are under way at this node, its limit; try again, or another node"
             )
+        self._require_shown()
         needed = self._driver.applied_index if asked_ns is not None else min_applied_index
         self._open_reads += 1
         try:
             with self._state.read() as tables:
-                reader = Reader(tables)
+                try:
+                    reader = Reader(tables)
+                except DataLossError as error:
+                    self.on_damage(error)
+                    raise
                 if reader.applied_index < needed:
                     raise InvariantError(
                         f"a read sees index {reader.applied_index}, but {needed} was applied before it began"
                     )
-                yield LocalReader(reader, asked_ns, self._clock, self._driver.lease_clock_ms, self._reads)
+                yield LocalReader(
+                    reader,
+                    asked_ns,
+                    self._clock,
+                    self._driver.lease_clock_ms,
+                    self._reads,
+                    self._require_shown,
+                    self.on_damage,
+                )
         finally:
             self._open_reads -= 1
+
+    def _require_shown(self) -> None:
+        if not self._driver.fitness.may_read:
+            raise DataLossError(f"this node shows nothing: {self._driver.fitness.why_not_read()}")
+
+    def _fitness_changed(self) -> None:
+        if self._driver.fitness.may_read:
+            self.watch_hub.show()
+        else:
+            self.watch_hub.withhold(
+                DataLossError(f"this node shows nothing: {self._driver.fitness.why_not_read()}")
+            )
 
     async def _freshen(
         self, consistency: ReadConsistency, max_staleness_ms: int, timeout_s: float, min_applied_index: int
@@ -284,13 +350,8 @@ class LocalNode:
         applied = self._driver.applied
         with self._state.read() as tables:
             keys = tables.count(Table.INDEX)
-        progress = []
-        if raft.state is CoreRole.LEADER:
-            progress = [
-                PeerStatus(peer, item.match, item.next, item.state.name.lower(), item.recent_active)
-                for peer, item in raft.tracker.visit()
-                if peer != raft.id
-            ]
+        member = applied.member(raft.id)
+        defragmenter, eraser = self.defragmenter, self.eraser
         alarms = self._driver.fitness.alarms
         if self._driver.halted is not None:
             alarms = (f"halted: {self._driver.halted}", *alarms)
@@ -317,9 +378,47 @@ class LocalNode:
             leases=applied.leases,
             watches=self.watch_hub.watch_count,
             members=applied.members,
-            progress=progress,
+            progress=self._progress(),
             alarms=alarms,
+            incarnation=member.incarnation if member is not None else 0,
+            metrics_address=self.metrics_address,
+            checkpoint_age_ms=self.checkpoint_age_ns() // 1_000_000,
+            disk_free_bytes=self._state.disk_free_bytes(),
+            log_map_bytes=self._log.map_bytes,
+            state_map_bytes=self._state.map_bytes,
+            wall_clock_ms=self._clock.wall_ns() // 1_000_000,
+            last_erase_index=applied.last_erase_index,
+            erased_index=0 if eraser is None else eraser.erased_index,
+            state_free_bytes=0 if defragmenter is None else defragmenter.free_bytes(),
+            rebuild="" if defragmenter is None else defragmenter.why,
+            rebuild_done_bytes=0 if defragmenter is None else defragmenter.done_bytes,
+            rebuild_total_bytes=0 if defragmenter is None else defragmenter.total_bytes,
         )
+
+    def _progress(self) -> list[PeerStatus]:
+        raft = self._driver.raw.raft
+        if raft.state is not CoreRole.LEADER:
+            return []
+        last = raft.raft_log.last_index()
+        return [
+            PeerStatus(
+                peer,
+                item.match,
+                item.next,
+                item.state.name.lower(),
+                item.recent_active,
+                lag_entries=max(0, last - item.match),
+                lag_ms=self._driver.follower_lag_ns(item.match) // 1_000_000,
+            )
+            for peer, item in raft.tracker.visit()
+            if peer != raft.id
+        ]
+
+    def defragment(self) -> int:
+        """See `service.NodeService.defragment`."""
+        if self.defragmenter is None:
+            raise ClosedError("this node is starting")
+        return self.defragmenter.begin("defragment", lambda _: None)
 
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         """See `service.NodeService.transfer_leader`."""
@@ -359,6 +458,33 @@ class LocalNode:
             raise FailedPreconditionError(message) from None
         finally:
             self._driver.leader_watchers.remove(watch)
+
+    # -- members
+
+    async def members(self, *, timeout_s: float) -> MemberList:
+        """See `service.NodeService.members`."""
+        await self._confirm(timeout_s)
+        return MemberList(
+            members=self._driver.applied.members,
+            leader_id=self._driver.raw.raft.lead,
+            commit_index=self._driver.raw.raft.raft_log.committed,
+            progress=self._progress(),
+        )
+
+    async def change_members(self, request: MemberRequest, *, timeout_s: float) -> MembersChanged:
+        """See `service.NodeService.change_members`."""
+        waiting: asyncio.Future[MembersChanged | Rejected] = asyncio.get_running_loop().create_future()
+        self._membership.submit(request, int(timeout_s * 1e9), _resolver(waiting))
+        outcome = await waiting
+        if isinstance(outcome, Rejected):
+            raise self._error(outcome)
+        return outcome
+
+    def cluster_times(self) -> ClusterTimes:
+        """See `service.NodeService.cluster_times`."""
+        timing = self._driver.timing
+        retention_s = self._driver.history_retention_ns // 1_000_000_000
+        return ClusterTimes(timing.heartbeat_ms, timing.election_timeout_ms, retention_s)
 
     def close(self) -> None:
         """End the watches, and the reading threads after what they are reading now."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from raftstate.errors import DataLossError
 from raftstate.machine.reader import LeaseStatus, RangePage, Reader, Sort
 from raftstate.machine.types import KeyValue
 from raftstate.node.environment import Clock
@@ -31,6 +32,8 @@ class LocalReader:
         clock: the node's.
         lease_clock_ms: returns the lease clock as the node has it.
         executor: one thread, for what may be long.
+        require_shown: raises when what this node holds must not be shown (any more).
+        on_damage: told of what a read found damaged.
     """
 
     def __init__(
@@ -40,12 +43,16 @@ class LocalReader:
         clock: Clock,
         lease_clock_ms: Callable[[], int],
         executor: ThreadPoolExecutor,
+        require_shown: Callable[[], None],
+        on_damage: Callable[[DataLossError], object],
     ) -> None:
         self._reader = reader
         self._asked_ns = asked_ns
         self._clock = clock
         self._lease_clock_ms = lease_clock_ms
         self._executor = executor
+        self._require_shown = require_shown
+        self._on_damage = on_damage
 
     @property
     def revision(self) -> int:
@@ -66,7 +73,13 @@ class LocalReader:
 
     async def get(self, key: bytes, *, revision: int = 0) -> KeyValue | None:
         """See `service.NodeReader.get`. In the past, too, it takes a few rows, and stays on the loop."""
-        return self._reader.get(key, revision=revision)
+        try:
+            found = self._reader.get(key, revision=revision)
+        except DataLossError as error:
+            self._on_damage(error)
+            raise
+        self._require_shown()
+        return found
 
     async def range(
         self,
@@ -98,7 +111,12 @@ class LocalReader:
 
     async def lease(self, lease_id: int, *, keys_bytes_max: int) -> tuple[LeaseStatus, list[bytes]] | None:
         """See `service.NodeReader.lease`."""
-        status = self._reader.lease(lease_id, self._lease_clock_ms())
+        try:
+            status = self._reader.lease(lease_id, self._lease_clock_ms())
+        except DataLossError as error:
+            self._on_damage(error)
+            raise
+        self._require_shown()
         if status is None:
             return None
         keys: list[bytes] = []
@@ -119,8 +137,13 @@ class LocalReader:
         job = self._executor.submit(call)
         running = asyncio.wrap_future(job)
         try:
-            return await asyncio.shield(running)
+            found = await asyncio.shield(running)
         except asyncio.CancelledError:
             if not job.cancel():
                 await asyncio.wait([running])
             raise
+        except DataLossError as error:
+            self._on_damage(error)
+            raise
+        self._require_shown()
+        return found

@@ -67,6 +67,16 @@ class Reads:
         self._confirmed: list[tuple[int, _Round]] = []
         """(read index, round), until the index is applied."""
         self._indexed: list[_Read] = []
+        self.rounds_repeated = 0
+        """How many rounds got no answer, and were asked for again."""
+        self.failed = 0
+        """How many reads were refused, since nothing confirmed them, or nothing was applied, in time."""
+
+    @property
+    def waiting(self) -> int:
+        """How many reads wait for a confirmation, or for an entry to be applied."""
+        rounds = [round_ for _, round_ in self._confirmed] + ([self._round] if self._round else [])
+        return len(self._waiting) + len(self._indexed) + sum(len(round_.reads) for round_ in rounds)
 
     def submit(self, timeout_ns: int, done: ReadDone) -> None:
         """Confirm that this node's state includes every write acknowledged before now, then call `done`."""
@@ -123,6 +133,7 @@ class Reads:
         now_ns = self._now_ns()
         for read in [read for read in self._indexed if read.deadline_ns <= now_ns]:
             self._indexed.remove(read)
+            self.failed += 1
             message = (
                 f"the read waited for log index {read.index}, and this node has applied {applied_index}; "
                 f"{self._describe_leader()}"
@@ -135,12 +146,14 @@ class Reads:
         ):
             for read in reads:
                 if read.deadline_ns <= now_ns and read.done is not None:
+                    self.failed += 1
                     message = f"the read could not be confirmed in time; {self._describe_leader()}"
                     read.finish(Rejected(Fault(Code.NO_LEADER, message), applied_never=True))
         self._waiting = [read for read in self._waiting if read.done is not None]
         round_ = self._round
         if round_ is not None and now_ns - round_.asked_ns > ROUND_NS_MAX:
             self._round = None
+            self.rounds_repeated += 1
             self._waiting[:0] = [read for read in round_.reads if read.done is not None]
 
     def stop(self, reason: str) -> None:

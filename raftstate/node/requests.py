@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import msgspec
@@ -37,6 +37,7 @@ from raftstate.machine.types import (
     Item,
     Register,
 )
+from raftstate.measure import Histogram
 from raftstate.node.environment import Executed, Forward, ForwardReply, Network, Rejected, Reply
 
 HELD_BYTES_MAX = 64 << 20
@@ -60,6 +61,20 @@ _stamp_decoder = msgspec.msgpack.Decoder(_Stamp)
 
 
 @dataclass(slots=True, eq=False)
+class Tally:
+    """What became of the requests of a node's own clients, for whoever watches the node."""
+
+    refused: int = 0
+    """Answered *not applied*."""
+    unknown: int = 0
+    """Answered *unknown*."""
+    forwarded: int = 0
+    """Sent on to a leader."""
+    commit_seconds: Histogram = field(default_factory=Histogram)
+    """Of entries that this node proposed: until they were applied here."""
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """One item and who waits for it. `deadline_ns`, `hold_until_ns`: monotonic."""
 
@@ -74,11 +89,19 @@ class Request:
     sent_to: int = NONE
     """The node whose log it may be in by now: this one, once proposed, or the leader that it was forwarded
     to."""
+    sent_ns: int = 0
+    """When it was sent there (monotonic)."""
+    tally: Tally = field(default_factory=Tally)
 
     def answer(self, outcome: Executed | Rejected) -> None:
         """Answer, unless that was done already."""
         reply, self.reply = self.reply, None
         if reply is not None:
+            if isinstance(outcome, Rejected) and not self.forwarded:
+                if outcome.applied_never:
+                    self.tally.refused += 1
+                else:
+                    self.tally.unknown += 1
             reply(outcome)
 
 
@@ -115,6 +138,22 @@ class Requests:
         self._forward_ids = count(first_forward_id)
         self._deadlines: list[tuple[int, int, Request]] = []
         self._sequence = count()
+        self.tally = Tally()
+
+    @property
+    def held(self) -> int:
+        """How many requests wait for a leader."""
+        return len(self._held)
+
+    @property
+    def held_bytes(self) -> int:
+        """How much memory they take."""
+        return self._held_bytes
+
+    @property
+    def pending(self) -> int:
+        """How many requests were proposed or forwarded, and wait for what becomes of them."""
+        return len(self._forwarded) + sum(len(requests) for _, requests in self._proposed.values())
 
     def submit(
         self, item: Item, commands: int, timeout_ns: int, reply: Reply, *, forwarded: bool = False
@@ -129,12 +168,15 @@ class Requests:
                 f"{self._held_bytes} bytes of requests are waiting at this node, "
                 f"the limit is {HELD_BYTES_MAX}; try again later"
             )
+            self.tally.refused += not forwarded
             reply(Rejected(Fault(Code.RESOURCE_EXHAUSTED, message), applied_never=True))
             return
         now_ns = self._now_ns()
         deadline_ns = now_ns + min(timeout_ns, WAIT_NS_MAX)
         hold_until_ns = min(deadline_ns, now_ns + HOLD_NS_MAX)
-        request = Request(item, commands, size, deadline_ns, hold_until_ns, reply, forwarded)
+        request = Request(
+            item, commands, size, deadline_ns, hold_until_ns, reply, forwarded, tally=self.tally
+        )
         self._held.append(request)
         self._held_bytes += size
         heapq.heappush(self._deadlines, (request.hold_until_ns, next(self._sequence), request))
@@ -160,6 +202,7 @@ class Requests:
     def _propose(self, requests: Sequence[Request]) -> None:
         raft = self._raw.raft
         lease_ms, wall_ms = self._stamps()
+        now_ns = self._now_ns()
         for group in fill_entries(requests):
             items = [request.item for request in group if request.item is not None]
             data = _encode(Envelope(lease_ms, wall_ms, items))
@@ -176,6 +219,7 @@ class Requests:
             for request in group:
                 request.item = None
                 request.sent_to = raft.id
+                request.sent_ns = now_ns
             self._proposed[raft.raft_log.last_index()] = (raft.term, group)
 
     def propose_own(self, items: Sequence[Item]) -> int | None:
@@ -198,15 +242,21 @@ class Requests:
             return
         request.item = None
         request.sent_to = leader
+        self.tally.forwarded += 1
         self._forwarded[forward.id] = request
 
-    def applied(self, results: Sequence[EntryResult]) -> None:
-        """Answer the requests whose index was applied."""
+    def applied(self, results: Sequence[EntryResult], *, withheld: str = "") -> None:
+        """Answer the requests whose index was applied. `withheld`: why their results must not be shown."""
         if not self._proposed:
             return
         for entry in results:
             term, requests = self._proposed.pop(entry.index, (0, ()))
-            if term == entry.term:
+            if term == entry.term and requests:
+                self.tally.commit_seconds.observe_ns(self._now_ns() - requests[0].sent_ns)
+            if term == entry.term and withheld:
+                for request in requests:
+                    self._unknown(request, f"the write was applied, but its result is not shown: {withheld}")
+            elif term == entry.term:
                 for request, result in zip(requests, entry.items, strict=True):
                     request.answer(Executed(entry.index, entry.revision, result))
             elif requests:
@@ -228,6 +278,13 @@ class Requests:
                 Fault(Code.UNKNOWN_OUTCOME, "the leader sent an empty answer"), applied_never=False
             )
         request.answer(outcome)
+
+    def passed_over(self, index: int, reason: str) -> None:
+        """Entries up to `index` came with a state that was made elsewhere: their results are not known."""
+        # Those that are applied here were answered.
+        for proposed in [at for at in self._proposed if at <= index]:
+            for request in self._proposed.pop(proposed)[1]:
+                self._unknown(request, reason)
 
     def link_lost(self, peer: int) -> None:
         """A connection to or from a peer broke: what was forwarded there may or may not have arrived."""

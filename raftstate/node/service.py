@@ -15,6 +15,7 @@ from typing import NoReturn, Protocol
 
 from raftstate.machine.reader import LeaseStatus, RangePage, Sort
 from raftstate.machine.types import Item, ItemResult, KeyValue, Member
+from raftstate.node.member_changes import MemberRequest, MembersChanged
 
 TIMEOUT_S_DEFAULT = 5.0
 """How long a request waits when its client did not say."""
@@ -54,6 +55,10 @@ class PeerStatus:
     state: str
     """probe, replicate or snapshot."""
     recently_active: bool
+    lag_entries: int = 0
+    """Entries of the leader's log that the member is not known to have."""
+    lag_ms: int = 0
+    """How long ago the first of them was appended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,49 @@ class NodeStatus:
     """One for each other member; empty on a node that does not lead."""
     alarms: Sequence[str] = field(default=())
     """Sentences for the operator; empty: all is well."""
+    incarnation: int = 0
+    metrics_address: str = ""
+    """host:port of the HTTP port for metrics and probes; empty: there is none."""
+    checkpoint_age_ms: int = 0
+    """For how long, at most, something is applied that no durable checkpoint has; 0: they have all."""
+    disk_free_bytes: int = 0
+    """What the file system of the data directory has left."""
+    log_map_bytes: int = 0
+    state_map_bytes: int = 0
+    """Sizes that the files of log and state can't exceed."""
+    wall_clock_ms: int = 0
+    """The node's time of day, since 1970."""
+    last_erase_index: int = 0
+    """The entry of the last erase applied here; 0: there was none."""
+    erased_index: int = 0
+    """What erases up to this entry took away is in no file here any more."""
+    state_free_bytes: int = 0
+    """Of `state_bytes`, what nothing uses."""
+    rebuild: str = ""
+    """What the files of the state are being rewritten for; empty: they are not."""
+    rebuild_done_bytes: int = 0
+    rebuild_total_bytes: int = 0
+    """How many bytes of rows are copied, of about how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberList:
+    """The members, with every change that was acknowledged before it was asked for."""
+
+    members: Sequence[Member]
+    leader_id: int
+    commit_index: int
+    progress: Sequence[PeerStatus] = ()
+    """As in `NodeStatus`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterTimes:
+    """What all nodes of a cluster must have the same settings for, beside its id."""
+
+    heartbeat_ms: int
+    election_timeout_ms: int
+    history_retention_s: int
 
 
 class NodeReader(Protocol):
@@ -288,6 +336,11 @@ class NodeService(Protocol):
         """Whether requests can be answered: neither starting nor stopping nor halted."""
         ...
 
+    @property
+    def may_read(self) -> bool:
+        """Whether what this node holds may be shown; False while it is found damaged, or not there yet."""
+        ...
+
     async def write(self, item: Item, *, commands: int, timeout_s: float) -> tuple[int, int, ItemResult]:
         """Have one item applied; return (index of its log entry, revision after it, result). A `Refused`
         result is returned, not raised.
@@ -331,6 +384,32 @@ class NodeService(Protocol):
 
         Raises `InvalidArgumentError` (no such voter), `NoLeaderError`, or `FailedPreconditionError` (the
         transfer was given up).
+        """
+        ...
+
+    async def members(self, *, timeout_s: float) -> MemberList:
+        """Return the members. Raises as a linearizable read."""
+        ...
+
+    async def change_members(self, request: MemberRequest, *, timeout_s: float) -> MembersChanged:
+        """Have the membership changed, by the leader; return when that is applied there.
+
+        Raises `InvalidArgumentError` (malformed, or no such member), `FailedPreconditionError` (refused, for
+        a reason that it tells), `ResourceExhaustedError` (too many members), `UnimplementedError` (the
+        machine version is too low), `NoLeaderError`, `ClosedError` (all: nothing was changed) or
+        `IndefiniteError`.
+        """
+        ...
+
+    def cluster_times(self) -> ClusterTimes:
+        """Return what a node that joins must be told."""
+        ...
+
+    def defragment(self) -> int:
+        """Begin to rewrite the files of the state without free space; return their size as it begins.
+
+        Raises `FailedPreconditionError` when they are being rewritten already, `ResourceExhaustedError` when
+        the disk has no room for a second copy.
         """
         ...
 

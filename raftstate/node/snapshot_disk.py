@@ -42,6 +42,9 @@ REST_S = 0.002
 """After each slice of work: the loop, and on a small machine the other processes, get as much."""
 ROOM_BYTES = 256 << 20
 """Left free on the disk beside a state that is built: the log goes on meanwhile."""
+ADOPT_S = 10.0
+"""How long a state waits to become current while another one, a repaired one, is being gone over to: that
+takes two syncs and a few transactions."""
 _FILES = "snapshot-*"
 
 
@@ -185,11 +188,11 @@ class StateSnapshots:
 
     def make_current(self, prepared: PreparedState) -> None:
         """See `environment.SnapshotDisk.make_current`. Raises what `StateStore.make_current` does."""
-        self._state.make_current(_generation(prepared))
+        self._state.make_current(generation_of(prepared), wait_s=ADOPT_S)
 
     def adopt(self, prepared: PreparedState) -> None:
         """Let the state store go on with a state that is current. On the loop, between two transactions."""
-        self._state.adopt(_generation(prepared), self._builder.submit)
+        self._state.adopt(generation_of(prepared), self._builder.submit)
 
     # -- threads
 
@@ -216,7 +219,8 @@ class StateSnapshots:
             executor.shutdown()
 
 
-def _generation(prepared: PreparedState) -> PreparedGeneration:
+def generation_of(prepared: PreparedState) -> PreparedGeneration:
+    """Return the generation of a state that a `StateSnapshots` has built."""
     if not isinstance(prepared, PreparedSnapshot):
         raise InvariantError(f"a state that was prepared elsewhere: {type(prepared).__name__}")
     return prepared.generation

@@ -58,6 +58,7 @@ class Snapshots:
         knows: Callable[[int], int],
         step: Callable[[Message], None],
     ) -> None:
+        self.cluster_id = cluster_id
         self._now_ns = now_ns
         self._is_blank = is_blank
         self.receiver = SnapshotReceiver(raw, network, disk, now_ns, fitness, cluster_id, step)

@@ -23,6 +23,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Protocol, TypeVar
 
 from raftstate.errors import (
@@ -93,6 +94,7 @@ class WatchHub:
         confirm: waits until the state here includes every write acknowledged before the call, at most so
             many seconds, or raises a `RaftstateError`.
         limits: how much of everything.
+        on_damage: told, on a later turn of the loop, of what was found damaged.
     """
 
     def __init__(
@@ -102,12 +104,16 @@ class WatchHub:
         beside: Beside,
         confirm: Callable[[float], Awaitable[object]],
         limits: WatchLimits | None = None,
+        *,
+        on_damage: Callable[[DataLossError], object] = lambda _: None,
     ) -> None:
         self._read = read
         self._clock = clock
         self._beside = beside
         self.confirm = confirm
         self.limits = limits or WatchLimits()
+        self._on_damage = on_damage
+        self._withheld: DataLossError | None = None
         self.watch_count = 0
         """Watches whose end was not told yet."""
         self.applied_index = 0
@@ -147,10 +153,13 @@ class WatchHub:
     def open(self) -> Watches:
         """Return the watches of a new stream.
 
-        Raises `ResourceExhaustedError` at the limit of streams, `ClosedError` when the node stops.
+        Raises `ResourceExhaustedError` at the limit of streams, `ClosedError` when the node stops, or shows
+        nothing.
         """
         if self._closed:
             raise ClosedError("this node is stopping")
+        if self._withheld is not None:
+            raise ClosedError(self._withheld.message)
         if len(self._streams) >= self.limits.streams:
             raise ResourceExhaustedError(
                 f"{len(self._streams)} streams of watches are open at this node, its limit; put more watches "
@@ -210,6 +219,20 @@ class WatchHub:
             if timer is not None:
                 timer.cancel()
 
+    def withhold(self, error: DataLossError) -> None:
+        """Close all streams, with what they hold, and open none until `show`: the state can't be trusted.
+        Clients go on elsewhere."""
+        self._withheld = error
+        for stream in list(self._streams):
+            stream.close()
+
+    def show(self) -> None:
+        """Let watches begin again, on a state that may be another one."""
+        if self._withheld is not None:
+            self._withheld = None
+            self._compacted = 0
+            self._tail = (_FIRST_CHANGE, 0)
+
     # -- passes
 
     def _schedule(self, gap_ns: int) -> None:
@@ -225,7 +248,7 @@ class WatchHub:
 
     def _pass(self) -> None:
         self._pass_soon, self._pass_timer = False, None
-        if self._closed or not self.watch_count:
+        if self._closed or not self.watch_count or self._withheld is not None:
             return
         gap_ns, more = PASS_NS, False
         try:
@@ -501,10 +524,16 @@ class WatchHub:
 
     def _end(self, group: Group, error: RaftstateError) -> None:
         """End a group, after what it holds."""
+        if isinstance(error, DataLossError):
+            # First: if it has the node withhold all, the client goes on elsewhere, and is not told this end.
+            self._clock.call_soon(partial(self._tell_damage, error))
         compacted = self._compacted if isinstance(error, OutOfRangeError) else 0
         for watch_id in group.ids:
             group.stream.end_watch(WatchEnd(watch_id, error, compacted))
         self.drop(group)
+
+    def _tell_damage(self, error: DataLossError) -> None:
+        self._on_damage(error)
 
     def _end_all(self, error: RaftstateError) -> None:
         for stream in list(self._streams):

@@ -18,6 +18,7 @@ from raftstate.machine.types import (
     TxnDone,
 )
 from raftstate.node.service import (
+    ClusterTimes,
     NodeReader,
     NodeService,
     NodeStatus,
@@ -204,6 +205,16 @@ def member_message(member: Member) -> cluster_pb2.Member:
         peer_address=member.peer_address,
         client_address=member.client_address,
         learner=member.learner,
+        promote=member.learner and member.promote,
+    )
+
+
+def times_message(times: ClusterTimes) -> cluster_pb2.ClusterTimes:
+    """Return the wire's form of what all nodes of a cluster agree on."""
+    return cluster_pb2.ClusterTimes(
+        heartbeat_ms=times.heartbeat_ms,
+        election_timeout_ms=times.election_timeout_ms,
+        history_retention_s=times.history_retention_s,
     )
 
 
@@ -215,6 +226,8 @@ def progress_message(peer: PeerStatus) -> cluster_pb2.PeerProgress:
         next_index=peer.next_index,
         state=peer.state,
         recently_active=peer.recently_active,
+        lag_entries=peer.lag_entries,
+        lag_ms=peer.lag_ms,
     )
 
 
@@ -245,4 +258,17 @@ def status_message(service: NodeService, status: NodeStatus) -> cluster_pb2.Stat
         compacted_revision=status.compacted_revision,
         leases=status.leases,
         watches=status.watches,
+        incarnation=status.incarnation,
+        metrics_address=status.metrics_address,
+        checkpoint_age_ms=status.checkpoint_age_ms,
+        disk_free_bytes=status.disk_free_bytes,
+        log_map_bytes=status.log_map_bytes,
+        state_map_bytes=status.state_map_bytes,
+        wall_clock_ms=status.wall_clock_ms,
+        last_erase_index=status.last_erase_index,
+        erased_index=status.erased_index,
+        rebuild=status.rebuild,
+        rebuild_done_bytes=status.rebuild_done_bytes,
+        rebuild_total_bytes=status.rebuild_total_bytes,
+        state_free_bytes=status.state_free_bytes,
     )

@@ -83,6 +83,14 @@ class KVHandlers:
             header=write_header(self._service, index=index, revision=answer.revision)
         )
 
+    async def erase(self, request: kv_pb2.EraseRequest, timeout_s: float) -> kv_pb2.EraseResponse:
+        """Delete a key together with its history."""
+        command = pipeline_pb2.Command(erase=pipeline_pb2.EraseCommand(key=request.key))
+        index, answer = await apply_command(self._service, command, request.context, timeout_s)
+        return kv_pb2.EraseResponse(
+            header=write_header(self._service, index=index, revision=answer.revision), deleted=answer.deleted
+        )
+
     async def get(self, request: kv_pb2.GetRequest, timeout_s: float) -> kv_pb2.GetResponse:
         """Return the pair under a key."""
         consistency = check_get(request)

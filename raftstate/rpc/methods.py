@@ -64,6 +64,7 @@ def methods_of(service: NodeService) -> dict[str, Method]:
         UnaryMethod("KV/Range", kv_pb2.RangeRequest, kv.range, write=False),
         UnaryMethod("KV/Txn", kv_pb2.TxnRequest, kv.txn, write=True),
         UnaryMethod("KV/Compact", kv_pb2.CompactRequest, kv.compact, write=True),
+        UnaryMethod("KV/Erase", kv_pb2.EraseRequest, kv.erase, write=True),
         StreamMethod("Pipeline/Write", PipelineHandlers(service, pace).write, write=True),
         UnaryMethod("Session/Register", session_pb2.RegisterRequest, session.register, write=True),
         UnaryMethod("Session/Cancel", session_pb2.CancelRequest, session.cancel, write=True),
@@ -78,6 +79,18 @@ def methods_of(service: NodeService) -> dict[str, Method]:
         UnaryMethod(
             "Cluster/TransferLeader", cluster_pb2.TransferLeaderRequest, cluster.transfer_leader, write=True
         ),
+        UnaryMethod("Cluster/MemberList", cluster_pb2.MemberListRequest, cluster.member_list, write=False),
+        UnaryMethod("Cluster/MemberAdd", cluster_pb2.MemberAddRequest, cluster.member_add, write=True),
+        UnaryMethod(
+            "Cluster/MemberPromote", cluster_pb2.MemberPromoteRequest, cluster.member_promote, write=True
+        ),
+        UnaryMethod(
+            "Cluster/MemberRemove", cluster_pb2.MemberRemoveRequest, cluster.member_remove, write=True
+        ),
+        UnaryMethod(
+            "Cluster/MemberReplace", cluster_pb2.MemberReplaceRequest, cluster.member_replace, write=True
+        ),
+        UnaryMethod("Cluster/Defragment", cluster_pb2.DefragmentRequest, cluster.defragment, write=True),
     )
     return {method.name: method for method in methods}
 

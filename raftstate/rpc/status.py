@@ -2,7 +2,7 @@
 
 The text is for people and ends in what is known: `...; outcome=not_applied, term=7, leader_id=2`. The trailer
 `raftstate-error-bin` holds the same as a serialized raftstate.v1.Error; pipeline answers carry that message
-themselves. `_ROWS` is the one table of the mapping.
+themselves. `ROWS` is the one table of the mapping.
 
 An outcome is said to be "not applied" only where the error's class promises it. Anything that was not
 foreseen, or that the node ran into while it handled a write, is "unknown": to call a write that stands in a
@@ -55,7 +55,7 @@ class Row(NamedTuple):
     status: grpc.StatusCode
 
 
-_ROWS = (
+ROWS = (
     Row(Code.INVALID, InvalidArgumentError, grpc.StatusCode.INVALID_ARGUMENT),
     Row(Code.RESOURCE_EXHAUSTED, ResourceExhaustedError, grpc.StatusCode.RESOURCE_EXHAUSTED),
     Row(Code.OUT_OF_RANGE, OutOfRangeError, grpc.StatusCode.OUT_OF_RANGE),
@@ -76,8 +76,8 @@ _ROWS = (
     Row(0, DeadlineError, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
 
-_STATUS_OF_CODE = {row.code: row.status for row in reversed(_ROWS) if row.code}
-_ROW_OF_ERROR = {row.error: row for row in _ROWS if row.error is not None}
+_STATUS_OF_CODE = {row.code: row.status for row in reversed(ROWS) if row.code}
+_ROW_OF_ERROR = {row.error: row for row in ROWS if row.error is not None}
 
 # A node meets damaged bytes in the middle of applying, too, when the write stands in the log already.
 _DEFINITE_ON_WRITES = frozenset(_ROW_OF_ERROR) - {DataLossError, IndefiniteError}

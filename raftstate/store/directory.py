@@ -3,6 +3,7 @@
     identity    cluster, node, incarnation, name, format version: JSON, with a checksum
     lock        an exclusive flock for as long as the node runs; holds its process id
     creating    there while the directory is being filled for the first time
+    recovering  there while another cluster is made of what the directory holds (`offline.recover`)
     eio         there once the disk failed a write: what the page cache shows proves nothing any more
 
 May live here: these four files. The log and the state in the directory are `store.log`'s and `store.state`'s.
@@ -28,6 +29,11 @@ FORMAT_VERSION = 1
 """The newest format of a data directory that this version of raftstate knows."""
 
 _IDENTITY, _LOCK, _CREATING, _EIO = "identity", "lock", "creating", "eio"
+RECOVERING = "recovering"
+_REPLACE = (
+    "Nobody can tell whose data these are: have the node replaced (`raftstate member replace`), and delete "
+    "them"
+)
 _LEFT_BY_CREATION = frozenset({_LOCK, _CREATING, _CREATING + ".new"})
 
 
@@ -90,7 +96,7 @@ class DataDirectory:
             _clear(path)
             if populate is not None:
                 populate(path)
-            durable_write(path / _IDENTITY, _encode(identity))
+            durable_write(path / _IDENTITY, encode_identity(identity))
             durable_remove(path / _CREATING)
             fsync_directory(path.parent)
         except BaseException:
@@ -99,12 +105,16 @@ class DataDirectory:
         return cls(path, identity, lock)
 
     @classmethod
-    def open(cls, path: Path, expected: Identity | None = None) -> DataDirectory:
+    def open(
+        cls, path: Path, expected: Identity | None = None, *, resume_recovery: bool = False
+    ) -> DataDirectory:
         """Lock an existing data directory.
 
         Args:
             path: the directory.
-            expected: whose it must be; None takes it as it is. The name may differ: it is a label.
+            expected: whose it must be; None takes it as it is. The name may differ: it is a label. The
+                incarnation may be a later one: the cluster gave it to this very directory.
+            resume_recovery: whether it may be one whose recovery was begun, and not brought to its end.
 
         Raises:
             WrongClusterError: it belongs to another cluster.
@@ -122,9 +132,14 @@ class DataDirectory:
         except OSError as error:
             raise disk_failure("locking a data directory", path, error) from error
         try:
-            identity = _decode(path / _IDENTITY)
+            identity = decode_identity(path / _IDENTITY)
             if expected is not None:
                 _check_identity(path, identity, expected)
+            if (path / RECOVERING).exists() and not resume_recovery:
+                raise FailedPreconditionError(
+                    f"a recovery of {path} was begun, and was cut short: bring it to its end by `raftstate "
+                    "recover DIR --accept-loss`"
+                )
             _check_disk(path)
             durable_remove(path / _CREATING)
         except BaseException:
@@ -227,17 +242,27 @@ def _take_lock(path: Path) -> int:
     return lock
 
 
-def _encode(identity: Identity) -> bytes:
+def encode_identity(identity: Identity) -> bytes:
+    """Return the content of an identity file."""
     body = msgspec.json.encode(identity)
     return msgspec.json.encode(_Sealed(msgspec.Raw(body), xxhash.xxh3_64_hexdigest(body))) + b"\n"
 
 
-def _decode(path: Path) -> Identity:
+def decode_identity(path: Path) -> Identity:
+    """Read an identity file.
+
+    Raises:
+        FailedPreconditionError: it is of a newer raftstate.
+        DataLossError: it is damaged.
+        StorageError: it can't be read.
+    """
     try:
         sealed = msgspec.json.decode(path.read_bytes(), type=_Sealed)
         body = bytes(sealed.identity)
         if xxhash.xxh3_64_hexdigest(body) != sealed.checksum:
-            raise DataLossError(f"the identity file {path} is damaged: it does not match its checksum")
+            raise DataLossError(
+                f"the identity file {path} is damaged: it does not match its checksum. {_REPLACE}"
+            )
         version = msgspec.json.decode(body, type=_Version).format_version
         if version > FORMAT_VERSION:
             raise FailedPreconditionError(
@@ -246,7 +271,7 @@ def _decode(path: Path) -> Identity:
             )
         return msgspec.json.decode(body, type=Identity)
     except msgspec.DecodeError as error:
-        raise DataLossError(f"the identity file {path} is damaged: {error}") from error
+        raise DataLossError(f"the identity file {path} is damaged: {error}. {_REPLACE}") from error
     except OSError as error:
         raise disk_failure("reading the identity", path, error) from error
 
@@ -258,7 +283,7 @@ def _check_identity(path: Path, found: Identity, expected: Identity) -> None:
             f"and this node is of cluster {expected.cluster_id:#x}"
         )
     got, wanted = (found.node_id, found.incarnation), (expected.node_id, expected.incarnation)
-    if got != wanted:
+    if found.node_id != expected.node_id or found.incarnation < expected.incarnation:
         raise FailedPreconditionError(
             f"{path} belongs to node {got[0]}, incarnation {got[1]} ({found.name!r}); "
             f"this one is node {wanted[0]}, incarnation {wanted[1]} ({expected.name!r})"

@@ -68,6 +68,11 @@ class Generation:
         """Stands here once a sync of the data file failed: it is never synced again."""
         return self.path / "eio"
 
+    @property
+    def distrust_file(self) -> Path:
+        """Stands here once the state in it was found not to be trusted; holds why."""
+        return self.path / "distrusted"
+
     def make_directory(self) -> None:
         """Create the directory with its readers file. The caller syncs."""
         try:
@@ -89,7 +94,11 @@ class Generation:
         durable_write(_current_file(self.data_directory), self.path.name.encode() + b"\n")
 
     def remove(self) -> None:
-        """Remove the directory and all in it. Nobody may have it open."""
+        """Remove the directory and all in it. Nobody may have it open.
+
+        In place, without a new name first: a crash leaves a part of a directory that CURRENT does not name,
+        and a start removes that, as it would under any name.
+        """
         try:
             shutil.rmtree(self.path)
         except OSError as error:

@@ -18,15 +18,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import lmdb
 import msgspec
 
-from raftstate.core.errors import Compacted, SnapshotTemporarilyUnavailable, Unavailable
+from raftstate.core.errors import Compacted, Damaged, SnapshotTemporarilyUnavailable, Unavailable
 from raftstate.core.storage import entry_bytes, limit_entries
 from raftstate.core.types import NONE, ConfState, Entry, HardState, Snapshot
 from raftstate.errors import DataLossError, FailedPreconditionError, InvariantError, StorageError
@@ -34,6 +35,7 @@ from raftstate.store import log_format
 from raftstate.store.directory import mark_eio
 from raftstate.store.files import disk_failure, fsync_directory
 from raftstate.store.log_check import check_data_file, check_rows, page_checksum
+from raftstate.store.log_copy import DATA_FILE, copy_log
 from raftstate.store.log_format import HARD_STATE_KEY, META_KEY, MetaRow, entry_key
 from raftstate.store.log_window import LogWindow
 from raftstate.store.meta_page import read_meta_page, read_meta_pages
@@ -41,7 +43,6 @@ from raftstate.store.meta_page import read_meta_page, read_meta_pages
 WINDOW_BYTES = 64 << 20
 """How much of the log's end is kept in memory, unless told otherwise."""
 
-_DATA_FILE = "data.mdb"
 _EMPTY = MetaRow(0, 0, 0, 0, 1, 0)
 
 
@@ -53,6 +54,10 @@ class LogWrite:
     """What it appended; it also removed all that stood at or after the first of them."""
     hard_state: HardState
     meta: MetaRow
+    refilled: Sequence[int] = ()
+    """The indexes of damaged records that it put right, in place."""
+    in_new_files: bool = False
+    """Whether the log was rewritten: the ids of its transactions have begun anew."""
     is_reset: bool = False
     """Whether everything that stood in the log before was removed."""
 
@@ -60,14 +65,20 @@ class LogWrite:
 class LogStore:
     """The log in one directory; made by `LogStore.open`.
 
-    `first_damaged_index` is the lowest index whose record is known to be damaged, or None; set at opening,
-    where every record is verified, and when a read finds one.
+    Records may be damaged: `damaged` knows those found at opening, where every record is verified, and those
+    that a read has met since. They are never served. The log goes on around them: entries can be appended,
+    and a conflict or a compaction removes them like others; `refill` puts them right.
     """
 
     def __init__(self, path: Path, environment: lmdb.Environment, data_file: int, page_bytes: int) -> None:
-        self.first_damaged_index: int | None = None
+        self.damaged: tuple[int, ...] = ()
+        """The indexes of the records known to be damaged, ascending. Of the loop thread; another object
+        whenever it has changed."""
         self._path = path
         self._environment = environment
+        self._in_use = threading.Lock()
+        """Held by whoever reads the environment on another thread than the one that may put another in its
+        place."""
         self._main = environment.open_db()
         self._data_file = data_file
         self._page_bytes = page_bytes
@@ -75,8 +86,6 @@ class LogStore:
         # The log thread's view: what is on disk.
         self._meta = _EMPTY
         self._hard_state = HardState()
-        self._reset_id = 0
-        """Transaction of the last reset since the log was opened: what was damaged before is gone."""
         # The loop thread's view: what was published.
         self._seen = _EMPTY
         self._seen_hard_state = HardState()
@@ -101,14 +110,14 @@ class LogStore:
         Raises:
             FailedPreconditionError: `create`, and there is one already.
             DataLossError: there is none, its meta row or hard state is damaged, or its files are in no
-                state that a crash can leave. A damaged record does not raise: see `first_damaged_index`.
+                state that a crash can leave. A damaged record does not raise: see `damaged`.
             StorageError: the disk or LMDB failed.
         """
         if create:
             _create(path, map_bytes)
-        newest, older = check_data_file(path / _DATA_FILE)
+        newest, older = check_data_file(path / DATA_FILE)
         try:
-            data_file = os.open(path / _DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
+            data_file = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 environment = _open_environment(path, map_bytes)
             except lmdb.Error:
@@ -150,18 +159,28 @@ class LogStore:
             self._data_file = -1
 
     def _load(self, txn: lmdb.Transaction[memoryview], window_bytes: int) -> None:
-        """Verify every record, and fill the window with the last of them, as far as they are sound."""
+        """Verify every record, and fill the window with the last of them, as far as they are sound.
+
+        A record that is not found under its index is no damaged record but a damaged tree: nothing may be
+        put into that.
+        """
         self._window = LogWindow(window_bytes, next_index=self._meta.boundary_index + 1)
+        damaged: list[int] = []
         with txn.cursor() as cursor:
             for index in range(self._meta.boundary_index + 1, self._meta.last_index + 1):
                 try:
                     self._window.append((_read_record(cursor, index),))
-                except DataLossError:
-                    if self.first_damaged_index is None:
-                        self.first_damaged_index = index
+                except Damaged:
+                    damaged.append(index)
                     self._window = LogWindow(window_bytes, next_index=index + 1)
+        self.damaged = tuple(damaged)
 
     # -- reading: the loop thread
+
+    @property
+    def first_damaged_index(self) -> int | None:
+        """The lowest index whose record is known to be damaged, or None."""
+        return self.damaged[0] if self.damaged else None
 
     @property
     def last_hard_state(self) -> HardState:
@@ -184,7 +203,7 @@ class LogStore:
         """See `Storage.term`.
 
         Raises:
-            DataLossError: the record is damaged.
+            Damaged: the record is damaged. Of the last one the term stands in the meta row, too.
             StorageError: it can't be read.
         """
         if index >= self._window.first_index and index <= self._seen.last_index:
@@ -205,7 +224,7 @@ class LogStore:
         """See `Storage.entries`.
 
         Raises:
-            DataLossError: a record is damaged.
+            Damaged: a record is damaged.
             StorageError: one can't be read.
         """
         if lo <= self._seen.boundary_index:
@@ -220,14 +239,28 @@ class LogStore:
             found.extend(self._window.slice(start, hi))
         return limit_entries(found, max_bytes)
 
+    def stored(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+        """Return committed entries as `entries` does, read from the disk. Any thread.
+
+        Raises:
+            Compacted, Unavailable, DataLossError, StorageError: as for `entries`.
+        """
+        return self._read(lo, hi, max_bytes)
+
     def snapshot(self) -> Snapshot:
         """See `Storage.snapshot`."""
         raise SnapshotTemporarilyUnavailable("the log has no snapshot, and none is made of the state yet")
 
+    @property
+    def map_bytes(self) -> int:
+        """The most that the log's file can grow to."""
+        return int(self._environment.info()["map_size"])
+
     def size_bytes(self) -> int:
         """The bytes of the pages that the log's rows take up. Any thread."""
         try:
-            stat = self._environment.stat()
+            with self._in_use:
+                stat = self._environment.stat()
         except lmdb.Error as error:
             raise disk_failure("measuring the log", self._path, error) from error
         return stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
@@ -238,16 +271,17 @@ class LogStore:
         Raises:
             InvariantError: `write` is not newer than the last one published.
         """
-        if write.meta.transaction_id <= self._seen.transaction_id:
+        if write.meta.transaction_id <= self._seen.transaction_id and not write.in_new_files:
             raise InvariantError(
                 f"log transaction {write.meta.transaction_id} was published after {self._seen.transaction_id}"
             )
         if write.is_reset:
-            self.first_damaged_index = None
             self._window = LogWindow(self._window.max_bytes, next_index=write.meta.boundary_index + 1)
         if write.entries:
             self._window.append(write.entries)
         self._window.drop_through(write.meta.boundary_index)
+        if self.damaged:
+            self._forget_damage(write)
         self._seen = write.meta
         self._seen_hard_state = write.hard_state
 
@@ -256,7 +290,7 @@ class LogStore:
         found: list[Entry] = []
         size = 0
         try:
-            with self._environment.begin(buffers=True) as txn, txn.cursor() as cursor:
+            with self._in_use, self._environment.begin(buffers=True) as txn, txn.cursor() as cursor:
                 # The disk may be ahead of what was published: a gap there need not be damage.
                 meta = log_format.decode_meta(txn.get(META_KEY))
                 if lo <= meta.boundary_index:
@@ -268,9 +302,8 @@ class LogStore:
                 for index in range(lo, hi):
                     try:
                         entry = _read_record(cursor, index)
-                    except DataLossError:
-                        if meta.transaction_id >= self._reset_id:
-                            self._note_damage(index)
+                    except Damaged:
+                        self.damaged = tuple(sorted({*self.damaged, index}))
                         raise
                     found.append(entry)
                     size += entry_bytes(entry)
@@ -280,9 +313,15 @@ class LogStore:
             raise _read_failure(self._path, error) from error
         return found
 
-    def _note_damage(self, index: int) -> None:
-        known = self.first_damaged_index
-        self.first_damaged_index = index if known is None else min(index, known)
+    def _forget_damage(self, write: LogWrite) -> None:
+        end = write.entries[0].index if write.entries else write.meta.last_index + 1
+        kept = tuple(
+            index
+            for index in self.damaged
+            if write.meta.boundary_index < index < end and index not in write.refilled
+        )
+        if len(kept) < len(self.damaged):
+            self.damaged = kept
 
     # -- writing: the log thread
 
@@ -299,7 +338,6 @@ class LogStore:
         Raises:
             InvariantError: the entries leave a gap, are no contiguous run or reach back to committed or
                 compacted ones, or the hard state goes backwards. Nothing was written.
-            DataLossError: entries were given, and the log has a damaged record: it must not acknowledge more.
             StorageError: the disk or LMDB failed, now or before. Whether this write is on disk can't be
                 known, and every later one is refused.
         """
@@ -321,19 +359,22 @@ class LogStore:
         self._meta, self._hard_state = meta, target
         return LogWrite(entries, target, meta)
 
-    def compact(self, to_index: int, entries_max: int) -> LogWrite | None:
+    def compact(self, to_index: int, entries_max: int, term: int | None = None) -> LogWrite | None:
         """Remove one bounded slice of the entries up to and including `to_index`, which is applied durably.
 
         Args:
             to_index: the new boundary, at most the last index.
             entries_max: how many entries to remove in this transaction, at least 1.
+            term: that of `to_index`, if it is known otherwise than by its record.
 
         Returns:
             What to publish, or None when the boundary is `to_index` or later already.
 
+        The term of the new boundary is read from its record: where that is damaged, the slice ends at another
+        one, up to `to_index`. None too when there is no sound one.
+
         Raises:
             InvariantError: `to_index` lies behind the log.
-            DataLossError: the record at the new boundary is damaged; nothing was removed.
             StorageError: see `write`.
         """
         first = self._meta.boundary_index + 1
@@ -343,20 +384,140 @@ class LogStore:
             raise InvariantError(
                 f"the log can't be compacted to {to_index}: its last index is {self._meta.last_index}"
             )
-        boundary = min(to_index, first + entries_max - 1)
+        wanted = min(to_index, first + entries_max - 1)
+        found = (wanted, term) if wanted == to_index and term is not None else None
+        found = found or self._sound_boundary(first, wanted, to_index)
+        if found is None:
+            return None
+        boundary, term = found
         # What is applied is committed, though the saved commit index may lag; the core refuses one before
         # the boundary.
         hard_state = self._hard_state
         if hard_state.commit < boundary:
             hard_state = msgspec.structs.replace(hard_state, commit=boundary)
         with self._transaction() as txn:
-            with txn.cursor() as cursor:
-                term = _read_record(cursor, boundary).term
             _delete(txn, first, boundary)
             meta = self._meta._replace(boundary_index=boundary, boundary_term=term)
             meta = self._seal(txn, meta, hard_state)
         self._meta, self._hard_state = meta, hard_state
         return LogWrite((), hard_state, meta)
+
+    def _sound_boundary(self, first: int, wanted: int, to_index: int) -> tuple[int, int] | None:
+        """The entry of `first` to `to_index` to cut at, `wanted` or the next best, and its term."""
+        try:
+            with self._environment.begin(buffers=True) as txn, txn.cursor() as cursor:
+                for index in (*range(wanted, first - 1, -1), *range(wanted + 1, to_index + 1)):
+                    if index == self._meta.last_index:
+                        return index, self._meta.last_term
+                    with suppress(Damaged):
+                        return index, _read_record(cursor, index).term
+        except lmdb.Error as error:
+            raise _read_failure(self._path, error) from error
+        return None
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None) -> LogWrite:
+        """Write damaged records anew, in place, in one transaction that is durable when this returns.
+
+        What is not damaged, or not in the log any more, stays as it is: the log may have moved on since the
+        entries were asked for.
+
+        Args:
+            entries: what those records held; of this log for certain.
+            anchor: index and term of the entry by which that is certain: as long as the log holds it, it
+                holds what is before it. None: they are committed.
+
+        Returns:
+            What to publish; its `refilled` says which records are sound now.
+
+        Raises:
+            DataLossError: more than the record is damaged: the page that it stands on is, too. Nothing was
+                written.
+            StorageError: see `write`.
+        """
+        meta = self._meta
+        sound: list[int] = []
+        with self._transaction() as txn:
+            with txn.cursor() as cursor:
+                if anchor is None or self._holds(cursor, *anchor):
+                    for entry in entries:
+                        if meta.boundary_index < entry.index <= meta.last_index:
+                            sound.append(entry.index)
+                            self._put_right(txn, cursor, entry)
+            meta = self._seal(txn, meta, self._hard_state)
+        self._meta = meta
+        return LogWrite((), self._hard_state, meta, sound)
+
+    def _put_right(
+        self, txn: lmdb.Transaction[memoryview], cursor: lmdb.Cursor[memoryview], entry: Entry
+    ) -> None:
+        try:
+            _read_record(cursor, entry.index)
+        except Damaged:
+            key, value = log_format.encode_record(entry)
+            held = len(cursor.value())
+            # LMDB believes a node's size when it replaces it, and moves its neighbours by it. Large values
+            # stand on pages of their own.
+            if held != len(value) and min(held, len(value)) <= self._page_bytes // 2:
+                raise DataLossError(
+                    f"log entry {entry.index} has a record of {held} bytes, and {len(value)} belong there: "
+                    "the page that it stands on is damaged"
+                ) from None
+            txn.put(key, value)
+
+    def _holds(self, cursor: lmdb.Cursor[memoryview], index: int, term: int) -> bool:
+        if index == self._meta.last_index:
+            return term == self._meta.last_term
+        if not self._meta.boundary_index < index < self._meta.last_index:
+            return False
+        try:
+            return _read_record(cursor, index).term == term
+        except Damaged:
+            return False
+
+    def rewrite(self) -> LogWrite:
+        """Copy the rows that there are into new files, which take the place of the old ones: whatever was
+        removed from the log before is in no file of it then.
+
+        Returns:
+            What to publish.
+
+        Raises:
+            DataLossError: a record is damaged or missing; the log is as it was.
+            StorageError: the disk or LMDB failed; the log is as it was, unless `write` fails from now on,
+                too.
+        """
+        self._require_no_failure()
+        map_bytes = self._environment.info()["map_size"]
+        copy = copy_log(
+            self._environment,
+            self._path.with_name(self._path.name + ".copy"),
+            self._meta,
+            self._hard_state,
+            lambda path: _open_environment(path, map_bytes, create=True),
+        )
+        try:
+            copy.put_in_place(self._path)
+        except StorageError as error:
+            # Which of the two files a start will find is not known: neither may be written to.
+            self._failure = error
+            copy.discard()
+            raise
+        old, old_file = self._environment, self._data_file
+        with self._in_use:
+            self._environment, self._data_file = copy.environment, copy.data_file
+            old.close()
+        os.close(old_file)
+        self._main = self._environment.open_db()
+        self._meta = copy.meta
+        self._reset_id = 0
+        return LogWrite((), self._hard_state, copy.meta, in_new_files=True)
+
+    def _require_no_failure(self) -> None:
+        if self._failure is not None:
+            raise StorageError(
+                f"the log at {self._path} takes no more writes after an earlier failure: {self._failure}",
+                detail=self._failure.detail,
+            ) from self._failure
 
     def reset(self, hard_state: HardState, index: int, term: int) -> LogWrite:
         """Remove all entries, in one transaction: the state was replaced by one that contains entry `index`.
@@ -394,8 +555,6 @@ class LogStore:
             )
             meta = self._seal(txn, meta, hard_state, anew=True)
         self._meta, self._hard_state = meta, hard_state
-        self._reset_id = meta.transaction_id
-        self.first_damaged_index = None
         return LogWrite((), hard_state, meta, is_reset=True)
 
     def _term_on_disk(self, index: int) -> int:
@@ -413,12 +572,6 @@ class LogStore:
 
     def _check_entries(self, entries: Sequence[Entry]) -> None:
         meta, first = self._meta, entries[0].index
-        if self.first_damaged_index is not None:
-            raise DataLossError(
-                f"entries {first} to {entries[-1].index} were not appended: entry {self.first_damaged_index} "
-                f"of this log is damaged; replace this node's data from the other nodes",
-                detail={"index": self.first_damaged_index},
-            )
         if not meta.boundary_index < first <= meta.last_index + 1:
             raise InvariantError(
                 f"entries from {first} on can't be appended: the log holds {meta.boundary_index + 1} to "
@@ -438,11 +591,7 @@ class LogStore:
     @contextmanager
     def _transaction(self) -> Iterator[lmdb.Transaction[memoryview]]:
         """A write transaction, committed durably at the end of the block, aborted when that raises."""
-        if self._failure is not None:
-            raise StorageError(
-                f"the log at {self._path} takes no more writes after an earlier failure: {self._failure}",
-                detail=self._failure.detail,
-            ) from self._failure
+        self._require_no_failure()
         try:
             txn = self._environment.begin(write=True, buffers=True)
             try:
@@ -509,7 +658,7 @@ def _create(path: Path, map_bytes: int) -> None:
         if unfinished.exists():
             shutil.rmtree(unfinished)
         with _open_environment(unfinished, map_bytes, create=True) as environment:
-            first, _ = read_meta_pages(unfinished / _DATA_FILE)
+            first, _ = read_meta_pages(unfinished / DATA_FILE)
             with environment.begin(write=True) as txn:
                 row = _EMPTY._replace(previous_page_checksum=page_checksum(first))
                 txn.put(META_KEY, log_format.encode_meta(row))

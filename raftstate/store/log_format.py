@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import xxhash
 
+from raftstate.core.errors import Damaged
 from raftstate.core.types import Entry, EntryType, HardState
 from raftstate.errors import DataLossError
 
@@ -67,7 +68,7 @@ def decode_record(index: int, value: memoryview) -> Entry:
     """The entry stored at `index`.
 
     Raises:
-        DataLossError: the record is damaged; nothing of it is to be believed.
+        Damaged: nothing of it is to be believed.
     """
     if len(value) >= _PAYLOAD_AT:
         digest = xxhash.xxh3_64(_INDEX.pack(index))
@@ -75,7 +76,7 @@ def decode_record(index: int, value: memoryview) -> Entry:
         term, kind = _RECORD.unpack_from(value, _CHECKSUM_BYTES)
         if digest.digest() == value[:_CHECKSUM_BYTES] and kind in _TYPES:
             return Entry(index=index, term=term, type=_TYPES[kind], data=bytes(value[_PAYLOAD_AT:]))
-    raise DataLossError(
+    raise Damaged(
         f"log entry {index} is damaged: its record of {len(value)} bytes does not match its checksum",
         detail={"index": index},
     )

@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.measure import Histogram
 from raftstate.store.log import LogStore, LogWrite, check_hard_state
 
 Done = Callable[[BaseException | None], None]
@@ -54,6 +55,18 @@ class _Compaction:
     done: Done
 
 
+@dataclass(frozen=True, slots=True)
+class _Refill:
+    entries: Sequence[Entry]
+    anchor: tuple[int, int] | None
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewrite:
+    done: Done
+
+
 class LogWriter:
     """Writes a log in a thread of its own. All methods, and all callbacks, belong to the loop thread.
 
@@ -77,10 +90,14 @@ class LogWriter:
         self._riding: HardState | None = None
         self._failed = False
         self._closed = False
+        self.commit_seconds = Histogram()
+        """Of transactions of the log, each durable when it returned."""
         # From the loop thread to the log thread; None asks it to end.
-        self._queue: SimpleQueue[_Append | _Install | _Compaction | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Refill | _Rewrite | None] = SimpleQueue()
         # The log thread's.
+        self._refills: deque[_Refill] = deque()
         self._compactions: deque[_Compaction] = deque()
+        self._rewrites: deque[_Rewrite] = deque()
         self._saved = self._newest = log.last_hard_state
         self._failure: StorageError | None = None
         # Set when the thread could not save what it still had to: read once it has ended.
@@ -160,6 +177,40 @@ class LogWriter:
         self._check_open()
         self._queue.put(_Compaction(to_index, done))
 
+    @property
+    def damaged(self) -> Sequence[int]:
+        """The indexes of the log's records that are known to be damaged, ascending; another object whenever
+        that has changed."""
+        return self._log.damaged
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        """Write damaged records anew, after everything handed over before.
+
+        Args:
+            entries: as `LogStore.refill` takes them.
+            anchor: as `LogStore.refill` takes it.
+            done: called with None once that is durable and published, else with the error.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Refill(entries, anchor, done))
+
+    def rewrite(self, done: Done) -> None:
+        """Copy the log into new files, see `LogStore.rewrite`, after the compactions handed over before.
+        Appends wait for as long as that takes: cut the log first.
+
+        Args:
+            done: called with None once that is durable, else with the error. Unless the log failed as a
+                whole, the writer stays usable.
+
+        Raises:
+            ClosedError: the writer was closed.
+        """
+        self._check_open()
+        self._queue.put(_Rewrite(done))
+
     def close(self) -> None:
         """Write what waits, and end the thread. What was handed over is still reported, after this returns.
 
@@ -203,17 +254,21 @@ class LogWriter:
             appends, install, running = self._take()
             if appends:
                 self._write_group(appends)
+            while self._refills:
+                self._refill(self._refills.popleft())
             if install is not None:
                 self._install(install)
             if self._compactions and running:
                 self._compact_slice(self._compactions[0])
+            elif self._rewrites and running:
+                self._rewrite(self._rewrites.popleft())
         self._finish()
 
     def _take(self) -> tuple[list[_Append], _Install | None, bool]:
         """All appends that wait up to the next install, that install, and whether to go on then; waits for
         one if there is nothing to compact."""
         appends: list[_Append] = []
-        block = not self._compactions
+        block = not self._compactions and not self._rewrites
         while True:
             try:
                 request = self._queue.get(block)
@@ -226,8 +281,13 @@ class LogWriter:
                 return appends, request, True
             if isinstance(request, _Append):
                 appends.append(request)
-            else:
+            elif isinstance(request, _Refill):
+                # It looks at what the log holds then: appends that came after it may be written before it.
+                self._refills.append(request)
+            elif isinstance(request, _Compaction):
                 self._compactions.append(request)
+            else:
+                self._rewrites.append(request)
 
     def _write_group(self, appends: list[_Append]) -> None:
         self._do(appends, partial(self._write, appends))
@@ -271,9 +331,22 @@ class LogWriter:
         self._newest = newest
         if not entries and (newest.term, newest.vote) == (self._saved.term, self._saved.vote):
             return None
+        began_ns = self._clock_ns()
         write = self._log.write(newest, entries)
+        self.commit_seconds.observe_ns(self._clock_ns() - began_ns)
         self._saved = write.hard_state
         return write
+
+    def _refill(self, refill: _Refill) -> None:
+        write: LogWrite | None = None
+        error: BaseException | None = self._failure
+        if error is None:
+            try:
+                write = self._log.refill(refill.entries, refill.anchor)
+            except Exception as raised:  # noqa: BLE001 - whatever it was, the one who waits must hear of it
+                error = raised
+        self._post(partial(self._report, (), write, None))
+        self._post(partial(refill.done, error))
 
     def _compact_slice(self, compaction: _Compaction) -> None:
         write: LogWrite | None = None
@@ -291,7 +364,20 @@ class LogWriter:
             self._compactions.popleft()
             self._post(partial(compaction.done, error))
 
+    def _rewrite(self, rewrite: _Rewrite) -> None:
+        try:
+            write = self._log.rewrite()
+        except Exception as raised:  # noqa: BLE001 - whatever it was, the one who waits must hear of it
+            self._post(partial(rewrite.done, raised))
+        else:
+            self._post(partial(self._report, (), write, None))
+            self._post(partial(rewrite.done, None))
+
     def _finish(self) -> None:
+        for rewrite in self._rewrites:
+            self._post(
+                partial(rewrite.done, ClosedError("the log writer was closed before it had rewritten it"))
+            )
         for compaction in self._compactions:
             error = ClosedError(f"the log writer was closed before it had compacted to {compaction.to_index}")
             self._post(partial(compaction.done, error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from threading import Lock
 from types import TracebackType
@@ -15,6 +16,7 @@ from types import TracebackType
 import lmdb
 
 from raftstate.errors import ClosedError, InvariantError, RaftstateError, StorageError
+from raftstate.measure import Histogram
 from raftstate.store.checkpoint import Checkpoint, CheckpointRecord, Pin, lost_slot
 from raftstate.store.files import disk_failure
 from raftstate.store.generation import Generation
@@ -96,6 +98,8 @@ class OpenGeneration:
         """Bytes of pages written since the last durable checkpoint began: an estimate, rather too high."""
         self.failure: RaftstateError | None = None
         """Why nothing can be written to it any more; None as long as all is well."""
+        self.commit_seconds = Histogram()
+        """Of commits alone, which wait for no disk; that of the generation before, which it goes on with."""
         self.environment = environment
         self.handles = handles
         self._data_fd = os.open(generation.data_file, os.O_RDONLY | os.O_CLOEXEC)
@@ -292,7 +296,9 @@ class OpenGeneration:
         try:
             self._require_protection()
             written = dirtied_bytes()
+            began_ns = time.perf_counter_ns()
             transaction.commit()
+            self.commit_seconds.observe_ns(time.perf_counter_ns() - began_ns)
         except lmdb.Error as error:
             raise self._write_failure("committing", error, written) from error
         finally:
@@ -307,13 +313,14 @@ class OpenGeneration:
         """Make the error for a failed write; it stops the state, unless space is all that lacks."""
         failure = lmdb_failure(doing, self.path, error)
         # A write that the disk had room for in part only is an EIO to LMDB.
-        if failure.detail.get("errno") == errno.EIO and self._free_bytes() < wanted_bytes:
+        if failure.detail.get("errno") == errno.EIO and self.disk_free_bytes() < wanted_bytes:
             failure = disk_failure(doing, self.path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         if failure.detail.get("errno") not in (errno.ENOSPC, errno.EDQUOT):
             self._stop(failure)
         return failure
 
-    def _free_bytes(self) -> int:
+    def disk_free_bytes(self) -> int:
+        """Return what the file system has left for others than its superuser. Raises `StorageError`."""
         try:
             system = os.fstatvfs(self._data_fd)
         except OSError as error:

@@ -6,12 +6,14 @@ whether
 
 - every page lies within the file and the last page, carries its own number and the kind it must have, and is
   reached once;
+- the nodes of a leaf lie side by side, without gap or overlap, as their sizes say: LMDB moves them by those;
 - page counts, entry count and depth of both trees are those of the meta page;
 - no page that is reached is on the free list, and neither is any page past the last one;
 - the free list's greatest transaction is the one of the meta page: each commit but the first frees pages.
 
 It reads each leaf once, so its cost grows with the log as that of verifying the records does. Format: LMDB
-0.9 on a 64-bit machine, main tree without sub-databases.
+0.9 on a 64-bit machine; the main tree holds either rows, as that of the log, or the records of named trees,
+as that of the state.
 
     page header (16 bytes)  number u64, pad u16, flags u16, lower u16 and upper u16 (overflow: page count u32)
     node (8 bytes + key)    low u16, high u16, flags u16, key size u16; a leaf's data follows the key
@@ -37,15 +39,18 @@ _FIRST_DATA_PAGE = 2
 _NO_PAGE = (1 << 64) - 1
 """The root of an empty tree."""
 _BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
-_NODE_BIG_DATA = 0x01
+_NODE_BIG_DATA, _NODE_TREE = 0x01, 0x02
+_TREE = struct.Struct("=IHHQQQQQ")
 
 
-def check_pages(data_file: Path, meta: MetaPage) -> None:
+def check_pages(data_file: Path, meta: MetaPage, *, named: bool = False) -> None:
     """Walk everything that `meta` leads to.
 
     Args:
         data_file: a data file that no one is writing to.
         meta: the meta page to start from.
+        named: whether the main tree holds the records of named trees, which are walked too. Their free list
+            may end before the transaction of the meta page.
 
     Raises:
         DataLossError: the pages are not what the meta page says.
@@ -61,7 +66,7 @@ def check_pages(data_file: Path, meta: MetaPage) -> None:
         raise disk_failure("reading the pages of an LMDB file", data_file, error) from error
     with content:
         try:
-            _Walk(content, meta).run()
+            _Walk(content, meta, named=named).run()
         except (struct.error, DataLossError) as error:
             raise DataLossError(
                 f"the pages of {data_file} do not agree with its meta page {meta.page_number} "
@@ -70,10 +75,11 @@ def check_pages(data_file: Path, meta: MetaPage) -> None:
 
 
 class _Walk:
-    """One pass over both trees of one meta page."""
+    """One pass over the trees of one meta page."""
 
-    def __init__(self, content: mmap.mmap, meta: MetaPage) -> None:
+    def __init__(self, content: mmap.mmap, meta: MetaPage, *, named: bool = False) -> None:
         self._content = content
+        self._named = named
         self._meta = meta
         self._page_count = min(meta.last_page + 1, len(content) // meta.page_bytes)
         self._reached: set[int] = set()
@@ -88,12 +94,19 @@ class _Walk:
             if (count + 1) * _NUMBER.size > size:
                 raise DataLossError(f"a free list of {size} bytes says that it has {count} pages")
             free_pages.update(struct.unpack_from(f"={count}Q", self._content, data_at + _NUMBER.size))
-        if self._meta.free.entries and newest != self._meta.transaction_id:
-            raise DataLossError(f"the free list ends with transaction {newest}")
-        if self._meta.transaction_id > 1 and not self._meta.free.entries:
-            raise DataLossError("the free list is empty, and only that of the first transaction can be")
-        for _ in self._tree("main", self._meta.main):
-            pass
+        if not self._named:
+            if self._meta.free.entries and newest != self._meta.transaction_id:
+                raise DataLossError(f"the free list ends with transaction {newest}")
+            if self._meta.transaction_id > 1 and not self._meta.free.entries:
+                raise DataLossError("the free list is empty, and only that of the first transaction can be")
+        trees = []
+        kind = _NODE_TREE if self._named else 0
+        for key_at, data_at, size in self._tree("main", self._meta.main, kind):
+            if self._named:
+                trees.append((repr(self._content[key_at:data_at]), self._record(data_at, size)))
+        for name, tree in trees:
+            for _ in self._tree(name, tree):
+                pass
         shared = self._reached & free_pages
         if shared:
             raise DataLossError(f"page {min(shared)} is in use and on the free list")
@@ -102,13 +115,18 @@ class _Walk:
                 f"pages {min(free_pages)} to {max(free_pages)} are free, the last is {self._meta.last_page}"
             )
 
-    def _tree(self, name: str, tree: TreeRecord) -> Iterator[tuple[int, int, int]]:
+    def _record(self, data_at: int, size: int) -> TreeRecord:
+        if size != _TREE.size:
+            raise DataLossError(f"the record of a named tree has {size} bytes, not {_TREE.size}")
+        return TreeRecord(*_TREE.unpack_from(self._content, data_at))
+
+    def _tree(self, name: str, tree: TreeRecord, kind: int = 0) -> Iterator[tuple[int, int, int]]:
         """Yield (offset of key, offset and size of data) of each node in the leaves; then check counts."""
         self._branch_pages = self._leaf_pages = self._overflow_pages = entries = 0
         pages = [] if tree.root == _NO_PAGE else [(tree.root, 1)]
         while pages:
             page, depth = pages.pop()
-            offset, flags, nodes = self._page(page)
+            offset, flags, upper, nodes = self._page(page)
             if flags == _BRANCH and depth < tree.depth:
                 self._branch_pages += 1
                 for node in nodes:
@@ -117,8 +135,12 @@ class _Walk:
             elif flags == _LEAF and depth == tree.depth:
                 self._leaf_pages += 1
                 entries += len(nodes)
-                for node in nodes:
-                    yield self._leaf_node(offset + node)
+                end = self._meta.page_bytes
+                for node in sorted(nodes, reverse=True):
+                    yield self._leaf_node(offset + node, offset + end, kind)
+                    end = node
+                if end != upper:
+                    raise DataLossError(f"the nodes of page {page} begin at {end}, its space ends at {upper}")
             else:
                 raise DataLossError(f"page {page} of the {name} tree has flags {flags:#x} at depth {depth}")
         got = (self._branch_pages, self._leaf_pages, self._overflow_pages, entries)
@@ -128,8 +150,9 @@ class _Walk:
                 f"the {name} tree's branch, leaf, overflow pages and entries are {got}, not {expected}"
             )
 
-    def _page(self, page: int) -> tuple[int, int, tuple[int, ...]]:
-        """Reach a branch or leaf page: its offset in the file, its flags, its nodes' offsets in the page."""
+    def _page(self, page: int) -> tuple[int, int, int, tuple[int, ...]]:
+        """Reach a branch or leaf page: its offset in the file, its flags, the end of its space, and the
+        offsets of its nodes in the page."""
         offset = self._reach(page, 1)
         number, _, flags, lower, upper = _HEADER.unpack_from(self._content, offset)
         if number != page or not _HEADER.size <= lower <= upper <= self._meta.page_bytes:
@@ -137,13 +160,18 @@ class _Walk:
                 f"page {page} says that it is page {number}, with its space at {lower} to {upper}"
             )
         count = (lower - _HEADER.size) // 2
-        return offset, flags, struct.unpack_from(f"={count}H", self._content, offset + _HEADER.size)
+        return offset, flags, upper, struct.unpack_from(f"={count}H", self._content, offset + _HEADER.size)
 
-    def _leaf_node(self, offset: int) -> tuple[int, int, int]:
+    def _leaf_node(self, offset: int, end: int, kind: int) -> tuple[int, int, int]:
+        """Check the node that lies from `offset` to `end`, whose flags are `kind` unless its value is on
+        pages of its own: the offsets of its key and data, its size."""
         low, high, flags, key_bytes = _NODE.unpack_from(self._content, offset)
         size = low | high << 16
         key_at = offset + _NODE.size
         data_at = key_at + key_bytes
+        node_end = data_at + (_NUMBER.size if flags == _NODE_BIG_DATA else size)
+        if node_end + (node_end & 1) != end:
+            raise DataLossError(f"the node at offset {offset} ends at {node_end}, the next begins at {end}")
         if flags == _NODE_BIG_DATA:
             (page,) = _NUMBER.unpack_from(self._content, data_at)
             count = -(-(size + _HEADER.size) // self._meta.page_bytes)
@@ -156,7 +184,7 @@ class _Walk:
                     f"and should have {(page, _OVERFLOW, count)}"
                 )
             self._overflow_pages += count
-        elif flags or data_at + size > (offset // self._meta.page_bytes + 1) * self._meta.page_bytes:
+        elif flags != kind:
             raise DataLossError(f"the node at offset {offset} has flags {flags:#x} and {size} bytes of data")
         return key_at, data_at, size
 

@@ -46,6 +46,7 @@ __all__ = [
     "SnapshotMeta",
     "VerifiedMeta",
     "content_of",
+    "feed_state",
     "write_snapshot",
 ]
 
@@ -140,6 +141,34 @@ def write_snapshot(tables: ReadTables, meta: SnapshotMeta, path: Path, pause: Ca
             raise disk_failure("writing a snapshot", path, error) from error
         raise
     return size
+
+
+def feed_state(
+    tables: ReadTables,
+    meta: SnapshotMeta,
+    feed: Callable[[bytes], None],
+    pause: Callable[[], None],
+    fed: Callable[[int], None],
+) -> None:
+    """Give the bytes of a snapshot to a builder beside, with no file between them.
+
+    Args:
+        tables: as `write_snapshot` takes them.
+        meta: so, too.
+        feed: takes the next bytes.
+        pause: as there.
+        fed: told the bytes of rows that were taken, again and again.
+
+    Raises what `feed` does, and `DataLossError` when a page is damaged.
+    """
+    encoder = SnapshotEncoder()
+    feed(encoder.begin(meta))
+    for table in Table:
+        for rows in _blocks(tables, table, pause):
+            feed(encoder.block(table, rows))
+            fed(sum(len(key) + len(value) for key, value in rows))
+            pause()
+    feed(encoder.end())
 
 
 def _blocks(tables: ReadTables, table: Table, pause: Callable[[], None]) -> Iterator[list[Row]]:

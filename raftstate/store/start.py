@@ -240,9 +240,18 @@ def _copy(
         raise disk_failure(f"copying {generation.data_file}", copy.data_file, error) from error
     if verify is not None:
         _verify(copy, verify)
+    if generation.distrust_file.exists():
+        durable_write(copy.distrust_file, _read(generation.distrust_file))
     durable_write(copy.checkpoint_file, record.to_bytes())
     copy.make_current()
     return copy
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise disk_failure("reading what was noted of the state", path, error) from error
 
 
 def _copy_bytes(source: int, target: int, size: int) -> None:

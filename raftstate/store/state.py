@@ -18,11 +18,15 @@ may be called on any. Never fork with a store open.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from threading import Condition
 
-from raftstate.errors import ClosedError, InvariantError, RaftstateError
+from raftstate.errors import ClosedError, FailedPreconditionError, InvariantError, RaftstateError
 from raftstate.machine.tables import ReadTables
+from raftstate.measure import Histogram
 from raftstate.store.checkpoint import Checkpoint
+from raftstate.store.files import disk_failure, durable_write
 from raftstate.store.generation import remove_leftovers
 from raftstate.store.open_generation import (
     OpenGeneration,
@@ -52,6 +56,8 @@ class StateStore:
         self._data_directory = opened.generation.data_directory
         self._offered: PreparedGeneration | None = None
         """Named by CURRENT, and not adopted yet."""
+        self._adopted = Condition()
+        """Notified when what was made current is adopted."""
         self._retired: set[OpenGeneration] = set()
         """Replaced ones that are not closed yet."""
 
@@ -128,10 +134,47 @@ class StateStore:
         """Bytes of pages written since the last durable checkpoint began: an estimate, rather too high."""
         return self._opened.dirtied_bytes
 
+    def distrust(self, reason: str) -> None:
+        """Note durably, beside the state that is open, that it can't be trusted. It stays noted until another
+        generation takes its place. Blocks on the disk; any thread.
+
+        Raises `StorageError` when it could not be noted.
+        """
+        durable_write(self._opened.generation.distrust_file, reason.encode())
+
+    def distrusted(self) -> str:
+        """Return what was noted of the state that is open; empty: nothing. Raises `StorageError`."""
+        path = self._opened.generation.distrust_file
+        try:
+            return path.read_bytes().decode(errors="replace") or "it was found damaged"
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise disk_failure("reading what was noted of the state", path, error) from error
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether CURRENT names the generation that is open: none was made current that is not adopted."""
+        return self._offered is None
+
     @property
     def failure(self) -> RaftstateError | None:
         """Why nothing can be written until the node is started again; None as long as all is well."""
         return self._opened.failure
+
+    @property
+    def map_bytes(self) -> int:
+        """The most that the state's file can grow to."""
+        return self._opened.map_bytes
+
+    def disk_free_bytes(self) -> int:
+        """Return what the file system has left for others than its superuser. Raises `StorageError`."""
+        return self._opened.disk_free_bytes()
+
+    @property
+    def commit_seconds(self) -> Histogram:
+        """Of commits alone, which wait for no disk."""
+        return self._opened.commit_seconds
 
     def size_bytes(self) -> int:
         """Return the size of the data file, free pages included."""
@@ -208,21 +251,40 @@ class StateStore:
         """
         return SnapshotBuilder(self._data_directory, self._opened.map_bytes, cluster_id)
 
-    def make_current(self, prepared: PreparedGeneration) -> None:
+    def make_current(
+        self, prepared: PreparedGeneration, *, instead_of: Path | None = None, wait_s: float = 0.0
+    ) -> None:
         """Let CURRENT name a generation, durably: every start from here on opens it. `adopt` must follow.
 
         Until then this store goes on with its own; what is written to it is lost with it, and so is what its
         checkpoints make durable. Blocks on the disk; any thread.
 
+        Args:
+            prepared: which one.
+            instead_of: the path of the one that it was made for; None: any.
+            wait_s: how long to wait, in seconds, while another one is waiting to be adopted: not on the
+                thread that adopts.
+
         Raises:
+            FailedPreconditionError: another one than `instead_of` is open by now; nothing was done.
             InvariantError: it was offered or discarded before, or another one is waiting to be adopted.
             StorageError: CURRENT could not be written. Which one a start would open is not known: stop.
         """
+        with self._adopted:
+            self._adopted.wait_for(lambda: self._offered is None or self._opened.is_closed, wait_s)
+            if instead_of is not None and self.path != instead_of:
+                raise FailedPreconditionError(
+                    f"the state is {self.path.name} by now, and {prepared.path.name} was made in place of "
+                    f"{instead_of.name}"
+                )
+            self._offer(prepared)
+        prepared.opened.generation.make_current()
+
+    def _offer(self, prepared: PreparedGeneration) -> None:
         if self._offered is not None or prepared.is_offered or prepared.opened.is_closed:
             raise InvariantError(f"{prepared.path} can't become the current generation: it, or another, was")
         prepared.is_offered = True
         self._offered = prepared
-        prepared.opened.generation.make_current()
 
     def adopt(self, prepared: PreparedGeneration, run: Run | None = None) -> None:
         """Go on in the generation that was made current. On the thread that applies.
@@ -244,7 +306,10 @@ class StateStore:
         old = self._opened
         if not (old.is_idle and prepared.opened.is_idle):
             raise InvariantError(f"{prepared.path} is adopted within a transaction or a checkpoint")
-        self._opened, self._offered = prepared.opened, None
+        prepared.opened.commit_seconds = old.commit_seconds
+        with self._adopted:
+            self._opened, self._offered = prepared.opened, None
+            self._adopted.notify_all()
         self._retired.add(old)
 
         def end() -> None:
@@ -253,10 +318,18 @@ class StateStore:
             finally:
                 self._retired.discard(old)
 
-        old.retire(end if run is None else lambda: run(end))
+        def ended() -> None:
+            if run is None:
+                end()
+                return
+            # An executor that was shut down takes no more: `close` does it.
+            with suppress(RuntimeError):
+                run(end)
+
+        old.retire(ended)
 
     def close(self, *, clean: bool) -> None:
-        """Close the environment. No other thread may be in a read.
+        """Close the environment. No other thread may be in a read, nor do what `adopt` was given `run` for.
 
         Args:
             clean: leave the marker of a clean stop, so that the next open need not distrust the files.

@@ -10,7 +10,7 @@ import pytest
 import raftstate
 from raftstate.client import NodeStatus
 from raftstate.client.limits import VALUE_BYTES_MAX
-from raftstate.client.types import MemberStatus
+from raftstate.client.types import MemberStatus, PeerProgress
 from raftstate.errors import (
     ConfigError,
     DeadlineError,
@@ -152,6 +152,9 @@ def test_the_cluster_and_the_time_come_from_options(
         ("scan",),
         ("txn", "--then", "get k"),
         ("compact", "5"),
+        ("erase", "k"),
+        ("erase", "--progress", "7"),
+        ("defragment",),
         ("watch", "k"),
         ("lease", "grant", "10"),
         ("lease", "renew", "1"),
@@ -194,6 +197,7 @@ def test_an_error_is_a_message_and_an_exit_code_without_a_traceback(
         ("lock",),
         ("lock", "l", "--wait", "0"),
         ("compact", "soon"),
+        ("erase", "--progress", "0"),
         ("frobnicate",),
         ("get", "k", "--frob"),
         ("get", "k", "--timeout", "86401"),
@@ -298,7 +302,16 @@ LEADER = NodeStatus(
     log_bytes=1_500_000,
     state_bytes=2_000_000,
     digest=1,
+    version="1.2.3",
+    machine_version=3,
+    incarnation=4,
+    metrics_address="127.0.0.1:7201",
+    checkpoint_age_ms=300,
+    disk_free_bytes=7_000_000,
+    log_map_bytes=8_000_000,
+    state_map_bytes=9_000_000,
     members=(MemberStatus(2, "n2", "127.0.0.1:7102", "127.0.0.1:7002", 1, False),),
+    progress=(PeerProgress(2, 70, 71, "replicate", False, 20, 1_500),),
     alarms=("disk is [almost] full",),
 )
 BEHIND = NodeStatus(
@@ -317,8 +330,36 @@ def test_status_shows_each_node_those_that_do_not_answer_too(run: Run, client: F
         "n1 127.0.0.1:7001 leader 3 90 90 80 0 40 12 5 3 4 1.5 MB 2.0 MB",
         "n2 127.0.0.1:7002 follower 3 0 70 0 20 0 0 0 0 0 0.0 MB 0.0 MB",
         "? 127.0.0.1:7003 unreachable: connection [to] n3 refused",
+        "node id incarnation version machine digest metrics checkpoint age disk free log max state max",
+        "n1 1 4 1.2.3 3 0000000000000001 127.0.0.1:7201 0.3 s 7.0 MB 8.0 MB 9.0 MB",
+        "n2 2 0 0 0000000000000000 none 0.0 s 0.0 MB 0.0 MB 0.0 MB",
+        "follower replication active match entries behind seconds behind",
+        "n2 replicate no 70 20 1.5",
         "n1: disk is [almost] full",
     ]
+
+
+def test_status_goes_on_with_a_line_each_time_whatever_becomes_of_the_nodes(
+    run: Run, client: FakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.nodes = [LEADER]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        client.failure = NoLeaderError("no node answered") if len(slept) == 1 else None
+        if len(slept) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", sleep)
+    code, out, _ = run("status", "--watch", "--interval", "0.5", "--json")
+    lines = [json.loads(line) for line in out.decode().splitlines()]
+    assert (code, slept) == (0, [0.5] * 3)
+    assert [line.get("error", "shown") for line in lines] == ["shown", "no node answered", "shown"]
+    slept.clear()
+    code, out, _ = run("status", "--watch")
+    assert code == 0
+    assert "no node answered" in out.decode()
 
 
 def test_status_as_json_has_every_field_and_the_lag(run: Run, client: FakeClient) -> None:

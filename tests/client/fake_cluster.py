@@ -49,6 +49,7 @@ from tests.machine.memory_tables import MemoryTables
 from tests.machine.rig import CLUSTER, Rig
 from tests.rpc.fake_node import FakeReader
 
+TIMES = cluster_pb2.ClusterTimes(heartbeat_ms=15, election_timeout_ms=400, history_retention_s=60)
 READS = ("KV/Get", "KV/Range", "Lease/TimeToLive", "Lease/List")
 """Served as real nodes do."""
 
@@ -61,7 +62,8 @@ Fault = Callable[["FakeNode", pipeline_pb2.CommandBatch], Awaitable[Reply | None
 class FakeCluster:
     """`batches`, `batch_nodes`: all that arrived, and where. `reads`: the nodes that were asked to read.
 
-    `clock_ms`: the lease clock; `advance` moves it and ends what is due.
+    `clock_ms`: the lease clock; `advance` moves it and ends what is due. `member_requests`: (node, request)
+    of all that was asked about members; `member_faults` are met by the next ones.
     """
 
     size: int = 3
@@ -76,6 +78,9 @@ class FakeCluster:
     faults: deque[Fault] = field(default_factory=deque)
     read_faults: deque[tuple[grpc.StatusCode, common_pb2.Error | None]] = field(default_factory=deque)
     reads: list[int] = field(default_factory=list)
+    member_requests: list[tuple[int, Any]] = field(default_factory=list)
+    member_faults: deque[tuple[grpc.StatusCode, common_pb2.Error | None]] = field(default_factory=deque)
+    present: set[int] | None = None
     nodes: list[FakeNode] = field(default_factory=list)
 
     async def __aenter__(self) -> Self:
@@ -90,6 +95,20 @@ class FakeCluster:
     @property
     def url(self) -> str:
         return ",".join(node.address for node in self.nodes)
+
+    def members(self) -> list[cluster_pb2.Member]:
+        """The nodes, or those of them that are `present`."""
+        return [
+            cluster_pb2.Member(
+                id=node.number + 1,
+                name=f"n{node.number + 1}",
+                client_address=node.address,
+                incarnation=1,
+                peer_address=f"p{node.number + 1}:1",
+            )
+            for node in self.nodes
+            if self.present is None or node.number in self.present
+        ]
 
     def move_leader(self, to: int | None) -> None:
         self.leader = to
@@ -172,6 +191,8 @@ class FakeNode:
         self.number = number
         self.address = "127.0.0.1:0"
         self.streams = 0
+        self.erased_index = 0
+        self.defragmented = 0
         self.frozen: MemoryTables | None = None
         self.behind = asyncio.Event()
         """A read came that has to wait for this node to thaw."""
@@ -316,19 +337,66 @@ class _Cluster(_Service, cluster_pb2_grpc.ClusterServicer):
             name=f"n{self.node.number + 1}",
             role=cluster_pb2.ROLE_LEADER if leads else cluster_pb2.ROLE_FOLLOWER,
             leader_id=0 if cluster.leader is None else cluster.leader + 1,
-            members=[
-                cluster_pb2.Member(
-                    id=node.number + 1, name=f"n{node.number + 1}", client_address=node.address
-                )
-                for node in cluster.nodes
-            ],
+            last_erase_index=cluster.rig.machine.last_erase_index,
+            erased_index=self.node.erased_index,
+            members=cluster.members(),
         )
+
+    async def Defragment(self, request: Any, context: Any) -> cluster_pb2.DefragmentResponse:  # noqa: N802
+        self.node.defragmented += 1
+        return cluster_pb2.DefragmentResponse(header=self.cluster.header(self.node.number), state_bytes=77)
 
     async def TransferLeader(self, request: Any, context: Any) -> cluster_pb2.TransferLeaderResponse:  # noqa: N802
         self.cluster.move_leader(request.target_id - 1)
         return cluster_pb2.TransferLeaderResponse(
             header=self.cluster.header(self.node.number), leader_id=request.target_id
         )
+
+    async def MemberList(self, request: Any, context: Any) -> cluster_pb2.MemberListResponse:  # noqa: N802
+        await self._asked(request, context)
+        return cluster_pb2.MemberListResponse(
+            header=self._header(), members=self.cluster.members(), leader_id=1, commit_index=9
+        )
+
+    async def MemberAdd(self, request: Any, context: Any) -> cluster_pb2.MemberAddResponse:  # noqa: N802
+        await self._asked(request, context)
+        member = cluster_pb2.Member(
+            id=9,
+            name=request.name,
+            incarnation=1,
+            peer_address=request.peer_address,
+            client_address=request.client_address,
+            learner=True,
+            promote=not request.learner,
+        )
+        return cluster_pb2.MemberAddResponse(
+            header=self._header(), member=member, members=[*self.cluster.members(), member], times=TIMES
+        )
+
+    async def MemberPromote(self, request: Any, context: Any) -> cluster_pb2.MemberPromoteResponse:  # noqa: N802
+        await self._asked(request, context)
+        return cluster_pb2.MemberPromoteResponse(header=self._header(), members=self.cluster.members())
+
+    async def MemberRemove(self, request: Any, context: Any) -> cluster_pb2.MemberRemoveResponse:  # noqa: N802
+        await self._asked(request, context)
+        return cluster_pb2.MemberRemoveResponse(header=self._header(), members=self.cluster.members())
+
+    async def MemberReplace(self, request: Any, context: Any) -> cluster_pb2.MemberReplaceResponse:  # noqa: N802
+        await self._asked(request, context)
+        member = self.cluster.members()[0]
+        member.incarnation = 2
+        return cluster_pb2.MemberReplaceResponse(
+            header=self._header(), member=member, members=self.cluster.members(), times=TIMES
+        )
+
+    async def _asked(self, request: Any, context: Any) -> None:
+        self.cluster.member_requests.append((self.node.number, request))
+        if self.cluster.member_faults:
+            status, error = self.cluster.member_faults.popleft()
+            await context.abort(status, "refused on demand", _trailers(error))
+
+    def _header(self) -> common_pb2.ResponseHeader:
+        return self.cluster.header(self.node.number)
 
 
 async def _serve(node: FakeNode, batch: pipeline_pb2.CommandBatch) -> Reply:

@@ -75,7 +75,7 @@ class FakeWatches:
     def __post_init__(self) -> None:
         self.nodes = [FakeNode(self, f"n{number + 1}:1") for number in range(self.size)]
         self.tracker = LeaderTracker(tuple(node.address for node in self.nodes), self)
-        self.tracker._home = 0
+        self.tracker._home = self.nodes[0].address
         self.watcher: Watcher | None = None
 
     # ---- the client's side

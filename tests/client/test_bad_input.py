@@ -53,6 +53,8 @@ UNREACHABLE = "127.0.0.1:1"
         ("range", {"keys_only": "no"}, "keys_only", "keys_only must be True or False, got 'no'"),
         ("range", {"count_only": 0}, "count_only", "count_only must be True or False, got 0"),
         ("delete", {"key": "k", "prefix": "k"}, "prefix", "prefix must be True or False, got 'k'"),
+        ("erase", {"key": ""}, "key", "key must have 1 to 480 bytes, got 0"),
+        ("erase_progress", {"erased": 0}, "erased", "erased must be a whole number from 1"),
         ("compact", {"revision": 0}, "revision", "revision must be a whole number from 1"),
         ("compact", {"revision": None}, "revision", "got None"),
         ("compact", {"revision": 5, "timeout": 0}, "timeout", "timeout must be a number of seconds above 0"),

@@ -116,7 +116,6 @@ async def test_a_read_is_asked_again_when_a_node_can_not_answer_now(
     ("status", "code", "error"),
     [
         (grpc.StatusCode.OUT_OF_RANGE, common_pb2.ERROR_CODE_OUT_OF_RANGE, OutOfRangeError),
-        (grpc.StatusCode.DATA_LOSS, common_pb2.ERROR_CODE_DATA_LOSS, DataLossError),
         (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             common_pb2.ERROR_CODE_RESOURCE_EXHAUSTED,
@@ -142,6 +141,28 @@ async def test_what_no_other_node_would_answer_is_raised_at_once(
         name = common_pb2.ErrorCode.Name(code).removeprefix("ERROR_CODE_")
         assert caught.value.message == "told"
         assert caught.value.detail == {"code": name, "term": 7, "leader_address": "n9:9"}
+
+
+@pytest.mark.case(56)
+@pytest.mark.parametrize("consistency", ["linearizable", "local"])
+async def test_a_read_whose_copy_is_damaged_is_asked_again_elsewhere(
+    cluster: FakeCluster, store: raftstate.AsyncClient, consistency: raftstate.Consistency
+) -> None:
+    await store.put("k", b"v")
+    damaged = (grpc.StatusCode.DATA_LOSS, told(common_pb2.ERROR_CODE_DATA_LOSS))
+    cluster.read_faults.extend([damaged] * 3)
+    assert (await store.get("k", consistency=consistency)) == raftstate.KeyValue(b"k", b"v", 2, 2, 1, 0)
+    assert len(cluster.reads) == 4
+
+
+async def test_a_read_whose_copies_are_all_damaged_says_so_within_a_few_attempts(
+    cluster: FakeCluster, store: raftstate.AsyncClient
+) -> None:
+    damaged = (grpc.StatusCode.DATA_LOSS, told(common_pb2.ERROR_CODE_DATA_LOSS))
+    cluster.read_faults.extend([damaged] * 10_000)
+    with pytest.raises(DataLossError, match="told"):
+        await store.get("k")
+    assert len(cluster.reads) == 9
 
 
 async def test_a_read_that_no_node_answers_in_time_says_what_was_tried(cluster: FakeCluster) -> None:

@@ -391,3 +391,17 @@ def test_roles_change_as_the_table_says(old: Role, new: Role) -> None:
 def test_a_follower_cannot_be_made_leader() -> None:
     with pytest.raises(InvariantError, match="a FOLLOWER can't become a LEADER"):
         build().raft.become_leader()
+
+
+def test_a_node_that_may_not_campaign_neither_stands_by_itself_nor_when_told_to_and_votes() -> None:
+    node = build(stored((1, 1)))
+    node.raft.may_campaign = False
+    with pytest.raises(AssertionError, match="no campaign"):
+        tick_until_campaign(node)
+    node.campaign()
+    node.step(Message(MessageType.TIMEOUT_NOW, to=1, from_=2, term=1))
+    assert (node.raft.state, work(node)) == (Role.FOLLOWER, [])
+    node.step(vote_request(term=2, index=2, log_term=1))
+    assert [message.reject for message in work(node)] == [False]
+    node.raft.may_campaign = True
+    tick_until_campaign(node)

@@ -15,6 +15,7 @@ from raftstate.core.membership import (
     conf_change_as_v2,
     enter_joint_rule,
     leaves_joint,
+    next_conf_state,
     restore,
 )
 from raftstate.core.progress import Inflights, Progress
@@ -28,6 +29,7 @@ from raftstate.core.types import (
     ConfState,
 )
 from raftstate.errors import InvariantError
+from tests.core.nodes import build, stored
 
 _TYPES = {
     "v": ConfChangeType.ADD_NODE,
@@ -465,3 +467,39 @@ def test_the_simple_form_of_a_change_says_the_same_in_the_general_form() -> None
     general = ConfChangeV2(changes=(ConfChangeSingle(ConfChangeType.ADD_NODE, 4),), context=b"why")
     assert conf_change_as_v2(ConfChange(ConfChangeType.ADD_NODE, 4, b"why")) == general
     assert conf_change_as_v2(general) is general
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [("add", 4)],
+        [("learn", 4), ("add", 4), ("remove", 1)],
+        [("learn", 2)],
+        [("add", 4), ("add", 5), ("remove", 1), ("learn", 2)],
+    ],
+)
+def test_what_follows_from_a_stored_configuration_is_what_a_core_makes_of_the_same_changes(
+    changes: list[tuple[str, int]],
+) -> None:
+    kinds = {
+        "add": ConfChangeType.ADD_NODE,
+        "learn": ConfChangeType.ADD_LEARNER_NODE,
+        "remove": ConfChangeType.REMOVE_NODE,
+    }
+    singles = tuple(ConfChangeSingle(kinds[kind], node_id) for kind, node_id in changes)
+    for way in ([ConfChangeV2(changes=(single,)) for single in singles], [ConfChangeV2(changes=singles)]):
+        node = build(stored())
+        state = node.raft.tracker.conf_state()
+        for change in way:
+            before = state
+            state = next_conf_state(state, change)
+            assert state == node.apply_conf_change(change) != before
+            if state.voters_outgoing:
+                state = next_conf_state(state, ConfChangeV2())
+                assert state == node.apply_conf_change(ConfChangeV2())
+
+
+def test_a_change_that_does_not_fit_a_stored_configuration_is_refused() -> None:
+    with pytest.raises(ConfChangeError):
+        next_conf_state(ConfState(voters=(1,)), ConfChange(ConfChangeType.REMOVE_NODE, 1))
+    assert next_conf_state(ConfState(), ConfChange(ConfChangeType.ADD_NODE, 1)) == ConfState(voters=(1,))

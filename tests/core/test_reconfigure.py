@@ -339,3 +339,33 @@ def test_a_log_that_ends_before_what_was_committed_or_applied_is_refused() -> No
 def test_a_stored_term_below_that_of_the_log_is_refused() -> None:
     with pytest.raises(InvariantError, match="the stored term is 1, but the log ends in term 2"):
         build(stored((1, 2), hard_state=HardState(term=1)))
+
+
+def test_the_progress_of_a_learner_whose_log_was_lost_begins_anew() -> None:
+    node = leading(stored((1,), learners=(4,)))
+    acknowledge_by(node, 4)
+    assert node.raft.tracker.progress[4].match == node.raft.raft_log.last_index()
+    node.restart_progress(4)
+    progress = node.raft.tracker.progress[4]
+    assert (progress.match, progress.next, progress.is_learner) == (
+        0,
+        node.raft.raft_log.last_index() + 1,
+        True,
+    )
+    # The empty log rejects the next append; before, that was a late answer to an old one, and ignored.
+    node.propose(b"x")
+    work(node)
+    rejection = Message(
+        MessageType.APP_RESP, to=1, from_=4, term=node.raft.term, index=progress.next - 1, reject=True
+    )
+    node.step(rejection)
+    assert [(message.to, message.index) for message in work(node)] == [(4, 0)]
+
+
+@pytest.mark.parametrize("node_id", [2, 9])
+def test_the_progress_of_a_voter_or_a_stranger_is_never_forgotten(node_id: int) -> None:
+    node = leading()
+    before = dict(node.raft.tracker.progress)
+    with pytest.raises(InvariantError, match=f"node {node_id}"):
+        node.restart_progress(node_id)
+    assert node.raft.tracker.progress == before

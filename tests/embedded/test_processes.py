@@ -81,7 +81,7 @@ def test_a_server_goes_on_with_the_directory_and_the_program_after_it(tmp_path: 
         store.put("a", b"embedded")
     command = [sys.executable, "-m", "raftstate.cli", "serve", "--json"]
     command += ["--data", str(tmp_path / "s"), "--listen", address]
-    environment = {**os.environ, "RAFTSTATE_LISTEN_PEER": cluster.config.members[0].peer_address}
+    environment = {**os.environ, "RAFTSTATE_LISTEN_PEER": cluster.members[0].peer_address}
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
     try:
         assert server.stdout is not None

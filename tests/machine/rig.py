@@ -29,6 +29,7 @@ from raftstate.pb.v1.pipeline_pb2 import (
     Command,
     CommandBatch,
     CompactCommand,
+    EraseCommand,
     LeaseGrantCommand,
     LeaseRenewCommand,
     LeaseRevokeCommand,
@@ -82,6 +83,10 @@ def op_range(key: bytes, range_end: bytes = b"", **fields: int) -> RequestOp:
 
 def compact(serial: int, revision: int) -> Command:
     return Command(serial=serial, compact=CompactCommand(revision=revision))
+
+
+def erase(serial: int, key: bytes) -> Command:
+    return Command(serial=serial, erase=EraseCommand(key=key))
 
 
 def grant(serial: int, id: int = 0, ttl_ms: int = 10_000) -> Command:

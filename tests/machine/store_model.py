@@ -64,7 +64,7 @@ class StoreModel:
 
     def delete(self, command: Command) -> object:
         keys = dict(self.keys)
-        deleted = self.erase(keys, command.delete)
+        deleted = self.bury(keys, command.delete)
         if deleted[0]:
             self.history[self.revision + 1] = keys
         return deleted
@@ -86,7 +86,7 @@ class StoreModel:
                 case "put":
                     found.append(self.write(keys, operation.put))
                 case "delete":
-                    found.append(self.erase(keys, operation.delete))
+                    found.append(self.bury(keys, operation.delete))
                 case "range":
                     at = operation.range.revision
                     found.append(self.read(self.history[at] if at else keys, operation.range))
@@ -99,6 +99,15 @@ class StoreModel:
             raise Refusal(Code.OUT_OF_RANGE)
         self.compacted = command.compact.revision
         return (0, [])
+
+    def erase(self, command: Command) -> object:
+        there = command.erase.key in self.keys
+        keys = {key: pair for key, pair in self.keys.items() if key != command.erase.key}
+        if there:
+            self.history[self.revision + 1] = keys
+        self.compacted = self.revision + 1
+        self.history[self.compacted] = keys
+        return (int(there), [])
 
     def lease_grant(self, command: Command) -> object:
         if command.lease_grant.id in self.leases:
@@ -137,7 +146,7 @@ class StoreModel:
         keys[put.key] = KeyValue(put.key, put.value, created, revision, version + 1, put.lease)
         return before if put.prev_kv else None
 
-    def erase(self, keys: Keys, delete) -> tuple[int, list[KeyValue]]:  # type: ignore[no-untyped-def]
+    def bury(self, keys: Keys, delete) -> tuple[int, list[KeyValue]]:  # type: ignore[no-untyped-def]
         pairs = [keys.pop(pair.key) for pair in within(keys, delete.key, delete.range_end)]
         return len(pairs), pairs if delete.prev_kv else []
 

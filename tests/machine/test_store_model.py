@@ -26,6 +26,7 @@ from raftstate.machine.types import (
     PutDone,
     RangeDone,
 )
+from raftstate.machine.verify import check_state
 from raftstate.pb.v1.pipeline_pb2 import Command
 from raftstate.pb.v1.txn_pb2 import RequestOp
 from tests.machine.memory_tables import MemoryTables
@@ -35,6 +36,7 @@ from tests.machine.rig import (
     Rig,
     compact,
     compare,
+    erase,
     grant,
     op_delete,
     op_put,
@@ -66,7 +68,8 @@ class Writer:
     def made_up(self, serial: int) -> Command:
         random = self.random
         kind = random.choices(
-            ["put", "delete", "txn", "compact", "grant", "revoke", "renew"], [6, 2, 8, 1, 2, 1, 1]
+            ["put", "delete", "txn", "compact", "grant", "revoke", "renew", "erase"],
+            [6, 2, 8, 1, 2, 1, 1, 0.5],
         )[0]
         match kind:
             case "put":
@@ -78,6 +81,8 @@ class Writer:
                 return txn(serial, [self.a_compare() for _ in range(random.choice([0, 1, 1, 2]))], *branches)
             case "compact":
                 return compact(serial, max(1, self.model.revision - random.randrange(-1, 12)))
+            case "erase":
+                return erase(serial, self.key())
             case "grant":
                 return grant(serial, random.choice(LEASES), random.choice([1_000, 3_000]))
             case "revoke":
@@ -168,6 +173,7 @@ def assert_agree(rig: Rig, model: StoreModel) -> None:
     due = [id for id, (renewed, ttl_ms) in model.leases.items() if renewed + ttl_ms <= model.clock]
     assert sorted(rig.machine.expired_leases(model.clock)) == sorted(due)
     assert recount(rig.tables) == read_sums(rig.tables)
+    assert check_state(rig.tables).revision == model.revision
 
 
 def run_program(random: Random, rig: Rig, steps: int) -> None:
@@ -204,6 +210,7 @@ def run_program(random: Random, rig: Rig, steps: int) -> None:
                 rig.machine.sweep(tables, random.choice([1, 3, 100]))
         else:
             rig.reload()
+        check_state(rig.tables)
     assert_agree(rig, model)
 
 

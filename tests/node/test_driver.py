@@ -363,3 +363,17 @@ def test_a_follower_applies_lazily_unless_it_has_watches() -> None:
         watching.id: {False},
         idle.id: {True},
     }
+
+
+def test_a_leader_that_is_not_fit_to_lead_hands_over_and_does_not_stand_again() -> None:
+    cluster = SimCluster(3, 22)
+    unfit = cluster.elect()
+    unfit.driver.fitness.limit("disk", "its disk is full", may_lead=False)
+    cluster.run_until(lambda: unfit.driver.raw.raft.state is not Role.LEADER, 0.3)
+    for node in cluster.nodes.values():
+        if node is not unfit:
+            cluster.crash(node.id)
+    cluster.run_for(5)
+    assert unfit.driver.raw.raft.state is Role.FOLLOWER
+    unfit.driver.fitness.lift("disk")
+    cluster.run_until(lambda: unfit.driver.raw.raft.state is Role.PRE_CANDIDATE, 2)

@@ -10,10 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raftstate.core.types import Entry, Message, MessageType
+from raftstate.core.types import ConfState, Entry, Message, MessageType, SnapshotMetadata
 from raftstate.machine.types import Batch, BatchResult, Code, Fault
 from raftstate.node import frames as frames_module
-from raftstate.node.environment import Executed, Forward, ForwardReply, LeaseStamp, Rejected, TransferLeader
+from raftstate.node.environment import (
+    Digests,
+    Executed,
+    Forward,
+    ForwardReply,
+    LeaseStamp,
+    Rejected,
+    RepairChunk,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
+    TransferLeader,
+)
 from raftstate.node.frames import (
     FRAME_BYTES_MAX,
     Channel,
@@ -43,6 +55,13 @@ BODIES = [
     ForwardReply(6, rejected=Rejected(Fault(Code.NO_LEADER, "none"), applied_never=True)),
     TransferLeader(3),
     LeaseStamp(1_234_567),
+    Digests(2**63 - 1, [(64, 2**64 - 1), (70, 0)]),
+    RepairRequest(9, 100),
+    RepairOffer(9),
+    RepairOffer(9, SnapshotMetadata(ConfState((1, 2), (3,)), 120, 4), 5, 6),
+    RepairOffer(9, refusal="it shows nothing itself"),
+    RepairPull(9, 1 << 40, 512),
+    RepairChunk(9, 1 << 40, b"bytes"),
 ]
 
 

@@ -18,11 +18,13 @@ from raftstate.errors import ClosedError, DeadlineError, OutOfRangeError
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import LeaseStatus, Sort, SortTarget
 from raftstate.machine.types import Batch, BatchResult, EntryResult, Member
+from raftstate.node.admission import Place
 from raftstate.node.applier import KEYS_ON_LOOP_MAX, StateApplier
 from raftstate.node.clock import LoopClock
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import PeerBody
 from raftstate.node.local import LocalNode
+from raftstate.node.membership import Membership
 from raftstate.node.service import NodeReader, ReadConsistency, WatchSpec
 from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.node.startup import StartStorage
@@ -87,7 +89,11 @@ class Rig:
             self.snapshot_disk,
         )
         self.driver = Driver(RawNode(config), machine, world, Timing(15, 405))
-        self.node = LocalNode(self.driver, machine, self.log, self.state, clock, name="n1", version="0")
+        place = Place(7, 1, 1, "n1", "peer", "client")
+        membership = Membership(self.driver, Nobody(), clock, place, lambda: None)
+        self.node = LocalNode(
+            self.driver, membership, machine, self.log, self.state, clock, name="n1", version="0"
+        )
         self.applier.on_applied(self.node.watch_hub.applied)
         self.driver.start()
 

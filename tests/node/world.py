@@ -17,11 +17,14 @@ from itertools import count
 import msgspec
 import xxhash
 
+from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.config import Config
+from raftstate.core.errors import Damaged
+from raftstate.core.membership import next_conf_state
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.storage import MemoryStorage
-from raftstate.core.types import ConfState, Entry, HardState, Snapshot, SnapshotMetadata
+from raftstate.core.types import ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata
 from raftstate.errors import DataLossError, RaftstateError
 from raftstate.machine.layout import META_KEY, meta_row, read_meta
 from raftstate.machine.machine import Machine
@@ -37,6 +40,8 @@ from raftstate.node.environment import (
     Rejected,
     SnapshotFile,
 )
+from raftstate.node.integrity import Integrity
+from raftstate.node.refill import Refill
 from raftstate.node.startup import StartStorage, reset_to_finish
 from raftstate.pb.v1 import pipeline_pb2
 from tests.machine.memory_tables import MemoryTables
@@ -88,20 +93,82 @@ class SimTime:
             timer.callback()
 
 
+class SimLog(MemoryStorage):
+    """A log whose records can rot: `rotten` are those that can't be read, `damaged` those known to be so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rotten: set[int] = set()
+        self.damaged: tuple[int, ...] = ()
+
+    def find_damage(self) -> None:
+        """Verify every record, as a start does."""
+        self.damaged = tuple(sorted(self.rotten))
+
+    def entries(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+        found = super().entries(lo, hi, max_bytes)
+        for entry in found:
+            self._check(entry.index)
+        return found
+
+    def term(self, index: int) -> int:
+        if index != self.last_index():
+            self._check(index)
+        return super().term(index)
+
+    def _check(self, index: int) -> None:
+        if index in self.rotten:
+            if index not in self.damaged:
+                self.damaged = tuple(sorted({*self.damaged, index}))
+            raise Damaged(f"log entry {index} is damaged", detail={"index": index})
+
+    def append(self, entries: list[Entry]) -> None:
+        super().append(entries)
+        self._keep(range(1, entries[0].index))
+
+    def compact(self, index: int) -> None:
+        if index >= self.first_index():
+            super().compact(index)
+        self._keep(range(index + 1, self.last_index() + 1))
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None) -> None:
+        if anchor is not None and not (
+            anchor[0] <= self.last_index() and MemoryStorage.term(self, anchor[0]) == anchor[1]
+        ):
+            return
+        held = {
+            entry.index: entry
+            for entry in MemoryStorage.entries(self, self.first_index(), self.last_index() + 1, 1 << 60)
+        }
+        for entry in entries:
+            if entry.index in self.rotten:
+                assert held[entry.index] == entry, "refilled with another entry than was there"
+        self.rotten -= {entry.index for entry in entries}
+        self.damaged = tuple(index for index in self.damaged if index in self.rotten)
+
+    def _keep(self, indexes: range) -> None:
+        self.rotten &= {*indexes}
+        if not self.rotten.issuperset(self.damaged):
+            self.damaged = tuple(index for index in self.damaged if index in self.rotten)
+
+
 class SimNode:
     """One node: what survives a crash (storage, checkpoint), and what runs (driver)."""
 
     def __init__(self, cluster: SimCluster, node_id: int) -> None:
         self.cluster = cluster
         self.id = node_id
-        self.storage = MemoryStorage()
+        self.storage = SimLog()
+        self.needs_snapshot: list[int] = []
         self.checkpoint = MemoryTables()
-        members = [Member(i, 1, f"n{i}", f"peer{i}", f"client{i}") for i in cluster.ids]
-        Machine.bootstrap(self.checkpoint, CLUSTER_ID, members)
+        Machine.bootstrap(self.checkpoint, CLUSTER_ID, cluster.first_members())
         meta = msgspec.structs.replace(read_meta(self.checkpoint), machine_version=cluster.machine_version)
         self.checkpoint.put(Table.HOT, META_KEY, meta_row(meta))
         self.knows = MACHINE_VERSION
         """The machine version that its code knows, as it tells its peers."""
+        self.distrusted = ""
+        """What was durably noted of the checkpoint."""
+        self.rebuilds = 0
         self.epoch = 0
         self.alive = False
         self.failures: list[BaseException] = []
@@ -122,6 +189,7 @@ class SimNode:
     def start(self) -> None:
         self.epoch += 1
         self.alive = True
+        self.storage.find_damage()
         self.is_switched = False
         self.tables = copy.deepcopy(self.checkpoint)
         self.machine = Machine(self.tables)
@@ -149,11 +217,12 @@ class SimNode:
         )
         epoch = self.epoch
         clock = _EpochClock(self, epoch)
+        self.applier = _Applier(self, clock)
         world = World(
             clock=clock,
             network=_Sender(self, epoch),
             log_disk=_Disk(self, epoch),
-            applier=_Applier(self, clock),
+            applier=self.applier,
             random=rng,
             on_halt=self.failures.append,
             snapshot_disk=_SnapshotDisk(self, clock),
@@ -165,7 +234,17 @@ class SimNode:
             TIMING,
             history_retention_ns=self.cluster.retention_s * 1_000 * MS,
         )
+        Refill(
+            self.driver,
+            world.log_disk,
+            world.network,
+            clock,
+            durable_index=lambda: read_meta(self.checkpoint).applied_index,
+            need_snapshot=self.needs_snapshot.append,
+        )
         storage.source = self.driver.snapshots.own.snapshot
+        self.integrity = Integrity(self.driver, world, _Repair(self, clock), distrusted=self.distrusted)
+        self.integrity.start()
         self.driver.start()
         if self.cluster.log_margin is not None:
             self._checkpoint_later(clock)
@@ -269,7 +348,8 @@ class _Sender:
 
     def send(self, to: int, body: PeerBody) -> bool:
         cluster, sender = self._node.cluster, self._node.id
-        if not cluster.nodes[to].alive or not self._node.alive:
+        receiver = cluster.nodes.get(to)
+        if receiver is None or not receiver.alive or not self._node.alive:
             return False
         body = copy.deepcopy(body)
         delay_s = cluster.random.uniform(0.0001, 0.002)
@@ -330,9 +410,30 @@ class _Disk:
     def outstanding_since_ns(self) -> int | None:
         return self._node.write_since_ns
 
+    @property
+    def damaged(self) -> Sequence[int]:
+        return self._node.storage.damaged
+
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        self._soon(lambda: self._node.storage.refill(entries, anchor), done)
+
+    def compact(self, to_index: int, done: Done) -> None:
+        self._soon(lambda: self._node.storage.compact(to_index), done)
+
+    def _soon(self, write: Callable[[], None], done: Done) -> None:
+        time = self._node.cluster.time
+        self._free_ns = max(self._free_ns, time.now_ns) + MS
+
+        def finish() -> None:
+            if self._node.epoch == self._epoch:
+                write()
+                self._node.call(self._epoch, lambda: done(None))
+
+        time.call_later((self._free_ns - time.now_ns) / 1e9, finish)
+
 
 class _Applier:
-    """Applies at once, or lazily after some milliseconds."""
+    """Applies at once, or lazily after some milliseconds. Damage has it wait for another state."""
 
     def __init__(self, node: SimNode, clock: _EpochClock) -> None:
         self._node, self._clock = node, clock
@@ -354,9 +455,23 @@ class _Applier:
             self.hurry()
 
     def hurry(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for apply in waiting:
-            apply()
+        while self._waiting and not self.is_beside:
+            apply = self._waiting.pop(0)
+            try:
+                apply()
+            except DataLossError as error:
+                self._waiting.insert(0, apply)
+                self.is_beside = True
+                if not self._node.integrity.damaged(error):
+                    raise
+
+    def exchange(self, tables: MemoryTables, index: int) -> None:
+        """Go over to another state, which has applied at least as much, made from a copy as of `index`."""
+        self._node.tables = tables
+        self._node.machine.adopt(tables)
+        self._node.driver.state_rebuilt(index)
+        self.is_beside = False
+        self._clock.call_soon(self.hurry)
 
     def adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
         assert isinstance(prepared, _Prepared)
@@ -366,11 +481,69 @@ class _Applier:
             node = self._node
             node.tables = prepared.tables
             node.machine.adopt(node.tables)
+            self.is_beside = False
             node.is_switched = False
             done()
 
         # Something else may be under way.
         self._clock.call_later(self._node.cluster.random.choice([0.0, 0.001, 0.02]), adopt)
+
+
+class _Repair:
+    """Implements `integrity.StateRepair`: a checkpoint of another node comes after a while, and the log is
+    replayed on it."""
+
+    def __init__(self, node: SimNode, clock: _EpochClock) -> None:
+        self._node, self._clock = node, clock
+
+    def mark(self, reason: str) -> None:
+        self._clock.call_later(0.002, lambda: setattr(self._node, "distrusted", reason))
+
+    def hold_log(self) -> int:
+        return self._node.storage.first_index() - 1
+
+    def let_log_go(self) -> None:
+        pass
+
+    def rebuild(
+        self,
+        prepared: PreparedState,
+        check: Callable[[int, int], None],
+        done: Callable[[BaseException | None], None],
+    ) -> None:
+        assert isinstance(prepared, _Prepared)
+        node, tables = self._node, prepared.tables
+        index = prepared.metadata.index
+
+        def wait() -> None:
+            applied = node.driver.applied_index
+            if node.applier.is_beside:
+                known = min(node.driver.raw.raft.raft_log.committed, node.storage.last_index())
+                applied = max(applied, known)
+            if applied < index:
+                self._clock.call_later(0.005, wait)
+            else:
+                self._clock.call_later(node.cluster.random.uniform(0, 0.02), exchange)
+
+        def exchange() -> None:
+            machine = Machine(tables)
+            for at in range(index + 1, node.driver.applied_index + 1):
+                [entry] = node.storage.entries(at, at + 1, 1 << 30)
+                states = {}
+                if entry.type is not EntryType.NORMAL:
+                    states[at] = next_conf_state(machine.conf_state(), decode_conf_change(entry))
+                machine.apply(tables, [entry], states)
+            try:
+                check(machine.applied_index, machine.digest)
+            except RaftstateError as error:
+                done(error)
+                return
+            node.checkpoint, node.distrusted = copy.deepcopy(tables), ""
+            node.rebuilds += 1
+            node.applier.exchange(tables, index)
+            done(None)
+
+        wait()
 
 
 class _Prepared:
@@ -512,9 +685,15 @@ class SimCluster:
         self.cut: set[tuple[int, int]] = set()
         self.nodes: dict[int, SimNode] = {}
         for node_id in self.ids:
-            self.nodes[node_id] = SimNode(self, node_id)
+            self.nodes[node_id] = self.make_node(node_id)
         for node in self.nodes.values():
             node.start()
+
+    def make_node(self, node_id: int) -> SimNode:
+        return SimNode(self, node_id)
+
+    def first_members(self) -> list[Member]:
+        return [Member(i, 1, f"n{i}", f"peer{i}", f"client{i}") for i in self.ids]
 
     def deliver(self, sender: int, to: int, body: PeerBody) -> None:
         node = self.nodes[to]

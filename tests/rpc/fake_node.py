@@ -12,7 +12,10 @@ from raftstate.core.types import Entry
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import LeaseStatus, RangePage, Reader, Sort
 from raftstate.machine.types import Envelope, Item, ItemResult, KeyValue, Member
+from raftstate.node.member_changes import MemberRequest, MembersChanged
 from raftstate.node.service import (
+    ClusterTimes,
+    MemberList,
     NodeReader,
     NodeStatus,
     NodeWatches,
@@ -41,7 +44,8 @@ class FakeNode:
     `applied_lag`: how many entries this node is behind what `write` answers for, as a node that forwards is.
     `items`, `commands`: all that was given to `write`. `timeouts_s`: how long each request was to take.
     `min_applied`: from which log index on each read was to be. `streams`: the watches of each stream so far.
-    `watches_error`: what the next stream of watches is refused with.
+    `watches_error`: what the next stream of watches is refused with. `member_requests`: all changes of
+    members that were asked for; each is answered with `changed`, or fails with `members_error`.
     """
 
     def __init__(self) -> None:
@@ -49,6 +53,8 @@ class FakeNode:
         self.node_id = NODE_ID
         self.term = TERM
         self.is_serving = True
+        self.may_read = True
+        self.leader_id = NODE_ID
         self.on_write: Hook | None = None
         self.on_read: Callable[[ReadConsistency, int], Awaitable[None]] | None = None
         self.staleness_bound_us: int | None = None
@@ -59,6 +65,9 @@ class FakeNode:
         self.min_applied: list[int] = []
         self.streams: list[FakeWatches] = []
         self.watches_error: Exception | None = None
+        self.member_requests: list[MemberRequest] = []
+        self.members_error: Exception | None = None
+        self.changed = MembersChanged(7, list(MEMBERS), [1])
         self.tables = MemoryTables()
         Machine.bootstrap(self.tables, CLUSTER_ID, MEMBERS)
         self._machine = Machine(self.tables)
@@ -139,16 +148,48 @@ class FakeNode:
             leases=7,
             watches=8,
             members=MEMBERS,
-            progress=(PeerStatus(1, 20, 22, "replicate", recently_active=True),),
+            progress=(PeerStatus(1, 20, 22, "replicate", recently_active=True, lag_entries=1, lag_ms=9),),
             alarms=("the disk is slow",),
+            incarnation=12,
+            metrics_address="127.0.0.1:7202",
+            checkpoint_age_ms=10,
+            disk_free_bytes=11,
+            log_map_bytes=13,
+            state_map_bytes=14,
+            wall_clock_ms=15,
+            last_erase_index=17,
+            erased_index=16,
+            state_free_bytes=4_096,
+            rebuild="erase",
+            rebuild_done_bytes=1,
+            rebuild_total_bytes=2,
         )
+
+    async def members(self, *, timeout_s: float) -> MemberList:
+        self.timeouts_s.append(timeout_s)
+        if self.members_error is not None:
+            raise self.members_error
+        return MemberList(MEMBERS, NODE_ID, 20, self.status().progress)
+
+    async def change_members(self, request: MemberRequest, *, timeout_s: float) -> MembersChanged:
+        self.timeouts_s.append(timeout_s)
+        self.member_requests.append(request)
+        if self.members_error is not None:
+            raise self.members_error
+        return self.changed
+
+    def cluster_times(self) -> ClusterTimes:
+        return ClusterTimes(15, 400, 3_600)
 
     async def transfer_leader(self, target_id: int, *, timeout_s: float) -> int:
         self.timeouts_s.append(timeout_s)
         return target_id or 1
 
+    def defragment(self) -> int:
+        return 8_192
+
     def leader(self) -> tuple[int, str]:
-        return NODE_ID, "127.0.0.1:7002"
+        return self.leader_id, "127.0.0.1:7002" if self.leader_id else ""
 
 
 class FakeReader:

@@ -128,6 +128,7 @@ INVALID: list[tuple[str, Message, str, str]] = [
         )
     ),
     ("KV/Compact", kv_pb2.CompactRequest(), "revision", "revision must be at least 1, got 0"),
+    ("KV/Erase", kv_pb2.EraseRequest(), "key", "key must have 1 to 480 bytes, got 0"),
     *(
         ("Lease/Grant", lease_pb2.LeaseGrantRequest(ttl_ms=ttl_ms), "ttl_ms", f"86400000, got {ttl_ms}")
         for ttl_ms in (0, 999, 86_400_001)
@@ -198,10 +199,10 @@ async def test_a_malformed_request_is_refused_with_field_got_and_limit(
 @pytest.mark.parametrize(
     "method",
     [
-        *(f"KV/{name}" for name in ("Put", "Get", "Delete", "Range", "Txn", "Compact")),
+        *(f"KV/{name}" for name in ("Put", "Get", "Delete", "Range", "Txn", "Compact", "Erase")),
         *(f"Session/{name}" for name in ("Register", "Cancel", "Close")),
         *(f"Lease/{name}" for name in ("Grant", "Revoke", "Renew", "TimeToLive", "List")),
-        *(f"Cluster/{name}" for name in ("Status", "TransferLeader")),
+        *(f"Cluster/{name}" for name in ("Status", "TransferLeader", "Defragment")),
     ],
 )
 async def test_every_method_refuses_a_field_it_does_not_know_and_bytes_that_are_no_request(
@@ -242,6 +243,7 @@ async def test_an_unknown_field_below_a_known_one_is_refused_and_located(served:
             (method, kind(context=kv_pb2.WriteContext(cluster_id=OTHER_CLUSTER)))
             for method, kind in (
                 ("KV/Compact", kv_pb2.CompactRequest),
+                ("KV/Erase", kv_pb2.EraseRequest),
                 ("Lease/Grant", lease_pb2.LeaseGrantRequest),
                 ("Lease/Revoke", lease_pb2.LeaseRevokeRequest),
                 ("Lease/Renew", lease_pb2.LeaseRenewRequest),
@@ -351,6 +353,12 @@ async def test_status_is_served_in_full(served: Served) -> None:
         compacted_revision=4,
         leases=7,
         watches=8,
+        last_erase_index=17,
+        erased_index=16,
+        state_free_bytes=4_096,
+        rebuild="erase",
+        rebuild_done_bytes=1,
+        rebuild_total_bytes=2,
     )
 
 

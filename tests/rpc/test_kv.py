@@ -10,7 +10,7 @@ import pytest
 
 from raftstate.machine.types import Batch
 from raftstate.node.service import ReadConsistency
-from raftstate.pb.v1 import common_pb2, kv_pb2, lease_pb2, pipeline_pb2, txn_pb2
+from raftstate.pb.v1 import cluster_pb2, common_pb2, kv_pb2, lease_pb2, pipeline_pb2, txn_pb2
 from raftstate.rpc import kv
 from raftstate.rpc.serving import time_to_answer_s
 from tests.rpc.conftest import Served
@@ -294,3 +294,18 @@ async def test_a_cancelled_call_ends_its_waiting_and_nothing_else(served: Served
     await take(gate.left, 1)
     gate.open()
     assert (await other).header.revision == 2
+
+
+async def test_an_erase_answers_whether_the_key_was_there_and_ends_its_past(served: Served) -> None:
+    await served.kv.Put(kv_pb2.PutRequest(key=b"k", value=b"v"))  # 2
+    erased = await served.kv.Erase(kv_pb2.EraseRequest(key=b"k"))
+    assert erased == kv_pb2.EraseResponse(header=header(revision=4, applied_index=2), deleted=1)
+    told = await refusal(served.kv.Get(kv_pb2.GetRequest(key=b"k", revision=2)))
+    assert told.status is grpc.StatusCode.OUT_OF_RANGE
+    again = await served.kv.Erase(kv_pb2.EraseRequest(key=b"k"))
+    assert (again.deleted, again.header.revision) == (0, 5)
+
+
+async def test_files_are_defragmented_by_request(served: Served) -> None:
+    response = await served.cluster.Defragment(cluster_pb2.DefragmentRequest())
+    assert response.state_bytes == 8_192

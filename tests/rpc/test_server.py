@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from raftstate.errors import ConfigError
 from raftstate.pb.v1 import kv_pb2, kv_pb2_grpc
+from raftstate.rpc.meter import CallKind
 from raftstate.rpc.server import build_server, check_listen_host
 from tests.rpc.conftest import Served
 from tests.rpc.fake_node import FakeNode, Gate, take
@@ -51,12 +52,83 @@ async def statuses(channel: grpc.aio.Channel) -> dict[str, int]:
     return {name: (await stub.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names}
 
 
-async def test_health_follows_the_node_for_the_whole_and_each_service(served: Served) -> None:
+CLUSTER = "raftstate.v1.Cluster"
+
+
+def watched(channel: grpc.aio.Channel, service: str) -> AsyncIterator[int]:
+    """Return what the health service says of a service, each time that it changes."""
+    stub = health_pb2_grpc.HealthStub(channel)
+
+    async def follow() -> AsyncIterator[int]:
+        async for said in stub.Watch(health_pb2.HealthCheckRequest(service=service), timeout=20):
+            yield said.status
+
+    return follow()
+
+
+async def test_a_service_without_the_leader_that_it_needs_says_so_and_cluster_serves_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftstate.rpc.server.LEADERLESS_S", 0.05)
     assert await statuses(served.channel) == dict.fromkeys(("", *PUBLIC), SERVING)
-    await served.server.set_serving(False)
+    kv, whole = watched(served.channel, "raftstate.v1.KV"), watched(served.channel, "")
+    assert (await anext(kv), await anext(whole)) == (SERVING, SERVING)
+    served.node.leader_id = 0
+    served.server.health_changed()
+    assert (await anext(kv), await anext(whole)) == (NOT_SERVING, NOT_SERVING)
+    assert await statuses(served.channel) == {**dict.fromkeys(("", *PUBLIC), NOT_SERVING), CLUSTER: SERVING}
+    served.node.leader_id = 1
+    served.server.health_changed()
+    assert (await anext(kv), await anext(whole)) == (SERVING, SERVING)
+
+
+async def test_an_election_that_takes_a_moment_is_not_told(served: Served) -> None:
+    kv = watched(served.channel, "raftstate.v1.KV")
+    assert await anext(kv) == SERVING
+    for leader in (0, 1):
+        served.node.leader_id = leader
+        served.server.health_changed()
+        assert (await statuses(served.channel))["raftstate.v1.KV"] == SERVING
+    # What is told next is not the loss, though that came first.
+    served.node.may_read = False
+    served.server.health_changed()
+    assert await anext(kv) == NOT_SERVING
+
+
+async def test_a_node_that_may_show_nothing_still_takes_writes(served: Served) -> None:
+    served.node.may_read = False
+    kv = watched(served.channel, "raftstate.v1.KV")
+    assert await anext(kv) == SERVING
+    served.server.health_changed()
+    assert await anext(kv) == NOT_SERVING
+    assert await statuses(served.channel) == {
+        "": NOT_SERVING,
+        **dict.fromkeys(PUBLIC, SERVING),
+        **{f"raftstate.v1.{name}": NOT_SERVING for name in ("KV", "Lease", "Watch")},
+    }
+
+
+async def test_a_node_that_stops_serves_nothing_and_watchers_are_told(served: Served) -> None:
+    cluster = watched(served.channel, CLUSTER)
+    assert await anext(cluster) == SERVING
+    await served.server.stop_serving()
+    assert await anext(cluster) == NOT_SERVING
     assert await statuses(served.channel) == dict.fromkeys(("", *PUBLIC), NOT_SERVING)
-    await served.server.set_serving(True)
-    assert await statuses(served.channel) == dict.fromkeys(("", *PUBLIC), SERVING)
+
+
+async def test_calls_are_counted_by_method_and_status(served: Served) -> None:
+    await served.kv.Put(kv_pb2.PutRequest(key=b"a"))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await served.kv.Put(kv_pb2.PutRequest())
+    meter = served.server.meter
+    put = CallKind("raftstate.v1.KV", "Put", "unary")
+    assert {status: count for (kind, status), count in meter.handled.items() if kind == put} == {
+        "OK": 1,
+        "INVALID_ARGUMENT": 1,
+    }
+    assert (meter.started[put], meter.under_way[put], sum(meter.seconds[put].snapshot().counts)) == (2, 0, 2)
+    assert meter.received_bytes == len(kv_pb2.PutRequest(key=b"a").SerializeToString())
+    assert meter.sent_bytes > 0
 
 
 async def test_a_node_that_can_not_serve_yet_says_so_from_the_start() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from raftstate.core.errors import Damaged
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import DataLossError
 from raftstate.store import log_format
@@ -70,18 +71,104 @@ def test_a_damaged_last_record_keeps_its_index_and_term(tmp_path: Path) -> None:
 
 
 @pytest.mark.case(85)
-def test_a_log_with_a_damaged_record_takes_votes_and_no_entries(tmp_path: Path) -> None:
+def test_a_log_with_a_damaged_record_goes_on_around_it(tmp_path: Path) -> None:
     path = tmp_path / "log"
     closed_log(path, [entry(i, data=b"payload %d" % i) for i in range(1, 4)], HardState(1, 1, 1))
     damage(path, b"payload 2", b"payload 3")
     log = reopen(path)
-    with pytest.raises(DataLossError, match=r"entries 4 to 5 were not appended: entry 2 .* is damaged"):
-        log.write(None, run(4, 5))
-    put(log, [], HardState(2, 3, 1))
-    with pytest.raises(DataLossError, match="log entry 2 is damaged"):
-        log.compact(2, 10)
-    assert log.last_hard_state == HardState(2, 3, 1)
+    put(log, run(4, 5), HardState(2, 3, 1))
+    assert (log.damaged, log.last_index(), log.last_hard_state) == ((2,), 5, HardState(2, 3, 1))
     log.close()
+    log = reopen(path)
+    assert (log.damaged, log.last_index()) == ((2,), 5)
+    put(log, run(3, 3, term=2), HardState(2, 3, 1))
+    assert log.damaged == (2,)
+    put(log, run(2, 4, term=2))
+    assert (log.damaged, log.entries(2, 5, NO_LIMIT)) == ((), run(2, 4, term=2))
+    log.close()
+    assert reopen(path).damaged == ()
+
+
+@pytest.mark.case(50)
+def test_a_compaction_ends_at_a_sound_record_and_takes_damaged_ones_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    closed_log(path, [entry(i, data=b"payload %d" % i) for i in range(1, 10)], HardState(1, 1, 9))
+    for index in (2, 3, 6, 9):
+        damage(path, b"payload %d" % index, b"paYload %d" % index)
+    log = reopen(path)
+    boundaries = []
+    while (write := log.compact(6, 3)) is not None:
+        log.publish(write)
+        boundaries.append(log.first_index() - 1)
+    assert (boundaries, log.damaged) == ([1, 4, 5], (6, 9))
+    # Of the last one the meta row knows the term.
+    while (write := log.compact(9, 3)) is not None:
+        log.publish(write)
+    assert (log.first_index(), log.last_index(), log.term(9), log.damaged) == (10, 9, 1, ())
+    log.close()
+
+
+@pytest.mark.case(50)
+def test_damaged_records_are_refilled_in_place_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    entries = [entry(i, data=(b"payload %d" % i) * (i * i * 100)) for i in range(1, 8)]
+    closed_log(path, entries, HardState(3, 1, 5))
+    for index in (2, 3, 6):  # 6 stands on pages of its own
+        damage(path, b"payload %d" % index, b"paYload %d" % index)
+    log = reopen(path)
+    assert log.damaged == (2, 3, 6)
+    log.publish(log.refill([entry(1, data=b"another"), *entries[1:3]], None))
+    assert (log.damaged, log.entries(1, 6, NO_LIMIT)) == ((6,), entries[:5])
+    log.publish(log.refill(entries[5:6], (7, 9)))
+    assert log.damaged == (6,)
+    log.publish(log.refill(entries[5:6], (7, 1)))
+    assert (log.damaged, content(log)) == ((), (HardState(3, 1, 5), 1, entries))
+    log.close()
+    log = reopen(path)
+    assert (log.damaged, content(log)) == ((), (HardState(3, 1, 5), 1, entries))
+    log.close()
+
+
+def test_a_refill_of_what_was_replaced_meanwhile_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    closed_log(path, [entry(i, data=b"payload %d" % i) for i in range(1, 6)], HardState(1, 1, 1))
+    damage(path, b"payload 3", b"paYload 3")
+    damage(path, b"payload 5", b"paYload 5")
+    log = reopen(path)
+    put(log, run(3, 4, term=2), HardState(2, 1, 1))
+    log.publish(log.refill([entry(3, data=b"payload 3")], (4, 1)))
+    log.publish(log.refill([entry(5, data=b"payload 5")], None))
+    assert (log.damaged, log.last_index()) == ((), 4)
+    assert log.entries(3, 5, NO_LIMIT) == run(3, 4, term=2)
+    log.close()
+
+
+def test_a_record_of_another_size_than_belongs_there_is_not_refilled(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    closed_log(path, [entry(i, data=b"payload %d" % i) for i in range(1, 6)], HardState(1, 1, 5))
+    damage(path, b"payload 3", b"paYload 3")
+    log = reopen(path)
+    with pytest.raises(DataLossError, match="the page that it stands on is damaged"):
+        log.refill([entry(3, data=b"some longer payload")], None)
+    assert log.damaged == (3,)
+    log.close()
+
+
+@pytest.mark.parametrize("bit", range(16))
+def test_a_flip_of_a_records_key_or_size_is_damage_of_the_tree(tmp_path: Path, bit: int) -> None:
+    path = tmp_path / "log"
+    closed_log(path, [entry(i, data=b"payload %d" % i) for i in range(1, 6)], HardState(1, 1, 5))
+    image = (path / "data.mdb").read_bytes()
+    for what in (0, 8):  # the low half of the size; the low bytes of the key
+        damaged = bytearray(image)
+        for found in re.finditer(struct.pack(">Q", 3), image):
+            node = found.start() - 8
+            at = node + bit // 8 if what == 0 else node + 8 + 7 - bit // 8
+            damaged[at] ^= 1 << bit % 8
+        (path / "data.mdb").write_bytes(damaged)
+        with pytest.raises(DataLossError) as raised:
+            reopen(path)
+        assert not isinstance(raised.value, Damaged)
 
 
 @pytest.mark.case(13)

@@ -7,6 +7,7 @@ import pytest
 
 from raftstate.config import NodeSettings, dump_toml, load_settings
 from raftstate.errors import ConfigError
+from raftstate.server import peer_addresses
 
 TOML = """
 name = "n1"
@@ -74,10 +75,7 @@ def test_variables_that_are_no_settings_are_other_programs_business(
 
 def test_a_peer_may_be_reached_in_another_way(file: Path) -> None:
     settings = load_settings(file, {"peer_addresses": {"n2": "127.0.0.1:9"}, "advertise": "example.org:80"})
-    assert [settings.peer_address(member) for member in settings.cluster.members] == [
-        "127.0.0.1:7101",
-        "127.0.0.1:9",
-    ]
+    assert peer_addresses(settings, ()) == {2: ("127.0.0.1:9",)}
     assert settings.client_address == "example.org:80"
 
 
@@ -112,10 +110,10 @@ def test_listening_beyond_loopback_needs_to_be_asked_for(file: Path) -> None:
         ),
         (
             "data_dir",
-            "peer_addresses = {n9 = 'a:1'}\ndata_dir",
-            "peer_addresses",
-            "n9",
-            "names of members (n1, n2)",
+            "peer_addresses = {n9 = 'a'}\ndata_dir",
+            "peer_addresses.n9",
+            "'a'",
+            "host:port",
         ),
         ("data_dir", "datadir", "data_dir", "nothing", "it must be given"),
         (

@@ -44,6 +44,36 @@ class ClusterStub:
                 request_serializer=raftstate_dot_v1_dot_cluster__pb2.TransferLeaderRequest.SerializeToString,
                 response_deserializer=raftstate_dot_v1_dot_cluster__pb2.TransferLeaderResponse.FromString,
                 _registered_method=True)
+        self.MemberList = channel.unary_unary(
+                '/raftstate.v1.Cluster/MemberList',
+                request_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberListRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+                _registered_method=True)
+        self.MemberAdd = channel.unary_unary(
+                '/raftstate.v1.Cluster/MemberAdd',
+                request_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberAddRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberAddResponse.FromString,
+                _registered_method=True)
+        self.MemberPromote = channel.unary_unary(
+                '/raftstate.v1.Cluster/MemberPromote',
+                request_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberPromoteRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberPromoteResponse.FromString,
+                _registered_method=True)
+        self.MemberRemove = channel.unary_unary(
+                '/raftstate.v1.Cluster/MemberRemove',
+                request_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberRemoveRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberRemoveResponse.FromString,
+                _registered_method=True)
+        self.MemberReplace = channel.unary_unary(
+                '/raftstate.v1.Cluster/MemberReplace',
+                request_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberReplaceRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberReplaceResponse.FromString,
+                _registered_method=True)
+        self.Defragment = channel.unary_unary(
+                '/raftstate.v1.Cluster/Defragment',
+                request_serializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterServicer:
@@ -63,6 +93,53 @@ class ClusterServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MemberList(self, request, context):
+        """The members, with every change that was acknowledged before the call. Any node answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemberAdd(self, request, context):
+        """The changes of the members: any node takes them, one is made at a time, and each is answered when it is
+        applied. Outcomes are told as for writes.
+
+        Adds a node under a new id, as a learner; start it with what the response says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemberPromote(self, request, context):
+        """Gives a learner a vote.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemberRemove(self, request, context):
+        """Removes members, for ever.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemberReplace(self, request, context):
+        """Has a member whose data are lost begin anew with empty ones, under its id and the next incarnation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Defragment(self, request, context):
+        """Begins to rewrite the files of the asked node's state without the space that nothing uses any more; it goes on serving
+        meanwhile. FAILED_PRECONDITION when its files are being rewritten already, RESOURCE_EXHAUSTED when there is no disk space
+        for a second copy. Status tells when it is done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +152,36 @@ def add_ClusterServicer_to_server(servicer, server):
                     servicer.TransferLeader,
                     request_deserializer=raftstate_dot_v1_dot_cluster__pb2.TransferLeaderRequest.FromString,
                     response_serializer=raftstate_dot_v1_dot_cluster__pb2.TransferLeaderResponse.SerializeToString,
+            ),
+            'MemberList': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberList,
+                    request_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberListRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberListResponse.SerializeToString,
+            ),
+            'MemberAdd': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberAdd,
+                    request_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberAddRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberAddResponse.SerializeToString,
+            ),
+            'MemberPromote': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberPromote,
+                    request_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberPromoteRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberPromoteResponse.SerializeToString,
+            ),
+            'MemberRemove': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberRemove,
+                    request_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberRemoveRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberRemoveResponse.SerializeToString,
+            ),
+            'MemberReplace': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberReplace,
+                    request_deserializer=raftstate_dot_v1_dot_cluster__pb2.MemberReplaceRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_cluster__pb2.MemberReplaceResponse.SerializeToString,
+            ),
+            'Defragment': grpc.unary_unary_rpc_method_handler(
+                    servicer.Defragment,
+                    request_deserializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_cluster__pb2.DefragmentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +238,168 @@ class Cluster:
             '/raftstate.v1.Cluster/TransferLeader',
             raftstate_dot_v1_dot_cluster__pb2.TransferLeaderRequest.SerializeToString,
             raftstate_dot_v1_dot_cluster__pb2.TransferLeaderResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MemberList(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.Cluster/MemberList',
+            raftstate_dot_v1_dot_cluster__pb2.MemberListRequest.SerializeToString,
+            raftstate_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MemberAdd(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.Cluster/MemberAdd',
+            raftstate_dot_v1_dot_cluster__pb2.MemberAddRequest.SerializeToString,
+            raftstate_dot_v1_dot_cluster__pb2.MemberAddResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MemberPromote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.Cluster/MemberPromote',
+            raftstate_dot_v1_dot_cluster__pb2.MemberPromoteRequest.SerializeToString,
+            raftstate_dot_v1_dot_cluster__pb2.MemberPromoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MemberRemove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.Cluster/MemberRemove',
+            raftstate_dot_v1_dot_cluster__pb2.MemberRemoveRequest.SerializeToString,
+            raftstate_dot_v1_dot_cluster__pb2.MemberRemoveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MemberReplace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.Cluster/MemberReplace',
+            raftstate_dot_v1_dot_cluster__pb2.MemberReplaceRequest.SerializeToString,
+            raftstate_dot_v1_dot_cluster__pb2.MemberReplaceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Defragment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.Cluster/Defragment',
+            raftstate_dot_v1_dot_cluster__pb2.DefragmentRequest.SerializeToString,
+            raftstate_dot_v1_dot_cluster__pb2.DefragmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,11 @@ class KVStub:
                 request_serializer=raftstate_dot_v1_dot_kv__pb2.CompactRequest.SerializeToString,
                 response_deserializer=raftstate_dot_v1_dot_kv__pb2.CompactResponse.FromString,
                 _registered_method=True)
+        self.Erase = channel.unary_unary(
+                '/raftstate.v1.KV/Erase',
+                request_serializer=raftstate_dot_v1_dot_kv__pb2.EraseRequest.SerializeToString,
+                response_deserializer=raftstate_dot_v1_dot_kv__pb2.EraseResponse.FromString,
+                _registered_method=True)
 
 
 class KVServicer:
@@ -107,6 +112,15 @@ class KVServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Erase(self, request, context):
+        """Deletes a key together with its history, from every file of every node. All other history up to there is forgotten, too,
+        as by Compact. The answer says that it will be done; Cluster.Status of each node says how far that node is. A key that is
+        not there (any more) can be erased as well.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_KVServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -139,6 +153,11 @@ def add_KVServicer_to_server(servicer, server):
                     servicer.Compact,
                     request_deserializer=raftstate_dot_v1_dot_kv__pb2.CompactRequest.FromString,
                     response_serializer=raftstate_dot_v1_dot_kv__pb2.CompactResponse.SerializeToString,
+            ),
+            'Erase': grpc.unary_unary_rpc_method_handler(
+                    servicer.Erase,
+                    request_deserializer=raftstate_dot_v1_dot_kv__pb2.EraseRequest.FromString,
+                    response_serializer=raftstate_dot_v1_dot_kv__pb2.EraseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -303,6 +322,33 @@ class KV:
             '/raftstate.v1.KV/Compact',
             raftstate_dot_v1_dot_kv__pb2.CompactRequest.SerializeToString,
             raftstate_dot_v1_dot_kv__pb2.CompactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Erase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/raftstate.v1.KV/Erase',
+            raftstate_dot_v1_dot_kv__pb2.EraseRequest.SerializeToString,
+            raftstate_dot_v1_dot_kv__pb2.EraseResponse.FromString,
             options,
             channel_credentials,
             insecure,

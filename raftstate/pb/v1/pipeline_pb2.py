@@ -26,7 +26,7 @@ from raftstate.pb.v1 import common_pb2 as raftstate_dot_v1_dot_common__pb2
 from raftstate.pb.v1 import txn_pb2 as raftstate_dot_v1_dot_txn__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1braftstate/v1/pipeline.proto\x12\x0craftstate.v1\x1a\x19raftstate/v1/common.proto\x1a\x16raftstate/v1/txn.proto\"\xaa\x01\n\x0c\x43ommandBatch\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12(\n\x07session\x18\x02 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\r\n\x05\x66loor\x18\x03 \x01(\x04\x12\x10\n\x08given_up\x18\x04 \x03(\x04\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12\'\n\x08\x63ommands\x18\x06 \x03(\x0b\x32\x15.raftstate.v1.Command\"\xfb\x02\n\x07\x43ommand\x12\x0e\n\x06serial\x18\x01 \x01(\x04\x12\'\n\x03put\x18\x02 \x01(\x0b\x32\x18.raftstate.v1.PutCommandH\x00\x12-\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x1b.raftstate.v1.DeleteCommandH\x00\x12\'\n\x03txn\x18\x04 \x01(\x0b\x32\x18.raftstate.v1.TxnCommandH\x00\x12/\n\x07\x63ompact\x18\x05 \x01(\x0b\x32\x1c.raftstate.v1.CompactCommandH\x00\x12\x36\n\x0blease_grant\x18\x06 \x01(\x0b\x32\x1f.raftstate.v1.LeaseGrantCommandH\x00\x12\x38\n\x0clease_revoke\x18\x07 \x01(\x0b\x32 .raftstate.v1.LeaseRevokeCommandH\x00\x12\x36\n\x0blease_renew\x18\x08 \x01(\x0b\x32\x1f.raftstate.v1.LeaseRenewCommandH\x00\x42\x04\n\x02op\"\"\n\x0e\x43ompactCommand\x12\x10\n\x08revision\x18\x01 \x01(\x04\"/\n\x11LeaseGrantCommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x04\" \n\x12LeaseRevokeCommand\x12\n\n\x02id\x18\x01 \x01(\x04\"\x1f\n\x11LeaseRenewCommand\x12\n\n\x02id\x18\x01 \x01(\x04\"\x85\x01\n\nBatchReply\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x0f\n\x07serials\x18\x02 \x03(\x04\x12\x11\n\trevisions\x18\x03 \x03(\x04\x12%\n\x07\x61nswers\x18\x04 \x03(\x0b\x32\x14.raftstate.v1.Answer\"\x84\x02\n\x06\x41nswer\x12\x0e\n\x06serial\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\'\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.raftstate.v1.ErrorH\x00\x88\x01\x01\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x04\x12(\n\x08prev_kvs\x18\x05 \x03(\x0b\x32\x16.raftstate.v1.KeyValue\x12)\n\x03txn\x18\x06 \x01(\x0b\x32\x17.raftstate.v1.TxnResultH\x01\x88\x01\x01\x12-\n\x05lease\x18\x07 \x01(\x0b\x32\x19.raftstate.v1.LeaseResultH\x02\x88\x01\x01\x42\x08\n\x06_errorB\x06\n\x04_txnB\x08\n\x06_lease\")\n\x0bLeaseResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x04\x32M\n\x08Pipeline\x12\x41\n\x05Write\x12\x1a.raftstate.v1.CommandBatch\x1a\x18.raftstate.v1.BatchReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1braftstate/v1/pipeline.proto\x12\x0craftstate.v1\x1a\x19raftstate/v1/common.proto\x1a\x16raftstate/v1/txn.proto\"\xaa\x01\n\x0c\x43ommandBatch\x12\x12\n\ncluster_id\x18\x01 \x01(\x06\x12(\n\x07session\x18\x02 \x01(\x0b\x32\x17.raftstate.v1.SessionId\x12\r\n\x05\x66loor\x18\x03 \x01(\x04\x12\x10\n\x08given_up\x18\x04 \x03(\x04\x12\x12\n\ntimeout_ms\x18\x05 \x01(\r\x12\'\n\x08\x63ommands\x18\x06 \x03(\x0b\x32\x15.raftstate.v1.Command\"\xa8\x03\n\x07\x43ommand\x12\x0e\n\x06serial\x18\x01 \x01(\x04\x12\'\n\x03put\x18\x02 \x01(\x0b\x32\x18.raftstate.v1.PutCommandH\x00\x12-\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x1b.raftstate.v1.DeleteCommandH\x00\x12\'\n\x03txn\x18\x04 \x01(\x0b\x32\x18.raftstate.v1.TxnCommandH\x00\x12/\n\x07\x63ompact\x18\x05 \x01(\x0b\x32\x1c.raftstate.v1.CompactCommandH\x00\x12\x36\n\x0blease_grant\x18\x06 \x01(\x0b\x32\x1f.raftstate.v1.LeaseGrantCommandH\x00\x12\x38\n\x0clease_revoke\x18\x07 \x01(\x0b\x32 .raftstate.v1.LeaseRevokeCommandH\x00\x12\x36\n\x0blease_renew\x18\x08 \x01(\x0b\x32\x1f.raftstate.v1.LeaseRenewCommandH\x00\x12+\n\x05\x65rase\x18\t \x01(\x0b\x32\x1a.raftstate.v1.EraseCommandH\x00\x42\x04\n\x02op\"\"\n\x0e\x43ompactCommand\x12\x10\n\x08revision\x18\x01 \x01(\x04\"\x1b\n\x0c\x45raseCommand\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"/\n\x11LeaseGrantCommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x04\" \n\x12LeaseRevokeCommand\x12\n\n\x02id\x18\x01 \x01(\x04\"\x1f\n\x11LeaseRenewCommand\x12\n\n\x02id\x18\x01 \x01(\x04\"\x85\x01\n\nBatchReply\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x0f\n\x07serials\x18\x02 \x03(\x04\x12\x11\n\trevisions\x18\x03 \x03(\x04\x12%\n\x07\x61nswers\x18\x04 \x03(\x0b\x32\x14.raftstate.v1.Answer\"\x84\x02\n\x06\x41nswer\x12\x0e\n\x06serial\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\'\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.raftstate.v1.ErrorH\x00\x88\x01\x01\x12\x0f\n\x07\x64\x65leted\x18\x04 \x01(\x04\x12(\n\x08prev_kvs\x18\x05 \x03(\x0b\x32\x16.raftstate.v1.KeyValue\x12)\n\x03txn\x18\x06 \x01(\x0b\x32\x17.raftstate.v1.TxnResultH\x01\x88\x01\x01\x12-\n\x05lease\x18\x07 \x01(\x0b\x32\x19.raftstate.v1.LeaseResultH\x02\x88\x01\x01\x42\x08\n\x06_errorB\x06\n\x04_txnB\x08\n\x06_lease\")\n\x0bLeaseResult\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06ttl_ms\x18\x02 \x01(\x04\x32M\n\x08Pipeline\x12\x41\n\x05Write\x12\x1a.raftstate.v1.CommandBatch\x1a\x18.raftstate.v1.BatchReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMANDBATCH']._serialized_start=97
   _globals['_COMMANDBATCH']._serialized_end=267
   _globals['_COMMAND']._serialized_start=270
-  _globals['_COMMAND']._serialized_end=649
-  _globals['_COMPACTCOMMAND']._serialized_start=651
-  _globals['_COMPACTCOMMAND']._serialized_end=685
-  _globals['_LEASEGRANTCOMMAND']._serialized_start=687
-  _globals['_LEASEGRANTCOMMAND']._serialized_end=734
-  _globals['_LEASEREVOKECOMMAND']._serialized_start=736
-  _globals['_LEASEREVOKECOMMAND']._serialized_end=768
-  _globals['_LEASERENEWCOMMAND']._serialized_start=770
-  _globals['_LEASERENEWCOMMAND']._serialized_end=801
-  _globals['_BATCHREPLY']._serialized_start=804
-  _globals['_BATCHREPLY']._serialized_end=937
-  _globals['_ANSWER']._serialized_start=940
-  _globals['_ANSWER']._serialized_end=1200
-  _globals['_LEASERESULT']._serialized_start=1202
-  _globals['_LEASERESULT']._serialized_end=1243
-  _globals['_PIPELINE']._serialized_start=1245
-  _globals['_PIPELINE']._serialized_end=1322
+  _globals['_COMMAND']._serialized_end=694
+  _globals['_COMPACTCOMMAND']._serialized_start=696
+  _globals['_COMPACTCOMMAND']._serialized_end=730
+  _globals['_ERASECOMMAND']._serialized_start=732
+  _globals['_ERASECOMMAND']._serialized_end=759
+  _globals['_LEASEGRANTCOMMAND']._serialized_start=761
+  _globals['_LEASEGRANTCOMMAND']._serialized_end=808
+  _globals['_LEASEREVOKECOMMAND']._serialized_start=810
+  _globals['_LEASEREVOKECOMMAND']._serialized_end=842
+  _globals['_LEASERENEWCOMMAND']._serialized_start=844
+  _globals['_LEASERENEWCOMMAND']._serialized_end=875
+  _globals['_BATCHREPLY']._serialized_start=878
+  _globals['_BATCHREPLY']._serialized_end=1011
+  _globals['_ANSWER']._serialized_start=1014
+  _globals['_ANSWER']._serialized_end=1274
+  _globals['_LEASERESULT']._serialized_start=1276
+  _globals['_LEASERESULT']._serialized_end=1317
+  _globals['_PIPELINE']._serialized_start=1319
+  _globals['_PIPELINE']._serialized_end=1396
 # @@protoc_insertion_point(module_scope)

@@ -25,7 +25,7 @@ class CommandBatch(_message.Message):
     def __init__(self, cluster_id: _Optional[int] = ..., session: _Optional[_Union[_common_pb2.SessionId, _Mapping]] = ..., floor: _Optional[int] = ..., given_up: _Optional[_Iterable[int]] = ..., timeout_ms: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("serial", "put", "delete", "txn", "compact", "lease_grant", "lease_revoke", "lease_renew")
+    __slots__ = ("serial", "put", "delete", "txn", "compact", "lease_grant", "lease_revoke", "lease_renew", "erase")
     SERIAL_FIELD_NUMBER: _ClassVar[int]
     PUT_FIELD_NUMBER: _ClassVar[int]
     DELETE_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class Command(_message.Message):
     LEASE_GRANT_FIELD_NUMBER: _ClassVar[int]
     LEASE_REVOKE_FIELD_NUMBER: _ClassVar[int]
     LEASE_RENEW_FIELD_NUMBER: _ClassVar[int]
+    ERASE_FIELD_NUMBER: _ClassVar[int]
     serial: int
     put: _txn_pb2.PutCommand
     delete: _txn_pb2.DeleteCommand
@@ -42,13 +43,20 @@ class Command(_message.Message):
     lease_grant: LeaseGrantCommand
     lease_revoke: LeaseRevokeCommand
     lease_renew: LeaseRenewCommand
-    def __init__(self, serial: _Optional[int] = ..., put: _Optional[_Union[_txn_pb2.PutCommand, _Mapping]] = ..., delete: _Optional[_Union[_txn_pb2.DeleteCommand, _Mapping]] = ..., txn: _Optional[_Union[_txn_pb2.TxnCommand, _Mapping]] = ..., compact: _Optional[_Union[CompactCommand, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrantCommand, _Mapping]] = ..., lease_revoke: _Optional[_Union[LeaseRevokeCommand, _Mapping]] = ..., lease_renew: _Optional[_Union[LeaseRenewCommand, _Mapping]] = ...) -> None: ...
+    erase: EraseCommand
+    def __init__(self, serial: _Optional[int] = ..., put: _Optional[_Union[_txn_pb2.PutCommand, _Mapping]] = ..., delete: _Optional[_Union[_txn_pb2.DeleteCommand, _Mapping]] = ..., txn: _Optional[_Union[_txn_pb2.TxnCommand, _Mapping]] = ..., compact: _Optional[_Union[CompactCommand, _Mapping]] = ..., lease_grant: _Optional[_Union[LeaseGrantCommand, _Mapping]] = ..., lease_revoke: _Optional[_Union[LeaseRevokeCommand, _Mapping]] = ..., lease_renew: _Optional[_Union[LeaseRenewCommand, _Mapping]] = ..., erase: _Optional[_Union[EraseCommand, _Mapping]] = ...) -> None: ...
 
 class CompactCommand(_message.Message):
     __slots__ = ("revision",)
     REVISION_FIELD_NUMBER: _ClassVar[int]
     revision: int
     def __init__(self, revision: _Optional[int] = ...) -> None: ...
+
+class EraseCommand(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: bytes
+    def __init__(self, key: _Optional[bytes] = ...) -> None: ...
 
 class LeaseGrantCommand(_message.Message):
     __slots__ = ("id", "ttl_ms")
