@@ -2,10 +2,10 @@
 
     python examples/grow.py [FOLDER]
 
-It begins as a directory that one process has open. `raftstate serve` goes on with that directory, and two more
-nodes join it, while a writer writes and a watch watches. Then the first node is killed, as if its machine had
-died: by now the other two are a majority. At the end, every acknowledged write is there once, and the watch
-has seen each of them once, in order.
+It begins as a directory that one process has open. `raftstate serve` goes on with that directory, and two
+more nodes join it, while a writer writes and a watch watches. Then the first node is killed, as if its
+machine had died: by now the other two are a majority. At the end, every acknowledged write is there once,
+and the watch has seen each of them once, in order.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ class Writer(threading.Thread):
         self.done = threading.Event()
 
     def run(self) -> None:
+        """Write until told that it is enough."""
         while not self.done.is_set():
             self.store.put(f"orders/{self.next:06d}", b"placed", timeout=30)
             self.acknowledged.append(self.next)
             self.next += 1
 
     def wait_for(self, more: int) -> None:
+        """Wait until so many more were acknowledged."""
         target = len(self.acknowledged) + more
         while len(self.acknowledged) < target:
             if not self.is_alive():

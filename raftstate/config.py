@@ -220,6 +220,12 @@ class NodeSettings(BaseSettings):
         description="A state file larger than this, in bytes, is rewritten by itself when half of it is free."
         " 0: never by itself.",
     )
+    scrub_rate_bytes_per_s: int = Field(
+        default=16 << 20,
+        ge=0,
+        description="How fast what is on disk is read again and verified, in bytes a second; a row counts for"
+        " 1 KiB more than it has. It takes some percent of a processor. 0: not at all.",
+    )
     log_level: str = Field(
         default="info",
         pattern="^(debug|info|warning|error)$",

@@ -18,7 +18,7 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
-from raftstate.errors import ConfigError, DataLossError, FailedPreconditionError
+from raftstate.errors import ConfigError, DataLossError, FailedPreconditionError, RaftstateError
 from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
@@ -49,8 +49,10 @@ from raftstate.node.membership import Membership
 from raftstate.node.rebuild import NodeRepair, StateRebuilder
 from raftstate.node.refill import Refill
 from raftstate.node.rejoin import Replaced, WipedPeers, ask_for_replacement
+from raftstate.node.scrub import Scrubber
 from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.node.startup import LogLostError, StartStorage, cut_damage, reset_to_finish
+from raftstate.node.state_fetch import Builds, fetch_state
 from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.log import LogStore
@@ -140,8 +142,50 @@ async def open_stores(settings: NodeSettings, stop: asyncio.Event) -> Stores | N
             if not await rejoin(settings, directory, lost.members, stop):
                 return None
             stores = Stores(settings, directory)
+        except StateLostError as lost_state:
+            log.error("the state is lost; fetching a copy", node=settings.name, reason=str(lost_state))
+            if not await refetch(settings, directory, lost_state.log_boundary, stop):
+                return None
+            stores = Stores(settings, directory)
         opened.pop_all()
         return stores
+
+
+async def refetch(
+    settings: NodeSettings, directory: DataDirectory, log_boundary: int, stop: asyncio.Event
+) -> bool:
+    """Get the state from another node; return False if `stop` was set first."""
+    identity = directory.identity
+    local = LocalPeer(identity.cluster_id, identity.node_id, identity.incarnation, MACHINE_VERSION)
+    builds = Builds(directory.path, settings.state_map_bytes, identity.cluster_id)
+    try:
+        fetching = fetch_state(
+            local,
+            peer_addresses(settings, ()),
+            split_address(settings.peer_listener),
+            builds,
+            min_index=log_boundary,
+            seed=secrets.randbits(62),
+        )
+        return await _unless_stopped(fetching, stop)
+    finally:
+        builds.close()
+
+
+async def _unless_stopped(work: Coroutine[object, object, None], stop: asyncio.Event) -> bool:
+    """Wait for `work`, or give it up when `stop` is set; return whether it was done."""
+    working = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            return False
+        working.result()
+        return True
+    finally:
+        for task in (working, stopped):
+            task.cancel()
+        await asyncio.gather(working, stopped, return_exceptions=True)
 
 
 async def rejoin(
@@ -190,9 +234,12 @@ class Stores:
                 opened.callback(self.state.close, clean=False)
                 with self.state.read() as tables:
                     self.machine = Machine(tables)
-            except DataLossError as error:
-                open_log(settings, directory, ()).close()  # if that is lost, too, there is nothing to keep
-                raise state_is_lost(error) from error
+            except (DataLossError, FailedPreconditionError) as error:
+                # If the log is lost, too, there is nothing to keep.
+                log_store = open_log(settings, directory, ())
+                boundary = log_store.first_index() - 1
+                log_store.close()
+                raise state_is_lost(error, settings, boundary) from error
             self.log = open_log(settings, directory, self.machine.members)
             opened.callback(self.log.close)
             fit_log_to_state(self.log, self.machine, self.state.durable_applied_index)
@@ -220,11 +267,24 @@ def check_sole_copy(log_store: LogStore, machine: Machine, node_id: int) -> None
         )
 
 
-def state_is_lost(error: DataLossError) -> DataLossError:
-    """Return what to tell of a state that can't be opened, beside a log that can."""
+class StateLostError(DataLossError):
+    """The state can't be opened, while the log can; other nodes may have it.
+
+    `log_boundary`: what the log holds begins behind it.
+    """
+
+    def __init__(self, message: str, log_boundary: int) -> None:
+        super().__init__(message)
+        self.log_boundary = log_boundary
+
+
+def state_is_lost(error: RaftstateError, settings: NodeSettings, log_boundary: int) -> DataLossError:
+    """Return what to raise for a state that can't be opened, beside a log that can."""
+    if {member.id for member in settings.cluster.members} - {settings.node_id}:
+        return StateLostError(error.message, log_boundary)
     return DataLossError(
-        f"{error.message}. The log can be read, and may hold what was acknowledged, so the node does not "
-        "begin anew by itself: have it replaced (`raftstate member replace`) while the other nodes are up",
+        f"{error.message}. No other node holds it: restore a copy of this node's folder, or see what "
+        "`raftstate check DIR` says of it",
         detail=error.detail,
     )
 
@@ -439,13 +499,24 @@ class Node:
         self._repair = NodeRepair(self._rebuilder, stores.state, stores.log)
         self.integrity = Integrity(self.driver, world, self._repair, distrusted=stores.state.distrusted())
         self._applier.on_damage = self.integrity.damaged
+        self._scrubber = Scrubber(
+            machine,
+            stores.state,
+            stores.log,
+            self._applier,
+            clock,
+            rate_bytes_per_s=settings.scrub_rate_bytes_per_s,
+            on_damage=lambda error, hidden: self.integrity.damaged(error, hidden=hidden),
+            on_log_damage=self.driver.look_at_log,
+            may_scrub=lambda: not self.integrity.quarantined and not self.driver.is_installing,
+        )
         self.service.on_damage = self.integrity.damaged
         self._defragmenter = Defragmenter(
             stores.state,
             self._rebuilder,
             clock,
             stores.directory.path,
-            is_installing=lambda: self.driver.is_installing,
+            why_not=self._why_not_copied,
             on_halt=self._halt,
             bytes_min=settings.defragment_bytes_min,
         )
@@ -480,6 +551,7 @@ class Node:
         self._defragmenter.start()
         self._eraser.start()
         self.integrity.start()
+        self._scrubber.start()
         if self._rpc is not None:
             await self._rpc.start()
         await self._start_ops()
@@ -562,6 +634,7 @@ class Node:
                 self.service.close()
                 await self._defragmenter.close()
                 await self._repair.close()
+                await self._scrubber.close()
                 clean = await self._applier.close()
                 self._rebuilder.join()
                 self._erase_files.close()
@@ -573,6 +646,11 @@ class Node:
                     and self._stores.state.is_settled
                     and not self.driver.is_installing
                 )
+
+    def _why_not_copied(self) -> str:
+        if self.driver.is_installing or self.driver.applied.is_blank:
+            return "another node's state is being installed here"
+        return self.driver.fitness.why_not_read()
 
     def _log_needed_from(self) -> int | None:
         """For whose sake the log is not cut: followers that are sent a snapshot, as long as there is room."""

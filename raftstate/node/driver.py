@@ -666,6 +666,7 @@ class Driver:
         )
 
     def _installed(self, index: int) -> None:
+        self.look_at_log()  # what was damaged may have gone with the log
         before = self.applied
         self.applied_index = index
         self.applied = AppliedState.of(self._machine)

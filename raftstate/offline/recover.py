@@ -78,13 +78,14 @@ def look(folder: Path) -> Recovery:
     Raises:
         FailedPreconditionError: there is no node's data, or the node runs.
         DataLossError: the state, or the identity, is damaged: there is nothing to go on from.
+        WrongClusterError: the settings beside the data are not of this node.
         ConfigError, StorageError: something can't be read.
     """
     data, settings = find(folder)
     marker = data / RECOVERING
     if marker.exists():
         identity = decode_identity(marker)
-        _check_settings(settings, {identity.cluster_id, decode_identity(data / "identity").cluster_id})
+        _check_settings(settings, identity, None)
         losses = ("what was said when this recovery was begun; it is only brought to its end now",)
         return Recovery(data, settings, identity, True, losses)
     found = examine(data, check_state)
@@ -92,15 +93,21 @@ def look(folder: Path) -> Recovery:
     if old is None or state is None:
         what = next(each.problem for each in found.report.findings if each.part in ("identity", "state"))
         raise DataLossError(f"nothing can be recovered: {what}. Restore a copy of this folder")
-    _check_settings(settings, {old.cluster_id})
+    _check_settings(settings, old, old.cluster_id)
     identity = msgspec.structs.replace(old, cluster_id=new_cluster_id(), incarnation=old.incarnation + 1)
     return Recovery(data, settings, identity, False, tuple(_losses(old, found.log, state)))
 
 
-def _check_settings(settings: NodeSettings | None, known: Iterable[int]) -> None:
-    if settings is not None and settings.cluster.cluster_id not in known:
+def _check_settings(settings: NodeSettings | None, identity: Identity, cluster_id: int | None) -> None:
+    """Check that the settings are of the node whose data these are. `cluster_id` None: of a recovery that was
+    cut short it may be the old one or the new."""
+    if settings is None:
+        return
+    if settings.node_id != identity.node_id or cluster_id not in (None, settings.cluster.cluster_id):
         raise WrongClusterError(
-            f"{settings.config_file} is of cluster {settings.cluster.cluster_id:#x}, and the data are not"
+            f"{settings.config_file} is of node {settings.node_id} of cluster "
+            f"{settings.cluster.cluster_id:#x}, the data beside it are of node {identity.node_id} of cluster "
+            f"{identity.cluster_id:#x}"
         )
 
 
@@ -148,7 +155,8 @@ def recover(folder: Path) -> Recovery:
         folder: of the node, or its data directory.
 
     Raises:
-        what `look` does; StorageError when the disk failed: the next call goes on.
+        FailedPreconditionError, DataLossError, WrongClusterError, ConfigError: as `look` does.
+        StorageError: the disk failed; the next call goes on.
     """
     recovery = look(folder)
     data, identity = recovery.data, recovery.identity

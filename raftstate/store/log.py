@@ -243,9 +243,14 @@ class LogStore:
         """Return committed entries as `entries` does, read from the disk. Any thread.
 
         Raises:
-            Compacted, Unavailable, DataLossError, StorageError: as for `entries`.
+            Compacted, Unavailable, Damaged, DataLossError, StorageError: as for `entries`.
         """
-        return self._read(lo, hi, max_bytes)
+        return self._read(lo, hi, max_bytes, note=False)
+
+    def note_damage(self, index: int) -> None:
+        """Take note of a record that another thread has found damaged, if the log still holds it."""
+        if self._seen.boundary_index < index <= self._seen.last_index and index not in self.damaged:
+            self.damaged = tuple(sorted({*self.damaged, index}))
 
     def snapshot(self) -> Snapshot:
         """See `Storage.snapshot`."""
@@ -285,7 +290,7 @@ class LogStore:
         self._seen = write.meta
         self._seen_hard_state = write.hard_state
 
-    def _read(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+    def _read(self, lo: int, hi: int, max_bytes: int, *, note: bool = True) -> list[Entry]:
         """The entries from `lo` on that `max_bytes` has room for, and at least one, from disk."""
         found: list[Entry] = []
         size = 0
@@ -303,7 +308,8 @@ class LogStore:
                     try:
                         entry = _read_record(cursor, index)
                     except Damaged:
-                        self.damaged = tuple(sorted({*self.damaged, index}))
+                        if note:
+                            self.note_damage(index)
                         raise
                     found.append(entry)
                     size += entry_bytes(entry)

@@ -20,6 +20,9 @@ REPLACED = ("meta row", "hard state", "newest meta page", "older meta page", "le
 """What no node goes on from: it is replaced by an empty one."""
 MENDED = ("last record", "last records", "old records")
 
+QUICK = {("last records", "follower"), ("old records", "leader"), ("meta row", "leader")}
+"""The others are for long runs: each takes as long as killing four nodes does."""
+
 
 def damage(log: Path, what: str) -> None:
     data_file = log / "data.mdb"
@@ -55,8 +58,14 @@ async def whole_again(cluster: LocalCluster, url: str) -> None:
 @pytest.mark.case(50)
 @pytest.mark.case(85)
 @pytest.mark.case(19)
-@pytest.mark.parametrize("victim", ["follower", "leader"])
-@pytest.mark.parametrize("what", [*MENDED, *REPLACED])
+@pytest.mark.parametrize(
+    ("what", "victim"),
+    [
+        pytest.param(what, victim, marks=[] if (what, victim) in QUICK else pytest.mark.slow)
+        for what in (*MENDED, *REPLACED)
+        for victim in ("follower", "leader")
+    ],
+)
 async def test_a_node_with_a_damaged_log_mends_itself_under_load(
     cluster: LocalCluster, what: str, victim: str
 ) -> None:
