@@ -264,7 +264,8 @@ def test_a_sole_voter_with_damage_says_what_to_do_and_does_not_lead() -> None:
     assert "raftstate recover DIR --accept-loss" in node.driver.fitness.alarms[0]
 
 
-def test_records_that_do_not_belong_there_are_not_believed() -> None:
+@pytest.mark.parametrize("what", ["another anchor", "another entry", "too many", "not asked for"])
+def test_records_that_do_not_belong_there_are_not_believed(what: str) -> None:
     cluster = SimCluster(3, seed=9)
     written(cluster, 10)
     leader = cluster.elect()
@@ -272,19 +273,30 @@ def test_records_that_do_not_belong_there_are_not_believed() -> None:
     cluster.crash(follower.id)
     rot(follower, 4, 5)
     follower.start()
-    refill = follower.driver._handlers[RecordsReply]
-    held = {entry.index: entry for entry in leader.storage.entries(1, 11, 1 << 60)}
-    anchor_term = held[6].term
-    strange = [
-        RecordsReply(4, [held[5]], 6, anchor_term, 10, 0),
-        RecordsReply(4, [held[4], held[5], held[6]], 6, anchor_term, 10, 0),
-        RecordsReply(4, [Entry(4, 9, data=b"other")], 6, anchor_term + 1, 3, 0),
-        RecordsReply(3, [held[3]], 6, anchor_term, 10, 0),
-    ]
-    for reply in strange:
-        for peer in cluster.ids:
-            refill(peer, reply)
-    cluster.run_until(mended(follower))
+    handlers = follower.driver._handlers
+    take = handlers[RecordsReply]
+    strange: list[RecordsReply] = []
+
+    def first_a_strange_one(sender: int, reply: RecordsReply) -> None:
+        if strange:
+            take(sender, reply)
+            return
+        four, five = reply.entries
+        other = Entry(4, four.term, data=b"other")
+        # Committed here, but not where the answer comes from: its anchor is all that could vouch for it.
+        made = {
+            "another anchor": RecordsReply(4, [other, five], 6, reply.anchor_term + 1, 3, 0),
+            "another entry": RecordsReply(4, [five], 6, reply.anchor_term, 3, 0),
+            "too many": RecordsReply(4, [four, five, Entry(6, 1)], 6, reply.anchor_term, 3, 0),
+            "not asked for": RecordsReply(3, [Entry(3, 1), other], 6, reply.anchor_term, 3, 0),
+        }
+        strange.append(made[what])
+        take(sender, strange[0])
+        assert follower.storage.damaged == (4, 5)
+
+    handlers[RecordsReply] = first_a_strange_one
+    cluster.run_until(mended(follower))  # the simulated log refuses other entries than were there
+    assert strange
     agree(cluster)
 
 
