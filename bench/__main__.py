@@ -7,6 +7,7 @@
     python -m bench compaction --changes 1000000 --keys 100000
     python -m bench recovery --megabytes 1024
     python -m bench overwrite --seconds 600
+    python -m bench catch-up --entries 100000 --megabytes 1000 --writers 64
 
 `write` is `compare --workload put` without peers. Each figure is of one run: repeat a command to see how far
 they scatter, before anything is read into a difference. Exit 0: measured; 1: a named peer is not to be had
@@ -29,7 +30,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from bench import compaction, history, overwrite, recovery, watch
+from bench import catch_up, compaction, history, overwrite, recovery, watch
 from bench.load import Keys, Measurement, UsageError, prefill, run_puts
 from bench.systems import starters
 
@@ -39,6 +40,7 @@ ALONE = {
     "watch": watch,
     "history": history,
     "compaction": compaction,
+    "catch-up": catch_up,
     "recovery": recovery,
     "overwrite": overwrite,
 }

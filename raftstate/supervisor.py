@@ -132,8 +132,10 @@ class LocalCluster:
             self._create(
                 NODES_DEFAULT if nodes is None else nodes, CLIENT_PORT_DEFAULT if port is None else port
             )
+        self.config = load_settings(self._data_dir / "n1" / "node.toml", {"name": "n1"}).cluster
+        """What the nodes agree on. Its members are the first ones."""
         self.members = self._read()
-        """The nodes of this directory, by the settings in their folders."""
+        """The nodes of this directory, by the settings in their folders, in the order of their ids."""
         if not is_new:
             self._check_asked(nodes, port)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -344,8 +346,9 @@ class LocalCluster:
             write_node_file(self._data_dir / member.name, member.name, config, listen_metrics=metrics)
 
     def _read(self) -> list[MemberConfig]:
-        """Return the nodes whose folders are here, in the order of their ids."""
-        first = load_settings(self._data_dir / "n1" / "node.toml", {"name": "n1"}).cluster.members
+        """Return the nodes whose folders are here. Raises FailedPreconditionError when one of the first
+        lacks."""
+        first = self.config.members
         folders = {file.parent.name: file for file in self._data_dir.glob("*/node.toml")}
         missing = [member.name for member in first if member.name not in folders]
         if missing:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from raftstate import config
 from raftstate.client import async_client, faults, limits
 from raftstate.client import url as client_url
 from raftstate.folder import CLIENT_PORT_DEFAULT, HOST
 from raftstate.machine import types
-from raftstate.node import service
+from raftstate.node import member_changes, service
 from raftstate.pb.v1 import common_pb2, pipeline_pb2
 from raftstate.rpc import kv, server, status
 from raftstate.state import workflow
@@ -71,3 +72,8 @@ def test_what_a_caller_leaves_out_means_the_same_to_both_sides() -> None:
 def test_a_client_without_a_url_looks_where_local_clusters_serve() -> None:
     ports = range(CLIENT_PORT_DEFAULT, CLIENT_PORT_DEFAULT + NODES_DEFAULT)
     assert client_url.endpoints_of(client_url.URL_DEFAULT) == tuple(f"{HOST}:{port}" for port in ports)
+
+
+def test_settings_allow_as_many_members_as_the_leader_does() -> None:
+    assert config.VOTERS_MAX == member_changes.VOTERS_MAX
+    assert config.MEMBERS_MAX == member_changes.VOTERS_MAX + member_changes.LEARNERS_MAX

@@ -59,7 +59,7 @@ def status(
             else:
                 for table in _tables(nodes):
                     print_table(table)
-                console().print(_alarms(nodes), end="")
+                console().print(_works(nodes), _alarms(nodes), sep="", end="")
             return
         try:
             with interrupted_once():
@@ -109,7 +109,7 @@ def _moving(client: Client) -> list[Table | Text]:
         nodes = client.status()
     except NoLeaderError as error:
         return [Text(error.message, style="bold red")]
-    return [_progress_table(nodes), *_followers_tables(nodes), _alarms(nodes)]
+    return [_progress_table(nodes), *_followers_tables(nodes), _works(nodes), _alarms(nodes)]
 
 
 def _fields(nodes: list[NodeStatus]) -> dict[str, object]:
@@ -211,6 +211,18 @@ def _followers_tables(nodes: list[NodeStatus]) -> list[Table]:
             f"{peer.lag_ms / 1_000:.1f}",
         )
     return [table]
+
+
+def _works(nodes: list[NodeStatus]) -> Text:
+    """Return what nodes do to their files, and have yet to do."""
+    lines = []
+    for node in nodes:
+        if node.rebuild:
+            copied = f"{megabytes(node.rebuild_done_bytes)} of {megabytes(node.rebuild_total_bytes)}"
+            lines.append(f"{node.name}: rewrites its files ({node.rebuild}), {copied}\n")
+        if node.erased_index < node.last_erase_index:
+            lines.append(f"{node.name}: what was erased is still in its files\n")
+    return Text("".join(lines))
 
 
 def _alarms(nodes: list[NodeStatus]) -> Text:

@@ -611,10 +611,11 @@ class AsyncClient(MemberCalls):
             InvalidArgumentError: no member has that id or name.
             FailedPreconditionError: its files are being rewritten already.
             ResourceExhaustedError: its disk has no room for a second copy.
-            NoLeaderError: no leader was found in time, who knows the members.
+            NoLeaderError: the member, or all of them, did not answer.
             RaftstateError: else as `status`.
         """
-        return await cluster.defragment(self._connected(), target, self._timeout_s(timeout))
+        links = self._connected()
+        return await cluster.defragment(links, self.endpoints, target, self._timeout_s(timeout))
 
     # ---- state models
 

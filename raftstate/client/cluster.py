@@ -140,38 +140,30 @@ def _erase_state(node: NodeStatus | None, index: int) -> Literal["done", "pendin
     return "done" if done and node.applied_index >= index else "pending"
 
 
-async def defragment(links: Links, target: int | str, timeout_s: float) -> int:
+async def defragment(links: Links, endpoints: tuple[str, ...], target: int | str, timeout_s: float) -> int:
     """Have a member, given by id or name, rewrite its files; return the size of its state as it begins.
 
     Raises as `AsyncClient.defragment` says.
     """
     tracker = links.tracker
     deadline = links.loop.time() + timeout_s
-    address = await tracker.find(deadline, timeout_s)
+    nodes = await statuses(tracker, endpoints, timeout_s, with_others=True)
+    found = next((node for node in nodes if not node.error and target in (node.node_id, node.name)), None)
+    if found is None:
+        members = {member.id: member.name for node in nodes for member in node.members}
+        if target in members or target in members.values():
+            raise NoLeaderError(f"member {target!r} did not answer; nothing was begun")
+        known = ", ".join(f"{name} ({id})" for id, name in members.items())
+        raise InvalidArgumentError(f"no member is {target!r}; members are {known}", field="target")
+    left_s = max(0.001, deadline - links.loop.time())
     try:
-        member = await _member(tracker, address, target, deadline - links.loop.time())
         reply = await links.transport.unary(
-            member.client_address,
-            DEFRAGMENT,
-            cluster_pb2.DefragmentRequest(),
-            max(0.001, deadline - links.loop.time()),
+            found.endpoint, DEFRAGMENT, cluster_pb2.DefragmentRequest(), left_s
         )
     except RpcFailure as failure:
         raise failure.as_error(write=True) from failure
     tracker.observe(reply.header)
     return int(reply.state_bytes)
-
-
-async def _member(
-    tracker: LeaderTracker, address: str, target: int | str, timeout_s: float
-) -> cluster_pb2.Member:
-    """Return a member given by id or name. Raises `InvalidArgumentError`, `RpcFailure`."""
-    status = await tracker.ask(address, timeout_s)
-    for member in status.members:
-        if target in (member.id, member.name):
-            return member
-    known = ", ".join(f"{member.name} ({member.id})" for member in status.members)
-    raise InvalidArgumentError(f"no member is {target!r}; members are {known}", field="target")
 
 
 async def _ask_all(tracker: LeaderTracker, endpoints: Iterable[str], timeout_s: float) -> list[NodeStatus]:

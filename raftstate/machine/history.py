@@ -25,6 +25,7 @@ from raftstate.machine.layout import (
     milestone_key,
     milestones_after,
     milestones_start,
+    name_key,
     read_change,
     read_change_key,
     read_index,
@@ -134,7 +135,7 @@ def rows_at(
             yield from _as_of(tables, begin, revision)
         elif begin[1] > live[0]:
             raise DataLossError(
-                f"the index says that key {key!r} is at revision {live[0]}, but it has a milestone at "
+                f"the index says that {name_key(key)} is at revision {live[0]}, but it has a milestone at "
                 f"revision {begin[1]}"
             )
         else:
@@ -241,7 +242,9 @@ def _walk_back(
         row_key = change_key(*at)
         row = tables.get(_CHANGES, row_key)
         if row is None:
-            raise DataLossError(f"change {at[0]}.{at[1]} of key {key!r} is missing, and it is not compacted")
+            raise DataLossError(
+                f"change {at[0]}.{at[1]} of {name_key(key)} is missing, and it is not compacted"
+            )
         if at[0] <= revision:
             change = read_change(row_key, row)
             _check_key(at, key, change.key)
@@ -252,14 +255,16 @@ def _walk_back(
             return None
         at = (previous_revision, previous_sub)
     raise DataLossError(
-        f"key {key!r} has more than {MILESTONE_VERSIONS} changes from {begin[0]}.{begin[1]} back to revision "
-        f"{revision}, and no milestone"
+        f"{name_key(key)} has more than {MILESTONE_VERSIONS} changes from {begin[0]}.{begin[1]} back to "
+        f"revision {revision}, and no milestone"
     )
 
 
 def _check_key(at: tuple[int, int], key: bytes, found: bytes) -> None:
     if found != key:
-        raise DataLossError(f"change {at[0]}.{at[1]} should be of key {key!r}, and is of {found!r}")
+        raise DataLossError(
+            f"change {at[0]}.{at[1]} should be of {name_key(key)}, and is of {name_key(found)}"
+        )
 
 
 def _first_milestone(tables: ReadTables, key: bytes, revision: int) -> tuple[int, int] | None:

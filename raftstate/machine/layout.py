@@ -162,11 +162,23 @@ def unseal(table: Table, row_key: bytes, row: bytes) -> bytes:
     return body
 
 
+def name_key(key: bytes) -> str:
+    """Return what messages call a key, by its xxh3-64: they go to logs, which no erase reaches."""
+    return f"key #{checksum(key):016x}"
+
+
+def name_row(table: Table, row_key: bytes) -> str:
+    """Return what messages call a row: by its key, in hex, where that names no key of a client."""
+    if table is Table.CHANGES or (table is Table.HOT and not row_key.startswith(_LEASE_KEY_START)):
+        return row_key.hex()
+    return f"#{checksum(row_key):016x}"
+
+
 def _damage(table: Table, row_key: bytes, row: bytes) -> DataLossError:
     expected = CHECKSUM.pack(checksum(row[CHECKSUM_BYTES:], checksum(row_key)))
     return DataLossError(
-        f"row {row_key.hex()} of table {table.name} is damaged: its {len(row)} bytes hold checksum "
-        f"{row[:CHECKSUM_BYTES].hex()}, and {expected.hex()} was expected"
+        f"row {name_row(table, row_key)} of table {table.name} is damaged: its {len(row)} bytes hold "
+        f"checksum {row[:CHECKSUM_BYTES].hex()}, and {expected.hex()} was expected"
     )
 
 
@@ -259,13 +271,15 @@ def read_live_change(tables: ReadTables, key: bytes, live: IndexRow) -> Change:
     row = tables.get(Table.CHANGES, row_key)
     if row is None:
         raise DataLossError(
-            f"the index says that key {key!r} is at revision {revision}.{sub}, but there is no such change"
+            f"the index says that {name_key(key)} is at revision {revision}.{sub}, but there is no such "
+            "change"
         )
     change = read_change(row_key, row)
     if change.checksum != expected or change.key != key:
         raise DataLossError(
-            f"the index says that key {key!r} is at revision {revision}.{sub} with checksum {expected:016x}, "
-            f"but that change is of key {change.key!r} and has checksum {change.checksum:016x}"
+            f"the index says that {name_key(key)} is at revision {revision}.{sub} with checksum "
+            f"{expected:016x}, but that change is of {name_key(change.key)} and has checksum "
+            f"{change.checksum:016x}"
         )
     return change
 

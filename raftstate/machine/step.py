@@ -14,7 +14,7 @@ from itertools import islice
 from raftstate.errors import DataLossError
 from raftstate.machine.digest import BUCKET_MASK, SUM_MASK
 from raftstate.machine.keyspace import NEVER, Keyspace
-from raftstate.machine.layout import MILESTONE_REVISION_BYTES, IndexRow, checksum, read_index
+from raftstate.machine.layout import MILESTONE_REVISION_BYTES, IndexRow, checksum, name_key, read_index
 from raftstate.machine.leases import Lease
 from raftstate.machine.tables import ReadTables, Table
 from raftstate.machine.types import Fault, KeyValue, covers
@@ -157,7 +157,7 @@ class Step:
             live = self.find(key)
             if live is None or live[4] != lease.id:
                 raise DataLossError(
-                    f"key {key!r} is attached to lease {lease.id}, and its index row denies it"
+                    f"{name_key(key)} is attached to lease {lease.id}, and its index row denies it"
                 )
             found.append((key, live))
         if len(found) != lease.key_count:

@@ -27,6 +27,8 @@ from raftstate.errors import DataLossError
 from raftstate.machine.digest import BUCKET_MASK, BUCKETS, SUM_MASK
 from raftstate.machine.layout import (
     ANSWERS_START,
+    CHANGE_HEADER,
+    CHECKSUM_BYTES,
     LEASES_END,
     LEASES_START,
     META_KEY,
@@ -42,6 +44,8 @@ from raftstate.machine.layout import (
     change_key,
     checksum,
     milestone_key,
+    name_key,
+    name_row,
     read_answers,
     read_answers_key,
     read_attachment,
@@ -70,7 +74,7 @@ or two."""
 
 _FIRST_REVISION = 2
 """Of a change: a store begins at revision 1, with none."""
-_PUT, _DELETE = int(ChangeKind.PUT), int(ChangeKind.DELETE)
+_PUT, _DELETE, _NOTHING = int(ChangeKind.PUT), int(ChangeKind.DELETE), int(ChangeKind.NOTHING)
 _CHANGES, _INDEX, _HOT = Table.CHANGES, Table.INDEX, Table.HOT
 
 
@@ -148,7 +152,7 @@ class _Check:
                 expected = (at[0], at[1] + 1)
             _, kind, _, _, version, _, previous_revision, previous_sub = head
             self._check_head(at, head, row)
-            if kind == _DELETE or not version % MILESTONE_VERSIONS:
+            if kind == _DELETE or (kind == _PUT and not version % MILESTONE_VERSIONS):
                 self._milestones_expected += 1
             if previous_revision and at[0] > meta.compacted_revision:
                 self._check_previous(at, verified_head(row), (previous_revision, previous_sub))
@@ -164,9 +168,12 @@ class _Check:
         if kind == _PUT:
             sound = 0 < create <= at[0] and version > 0 and (version == 1) == (previous_revision == 0)
         else:
-            sound = kind == _DELETE and not (create or version or lease) and previous_revision > 0
-        if not sound or not 0 < key_bytes <= KEY_BYTES_MAX or previous_revision > at[0]:
-            raise DataLossError(f"change {at[0]}.{at[1]} can't be: it begins with {row[:64].hex()}")
+            sound = kind in (_DELETE, _NOTHING) and not (create or version or lease)
+            sound = sound and (previous_revision > 0) == (kind == _DELETE)
+        has_key = 0 < key_bytes <= KEY_BYTES_MAX if kind != _NOTHING else not key_bytes and not at[1]
+        if not sound or not has_key or previous_revision > at[0]:
+            head_bytes = row[: CHECKSUM_BYTES + CHANGE_HEADER.size]  # without the key
+            raise DataLossError(f"change {at[0]}.{at[1]} can't be: it begins with {head_bytes.hex()}")
 
     def _check_previous(
         self, at: tuple[int, int], own: tuple[ChangeHead, bytes], previous: tuple[int, int]
@@ -176,15 +183,15 @@ class _Check:
         row = self._get(_CHANGES, change_key(*previous))
         if row is None:
             raise DataLossError(
-                f"change {at[0]}.{at[1]} of key {key!r} replaced change {previous[0]}.{previous[1]}, which "
-                "is missing and not compacted"
+                f"change {at[0]}.{at[1]} of {name_key(key)} replaced change {previous[0]}.{previous[1]}, "
+                "which is missing and not compacted"
             )
         (_, found_kind, _, found_create, found_version, _, _, _), found = verified_head(row)
         follows = kind == _DELETE or (create, version) == (found_create, found_version + 1)
         if found != key or found_kind != _PUT or not follows:
             raise DataLossError(
-                f"change {at[0]}.{at[1]} of key {key!r} can't have replaced change "
-                f"{previous[0]}.{previous[1]}, which is of key {found!r}, version {found_version}"
+                f"change {at[0]}.{at[1]} of {name_key(key)} can't have replaced change "
+                f"{previous[0]}.{previous[1]}, which is of {name_key(found)}, version {found_version}"
             )
 
     # -- index
@@ -197,15 +204,15 @@ class _Check:
             change = get(_CHANGES, change_key(revision, sub))
             if change is None:
                 raise DataLossError(
-                    f"the index says that key {key!r} is at revision {revision}.{sub}, but there is no such "
-                    "change"
+                    f"the index says that {name_key(key)} is at revision {revision}.{sub}, but there is no "
+                    "such change"
                 )
             head, found = verified_head(change)
             if found != key or head[:2] != (own, _PUT) or head[3:6] != (create, version, lease):
                 raise DataLossError(
-                    f"the index says that key {key!r} is at revision {revision}.{sub} with checksum "
-                    f"{own:016x}, but that change is of key {found!r} and has checksum {head[0]:016x}, or "
-                    "its versions or lease differ"
+                    f"the index says that {name_key(key)} is at revision {revision}.{sub} with checksum "
+                    f"{own:016x}, but that change is of {name_key(found)} and has checksum {head[0]:016x}, "
+                    "or its versions or lease differ"
                 )
             sums[checksum(key) & BUCKET_MASK] += own
             if lease:
@@ -223,7 +230,7 @@ class _Check:
     def _check_milestones(self) -> None:
         found = 0
         for row_key, row in self._rows(Table.MILESTONES):
-            with _readable(f"row {row_key.hex()} of table MILESTONES"):
+            with _readable(f"row {name_row(Table.MILESTONES, row_key)} of table MILESTONES"):
                 sub, kind, version = read_milestone_whole(row_key, row)
                 key = read_milestone_key(row_key)
             revision = int.from_bytes(row_key[-MILESTONE_REVISION_BYTES:], "big")
@@ -233,7 +240,7 @@ class _Check:
             agrees = head is not None and (of, head[1], head[4]) == (key, kind, version)
             if not agrees or not is_one or milestone_key(key, revision) != row_key:
                 raise DataLossError(
-                    f"key {key!r} has a milestone at revision {revision}.{sub}, but no such change that "
+                    f"{name_key(key)} has a milestone at revision {revision}.{sub}, but no such change that "
                     "makes one"
                 )
             found += 1
@@ -252,7 +259,7 @@ class _Check:
                 sessions.add(read_session_key(row_key))
         attached: Counter[int] = Counter()
         for row_key, row in self._rows(_HOT):
-            with _readable(f"row {row_key.hex()} of table HOT"):
+            with _readable(f"row {name_row(_HOT, row_key)} of table HOT"):
                 kind = row_key[:1]
                 if kind == ANSWERS_START:
                     self._check_answers(row_key, row, sessions)
@@ -284,7 +291,7 @@ class _Check:
         held = 0 if live is None else read_index(key, live)[4]
         if held != lease:
             raise DataLossError(
-                f"key {key!r} is attached to lease {lease}, and by the index to {held or 'none'}"
+                f"{name_key(key)} is attached to lease {lease}, and by the index to {held or 'none'}"
             )
         return lease
 

@@ -70,8 +70,11 @@ class Rebuilding(Protocol):
         """No copy comes after all."""
         ...
 
-    def rebuild_from(self, prepared: PreparedGeneration) -> Coroutine[Any, Any, None]:
-        """Bring a prepared generation up to date and go on with it. It is discarded if that fails."""
+    def rebuild_from(
+        self, prepared: PreparedGeneration, check: Callable[[int, int], None]
+    ) -> Coroutine[Any, Any, None]:
+        """Bring a prepared generation up to date and go on with it. It is discarded if that fails, or if
+        `check`, called before there is no way back, raises."""
         ...
 
 
@@ -83,7 +86,8 @@ class Defragmenter:
         rebuilder: goes over to what is made.
         clock: the node's.
         data_directory: the node's.
-        is_installing: returns whether the state of another node is about to take the place of this one.
+        why_not: returns why the state is not to be copied, for people: another one is about to take its
+            place, or it can't be trusted. Empty: it may be.
         on_halt: called with what can't be gone on from.
         bytes_min: a state file larger than this is rewritten of its own accord when half of it is free; 0:
             never.
@@ -96,7 +100,7 @@ class Defragmenter:
         clock: Clock,
         data_directory: Path,
         *,
-        is_installing: Callable[[], bool],
+        why_not: Callable[[], str],
         on_halt: Callable[[BaseException], None],
         bytes_min: int,
     ) -> None:
@@ -104,7 +108,7 @@ class Defragmenter:
         self._rebuilder = rebuilder
         self._clock = clock
         self._data_directory = data_directory
-        self._is_installing = is_installing
+        self._why_not = why_not
         self._on_halt = on_halt
         self._bytes_min = bytes_min
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftstate-defragment")
@@ -168,8 +172,11 @@ class Defragmenter:
         """
         if self._closing:
             raise ClosedError("this node is stopping")
-        if self.why or self._rebuilder.is_under_way or self._is_installing():
-            what = self.why or "another node's state is put in its place"
+        why_not = self._why_not()
+        if why_not:
+            raise FailedPreconditionError(f"this node's files are not rewritten now: {why_not}")
+        if self.why or self._rebuilder.is_under_way:
+            what = self.why or "from another node's state"
             raise FailedPreconditionError(
                 f"the files of this node's state are being rewritten already ({what}); wait for that"
             )
@@ -199,6 +206,13 @@ class Defragmenter:
     async def _rewrite(self, bytes_before: int, done: Done) -> None:
         erased_index = self.erased_index()
         began_ns = self._clock.monotonic_ns()
+        copied = self._state.path
+
+        def check(_index: int, _digest: int) -> None:
+            # What took its place since is right where this one may have been wrong.
+            if self._state.path != copied:
+                raise FailedPreconditionError("another state took the place of the one that was copied")
+
         result: Rewritten | RaftstateError
         try:
             copying = asyncio.get_running_loop().run_in_executor(self._thread, self._copy, erased_index)
@@ -207,7 +221,7 @@ class Defragmenter:
             except BaseException:
                 self._rebuilder.let_log_go()
                 raise
-            await self._rebuilder.rebuild_from(prepared)
+            await self._rebuilder.rebuild_from(prepared, check)
             result = Rewritten(max(clean_index, erased_index), bytes_before, self._state.size_bytes())
         except RaftstateError as error:
             result = error

@@ -25,6 +25,7 @@ from raftstate.logs import get_logger
 from raftstate.node.defragment import Rewritten
 from raftstate.node.environment import Clock, Timer
 from raftstate.store.erased import read_erased
+from raftstate.store.files import disk_failure
 
 log = get_logger(__name__)
 
@@ -39,9 +40,11 @@ FOLLOWERS_NS_MAX = 10_000_000_000
 that have them not by then are sent a snapshot."""
 RETRY_NS_MIN, RETRY_NS_MAX = 5_000_000_000, 300_000_000_000
 """After a failure: twice as long after each."""
-_LEFTOVERS = ("state-", "snapshot-", "log.")
-"""How names in the data directory begin that may hold what was erased, beside the current ones."""
-_LIMIT = "erase"
+_LEFTOVERS = ("state-", "log.", "aside", "blanking")
+"""How names in the data directory begin that may hold what was erased, beside the current ones: other
+generations, copies that were not finished, and what was put aside when this node was replaced."""
+_SNAPSHOT = "snapshot-"
+"""And of snapshots. Those that are made once the state holds nothing of it hold nothing of it either."""
 
 
 class ErasedState(Protocol):
@@ -125,6 +128,10 @@ class Eraser:
         """So it is of the state's own generation."""
         self._log_clean_index = 0
         """And of the log's files."""
+        self._retired_for = 0
+        """The clean index since which no snapshot made before is handed out."""
+        self._old_snapshots: set[str] = set()
+        """Names of those that were there then."""
         self._seen_index = self._seen_ns = self._first_ns = 0
         self._cut_from_ns = 0
         self._busy = self._is_rewriting = False
@@ -146,7 +153,7 @@ class Eraser:
     def state_installed(self) -> None:
         """Take note that this node goes on with the state that it was sent, and that its log was emptied. At
         that moment: nothing was applied to it, or swept."""
-        self._log_clean_index = 0
+        self._log_clean_index = self._retired_for = 0
         self._state_replaced()
 
     def state_exchanged(self) -> None:
@@ -183,12 +190,15 @@ class Eraser:
             self._begin(self._files.rewrite_state, self._state_rewritten, is_rewriting=True)
             return
         target = self._clean_index
+        if self._retired_for < target:
+            self._retired_for = target
+            self._files.retire_snapshots()
+            self._old_snapshots = {name for name in self._names() if name.startswith(_SNAPSHOT)}
         if self._log_clean_index < target:
             self._clean_log(target, now_ns)
             return
         left = list(self._leftovers())
         if left:
-            self._files.retire_snapshots()
             self._files.alarm(
                 f"what was erased may still be in {', '.join(left)}: something reads or makes it"
             )
@@ -212,17 +222,22 @@ class Eraser:
             if self._files.followers_lack(target) and now_ns - self._cut_from_ns < FOLLOWERS_NS_MAX:
                 return
             self._cut_from_ns = 0
-            self._files.retire_snapshots()
             self._begin(lambda done: self._files.cut_log(target, done), lambda: None)
             return
         self._begin(self._files.rewrite_log, lambda: self._log_rewritten(target))
 
     def _leftovers(self) -> Iterable[str]:
-        """Yield what is in the data directory beside what is in use."""
+        """Yield what is in the data directory that may hold what was erased."""
         current = self._files.generation().name
-        for name in sorted(os.listdir(self._data_directory)):
-            if name.startswith(_LEFTOVERS) and name != current:
+        for name in self._names():
+            if name in self._old_snapshots or (name.startswith(_LEFTOVERS) and name != current):
                 yield name
+
+    def _names(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self._data_directory))
+        except OSError as error:
+            raise disk_failure("listing the data directory", self._data_directory, error) from error
 
     # -- steps that take a while
 

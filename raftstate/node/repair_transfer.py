@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from raftstate.core.errors import SnapshotTemporarilyUnavailable
 from raftstate.core.types import SnapshotMetadata
@@ -155,6 +156,18 @@ class RepairSource:
         self._drop_unused()
 
 
+class BuildDisk(Protocol):
+    """What a `RepairFetch` asks of a `SnapshotDisk`."""
+
+    def why_no_room(self, raw_bytes: int) -> str:
+        """See `SnapshotDisk.why_no_room`."""
+        ...
+
+    def build(self) -> SnapshotBuild:
+        """See `SnapshotDisk.build`."""
+        ...
+
+
 class RepairFetch:
     """Gets a copy of another node's state, and builds it here: one at a time.
 
@@ -167,7 +180,7 @@ class RepairFetch:
     """
 
     def __init__(
-        self, disk: SnapshotDisk, network: Network, clock: Clock, cluster_id: int, first_id: int
+        self, disk: BuildDisk, network: Network, clock: Clock, cluster_id: int, first_id: int
     ) -> None:
         self._disk = disk
         self._network = network

@@ -39,6 +39,8 @@ PULL_BYTES = 256 << 10
 """Asked for at once: four chunks, which are on their way while those before them are worked in."""
 AHEAD_BYTES = 2 * PULL_BYTES
 """Asked for and not worked in yet, at most; this much of it may be in memory."""
+EARLY_MAX = 64
+"""Chunks that came before those they follow, and are kept."""
 PULL_AGAIN_NS = 500_000_000
 """Without a byte for so long, what was asked for is taken to be lost."""
 STALL_NS = 15_000_000_000
@@ -66,6 +68,8 @@ class _Incoming:
         """All before this offset was asked for."""
         self.received_to = 0
         self.worked_in_to = 0
+        self.early: dict[int, bytes] = {}
+        """Offset -> bytes that came before those they follow; no more than were asked for."""
         self.prepared: PreparedState | None = None
         self.began_ns = self.asked_ns = self.moved_ns = now_ns
 
@@ -216,11 +220,19 @@ class SnapshotReceiver:
             incoming is None
             or (incoming.sender, incoming.offer.id) != (sender, chunk.id)
             or incoming.phase is not _Phase.PULLING
-            or chunk.offset != incoming.received_to
+            or not incoming.received_to <= chunk.offset < incoming.pulled_to
             or not chunk.data
+            or len(incoming.early) >= EARLY_MAX
         ):
             return  # what was lost is asked for again, what came twice is not needed
-        end = incoming.received_to = incoming.received_to + len(chunk.data)
+        incoming.early[chunk.offset] = chunk.data
+        while (data := incoming.early.pop(incoming.received_to, None)) is not None:
+            self._take_bytes(incoming, data)
+        if self._incoming is incoming:
+            incoming.early = {at: data for at, data in incoming.early.items() if at > incoming.received_to}
+
+    def _take_bytes(self, incoming: _Incoming, data: bytes) -> None:
+        end = incoming.received_to = incoming.received_to + len(data)
         if end > incoming.offer.size_bytes:
             self._give_up(incoming, f"it has more than the {incoming.offer.size_bytes} bytes offered")
             return
@@ -239,7 +251,7 @@ class SnapshotReceiver:
             else:
                 self._pull(incoming)
 
-        incoming.build.feed(chunk.data, worked_in)
+        incoming.build.feed(data, worked_in)
 
     def withdrawn(self, sender: int, withdrawn: SnapshotWithdrawn) -> None:
         """The sender gives nothing more."""

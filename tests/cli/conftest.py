@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from raftstate.cli import cluster, erase, kv, lease, lock, main, status, txn, watch
+from raftstate.cli import cluster, erase, kv, lease, lock, main, member, status, txn, watch
 from tests.cli.fake_client import FakeClient
 
 
@@ -47,6 +47,6 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
         yield fake
 
     monkeypatch.delenv("RAFTSTATE_URL", raising=False)
-    for module in (kv, cluster, erase, lease, lock, status, txn, watch):
+    for module in (kv, cluster, erase, lease, lock, member, status, txn, watch):
         monkeypatch.setattr(module, "open_client", open_client)
     return fake

@@ -7,13 +7,19 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any, Self
 
+import msgspec
+
 from raftstate.client import (
     DeleteResult,
     EraseResult,
     KeyValue,
     LeaseStatus,
+    MemberAdded,
     MemberErase,
+    MemberList,
+    MemberStatus,
     NodeStatus,
+    PeerProgress,
     PutResult,
     RangeResult,
     TxnResult,
@@ -128,6 +134,10 @@ class FakeClient:
         self.is_over: Callable[[], bool] = lambda: True
         self.leases_held: dict[int, float] = {}
         self.progress: list[list[MemberErase]] = []
+        self.member_records = tuple(
+            MemberStatus(number, f"n{number}", f"h{number}:7101", f"h{number}:7001", 1, learner=number == 3)
+            for number in (1, 2, 3)
+        )
 
     def put(self, key: bytes, value: bytes, *, lease: int = 0) -> PutResult:
         self._fail()
@@ -232,6 +242,45 @@ class FakeClient:
         self._fail()
         self.calls.append(target)
         return 2
+
+    def members(self) -> MemberList:
+        self._fail()
+        progress = (
+            PeerProgress(2, 90, 91, "replicate", recently_active=True),
+            PeerProgress(3, 0, 1, "snapshot", recently_active=True),
+        )
+        return MemberList(self.member_records, leader_id=1, commit_index=100, progress=progress)
+
+    def add_member(
+        self, name: str, *, peer_address: str, client_address: str, learner: bool = False
+    ) -> MemberAdded:
+        self._fail()
+        self.calls.append((name, peer_address, client_address, learner))
+        member = MemberStatus(4, name, peer_address, client_address, 1, learner=True, promote=not learner)
+        return self._added(member)
+
+    def replace_member(
+        self, name: str, *, peer_address: str | None, client_address: str | None
+    ) -> MemberAdded:
+        self._fail()
+        self.calls.append((name, peer_address, client_address))
+        record = next(record for record in self.member_records if record.name == name)
+        return self._added(msgspec.structs.replace(record, incarnation=2))
+
+    def promote_member(self, name: str) -> tuple[MemberStatus, ...]:
+        self._fail()
+        self.calls.append(name)
+        return self.member_records
+
+    def remove_members(self, names: list[str]) -> tuple[MemberStatus, ...]:
+        self._fail()
+        self.calls.append(names)
+        return tuple(record for record in self.member_records if record.name not in names)
+
+    def _added(self, member: MemberStatus) -> MemberAdded:
+        others = tuple(record for record in self.member_records if record.id != member.id)
+        members = tuple(sorted((*others, member), key=lambda each: each.id))
+        return MemberAdded(member, members, 77, 20, 500, 60)
 
     def _fail(self) -> None:
         if self.failure is not None:

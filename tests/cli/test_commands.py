@@ -5,6 +5,7 @@ import json
 import sys
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 import raftstate
@@ -336,6 +337,22 @@ def test_status_shows_each_node_those_that_do_not_answer_too(run: Run, client: F
         "follower replication active match entries behind seconds behind",
         "n2 replicate no 70 20 1.5",
         "n1: disk is [almost] full",
+    ]
+
+
+def test_status_tells_of_files_that_are_being_rewritten(run: Run, client: FakeClient) -> None:
+    busy = msgspec.structs.replace(
+        BEHIND,
+        rebuild="erase",
+        rebuild_done_bytes=2_000_000,
+        rebuild_total_bytes=5_000_000,
+        last_erase_index=8,
+        erased_index=7,
+    )
+    client.nodes = [busy]
+    assert run("status").out.decode().splitlines()[-2:] == [
+        "n2: rewrites its files (erase), 2.0 MB of 5.0 MB",
+        "n2: what was erased is still in its files",
     ]
 
 

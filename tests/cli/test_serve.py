@@ -47,3 +47,39 @@ def test_a_file_and_a_directory_together_override_the_files_own(
 def test_serve_needs_to_know_what_to_serve() -> None:
     with pytest.raises(ConfigError, match="--config FILE or --data DIR"):
         settings_for(None, None, {})
+
+
+def test_where_a_node_listens_is_what_others_are_told_unless_they_are_told_otherwise(tmp_path: Path) -> None:
+    def told(**given: str) -> tuple[str, str, str, str]:
+        found = settings_for(None, tmp_path, {**given, "insecure": True})
+        return (
+            found.client_listener,
+            found.client_address,
+            found.peer_listener,
+            found.own_peer_address,
+        )
+
+    assert told() == ("127.0.0.1:7001", "127.0.0.1:7001", "127.0.0.1:7101", "127.0.0.1:7101")
+    assert told(listen_client="h:1", listen_peer="h:2") == ("h:1", "h:1", "h:2", "h:2")
+    assert told(listen_client="0.0.0.0:1", listen_peer="[::]:2") == (
+        "0.0.0.0:1",
+        "127.0.0.1:7001",
+        "[::]:2",
+        "127.0.0.1:7101",
+    )
+    assert told(listen_client="0.0.0.0:1", advertise="a:1", listen_peer="[::]:2", advertise_peer="a:2") == (
+        "0.0.0.0:1",
+        "a:1",
+        "[::]:2",
+        "a:2",
+    )
+    file = tmp_path / "node.toml"
+    file.write_text('advertise = "public:1"\n' + file.read_text())
+    assert told(listen_client="h:1")[:2] == ("h:1", "public:1")
+
+
+def test_the_marker_of_a_new_node_counts_for_its_file_given_by_name_too(tmp_path: Path) -> None:
+    settings_for(None, tmp_path, {})
+    assert settings_for(tmp_path / "node.toml", None, {}).bootstrap
+    (tmp_path / "new").unlink()
+    assert not settings_for(tmp_path / "node.toml", None, {}).bootstrap

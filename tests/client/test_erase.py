@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import raftstate
-from raftstate.errors import IndefiniteError, InvalidArgumentError, OutOfRangeError
+from raftstate.errors import IndefiniteError, InvalidArgumentError, NoLeaderError, OutOfRangeError
 from tests.client.fake_cluster import FakeCluster, apply_and_break
 
 
@@ -76,6 +76,9 @@ async def test_a_member_is_defragmented_by_id_or_name(
     assert [node.defragmented for node in cluster.nodes] == [0, 1, 0]
     with pytest.raises(InvalidArgumentError, match=r"no member is 'n9'; members are n1 \(1\), n2"):
         await store.defragment("n9")
+    await cluster.nodes[1].stop()
+    with pytest.raises(NoLeaderError, match="did not answer; nothing was begun"):
+        await store.defragment(target)
 
 
 async def test_threads_have_them_too(cluster: FakeCluster) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -297,3 +298,21 @@ def test_closing_twice_and_a_call_afterwards_are_told(url: str) -> None:
     node.release()
     with pytest.raises(ClosedError, match="was stopped"):
         node.check()
+
+
+def test_an_erased_key_leaves_no_byte_in_the_directory(tmp_path: Path, store: raftstate.Client) -> None:
+    secret = b"zQ7y-secret-"
+
+    def files() -> list[str]:
+        return [path.name for path in tmp_path.rglob("*") if path.is_file() and secret in path.read_bytes()]
+
+    for size in (1, 500, 20_000):
+        store.put(secret, secret * size)
+    assert files()
+    erased = store.erase(secret)
+    deadline = time.monotonic() + 30
+    while store.erase_progress(erased)[0].state != "done":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert files() == []
+    assert store.defragment("n1") > 0

@@ -24,6 +24,14 @@ PRINTED = {
         "the next one saw 3 more",
         "counts: {'queued': 3, 'done': 1}",
     ],
+    "grow.py": [
+        "n2 has caught up, and votes",
+        "n3 has caught up, and votes",
+        "killed n1",
+        "acknowledged writes lost: 0",
+        "written twice: 0",
+        "the watch saw each of them once, in order: True",
+    ],
 }
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from raftstate.errors import OutOfRangeError
+from raftstate.errors import DataLossError, OutOfRangeError
 from raftstate.machine.command import check
 from raftstate.machine.digest import recount
 from raftstate.machine.history import changes_from
-from raftstate.machine.layout import ChangeKind, read_sums
+from raftstate.machine.layout import ChangeKind, change_key, change_row, read_sums
 from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from raftstate.machine.types import Answer, Cancel, Code, LongApply, SessionId
+from raftstate.machine.verify import check_state
 from tests.machine.memory_tables import MemoryTables
 from tests.machine.rig import (
     CLUSTER,
@@ -301,3 +302,58 @@ def test_many_stored_answers_are_no_work_for_the_loop() -> None:
     with other.write() as tables:
         machine.apply(tables, rig.log)
     assert (machine.digest, other.dump()) == (rig.machine.digest, rig.tables.dump())
+
+
+def test_a_state_with_erasures_is_sound() -> None:
+    rig = Rig()
+    for round in range(40):
+        rig.write(put(1, KEY, MARK + b"%d" % round), put(2, b"other"))
+        if not round % 13:
+            rig.write(erase(1, KEY))
+            assert check_state(rig.tables).last_erase_index == rig.machine.last_erase_index
+    sweep_all(rig)
+    check_state(rig.tables)
+
+
+@pytest.mark.parametrize("field", range(7))
+def test_a_revision_that_changed_nothing_and_says_otherwise_is_damage(field: int) -> None:
+    rig = Rig()
+    rig.write(put(1, b"other"), erase(1 << 9, KEY))
+    numbers = [0, 0, 0, 0, 0]  # create, version, lease, previous revision and sub
+    key = b"k" if field == 5 else b""
+    sub = 1 if field == 6 else 0
+    if field < 4:
+        numbers[field] = 1
+    row_key = change_key(3, sub)
+    row, _ = change_row(row_key, ChangeKind.NOTHING, key, b"", tuple(numbers[:3]), tuple(numbers[3:]))  # type: ignore[arg-type]
+    rig.tables.put(Table.CHANGES, row_key, row)
+    if field == 4:
+        check_state(rig.tables)
+    else:
+        with pytest.raises(DataLossError, match=r"change 3\.\d can't be"):
+            check_state(rig.tables)
+
+
+def message_of(tables: MemoryTables) -> str:
+    """What a check says of damage; nothing where it sees none."""
+    try:
+        check_state(tables)
+    except DataLossError as error:
+        return str(error)
+    return ""
+
+
+def test_no_message_names_a_key() -> None:
+    rig = Rig()
+    rig.write(grant(1, 5))
+    rig.write(put(1, LONG_KEY, MARK), put(2, KEY, MARK, lease=5), delete(3, LONG_KEY))
+    told = []
+    for table in Table:
+        for row_key, row in list(rig.tables.scan(table)):
+            rig.tables.put(table, row_key, row[:-1] + bytes([row[-1] ^ 1]))
+            told.append(message_of(rig.tables))
+            rig.tables.delete(table, row_key)
+            told.append(message_of(rig.tables))
+            rig.tables.put(table, row_key, row)
+    assert len(list(filter(None, told))) > 10
+    assert not [each for each in told if MARK.decode() in each or MARK.hex() in each]

@@ -26,6 +26,8 @@ from raftstate.machine.layout import (
     milestone_key,
     milestone_row,
     milestones_start,
+    name_key,
+    name_row,
     read_milestone,
     read_milestone_key,
 )
@@ -341,7 +343,7 @@ def test_damage_on_the_way_to_the_past_is_found(
     row = tables.get(table, key)
     assert row is not None
     tables.put(table, key, row[:-1] + bytes((row[-1] ^ 1,)))
-    with pytest.raises(DataLossError, match=f"row {key.hex()} of table {table.name} is damaged"):
+    with pytest.raises(DataLossError, match=f"row {name_row(table, key)} of table {table.name} is damaged"):
         read(tables, revision)
 
 
@@ -355,7 +357,7 @@ def test_a_change_that_is_missing_is_not_taken_for_a_key_that_was_not_there(
 ) -> None:
     tables = long_history().rig.tables
     tables.delete(Table.CHANGES, change_key(at, 0))
-    with pytest.raises(DataLossError, match=rf"change {at}\.0 of key {key!r} is missing"):
+    with pytest.raises(DataLossError, match=rf"change {at}\.0 of {name_key(key)} is missing"):
         read(tables, revision)
 
 
@@ -391,7 +393,9 @@ def test_a_pointer_to_a_change_of_another_key_is_damage(read: Callable[[MemoryTa
     tables.delete(Table.MILESTONES, milestone)
     moved = milestone_key(b"gone", 18)
     tables.put(Table.MILESTONES, moved, milestone_row(moved, 0, ChangeKind.PUT, 16))
-    with pytest.raises(DataLossError, match=r"change 18\.0 should be of key b'gone', and is of b'k'"):
+    with pytest.raises(
+        DataLossError, match=rf"change 18\.0 should be of {name_key(b'gone')}, and is of {name_key(b'k')}"
+    ):
         read(tables, 5)
 
 
@@ -406,7 +410,7 @@ def test_an_index_row_older_than_a_milestone_of_its_key_is_damage(
     chronicle.put(b"k", b"v", 20)
     chronicle.rig.tables.put(Table.INDEX, b"k", stale)
     with pytest.raises(
-        DataLossError, match="key b'k' is at revision 2, but it has a milestone at revision 17"
+        DataLossError, match=f"{name_key(b'k')} is at revision 2, but it has a milestone at revision 17"
     ):
         read(chronicle.rig.tables, 5)
 

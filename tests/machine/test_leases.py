@@ -10,7 +10,14 @@ from raftstate.errors import DataLossError
 from raftstate.machine import budget, leases
 from raftstate.machine import machine as machine_module
 from raftstate.machine.digest import recount
-from raftstate.machine.layout import attachment_key, change_key, lease_key, read_change, read_sums
+from raftstate.machine.layout import (
+    attachment_key,
+    change_key,
+    lease_key,
+    name_key,
+    read_change,
+    read_sums,
+)
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import LeaseStatus
 from raftstate.machine.tables import Table
@@ -267,7 +274,7 @@ def test_a_lease_whose_rows_do_not_agree_is_damage() -> None:
     rig.tables.put(Table.HOT, attachment_key(7, b"a"), row)
     rig.reload()
     rig.tables.delete(Table.INDEX, b"b")
-    with pytest.raises(DataLossError, match="b'b' is attached to lease 7"):
+    with pytest.raises(DataLossError, match=f"{name_key(b'b')} is attached to lease 7"):
         rig.write(revoke(1, 7))
     rig.tables.put(Table.HOT, lease_key(7), b"damaged.")
     with pytest.raises(DataLossError, match="of table HOT is damaged"):

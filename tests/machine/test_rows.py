@@ -8,7 +8,16 @@ import pytest
 
 from raftstate.errors import DataLossError
 from raftstate.machine.digest import recount
-from raftstate.machine.layout import META_KEY, SUMS_KEY, change_key, index_row, read_index, read_sums
+from raftstate.machine.layout import (
+    META_KEY,
+    SUMS_KEY,
+    change_key,
+    index_row,
+    name_key,
+    name_row,
+    read_index,
+    read_sums,
+)
 from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from tests.machine.rig import Rig, delete, put
@@ -85,7 +94,7 @@ def test_a_damaged_row_is_found_by_every_read_of_it(
     rig.tables.put(table, key, harm(row))
     with pytest.raises(DataLossError) as caught:
         read(rig)
-    assert f"row {key.hex()} of table {table.name} is damaged" in caught.value.message
+    assert f"row {name_row(table, key)} of table {table.name} is damaged" in caught.value.message
 
 
 def test_an_intact_row_under_another_key_is_damage() -> None:
@@ -93,7 +102,7 @@ def test_an_intact_row_under_another_key_is_damage() -> None:
     row = rig.tables.get(Table.INDEX, b"b")
     assert row is not None
     rig.tables.put(Table.INDEX, b"a", row)
-    with pytest.raises(DataLossError, match="row 61 of table INDEX"):
+    with pytest.raises(DataLossError, match=f"row {name_row(Table.INDEX, b'a')} of table INDEX"):
         rig.reader.get(b"a")
 
 
@@ -103,7 +112,7 @@ def test_an_index_row_must_agree_with_the_change_that_it_names() -> None:
     assert row is not None
     revision, *rest = read_index(b"a", row)
     rig.tables.put(Table.INDEX, b"a", index_row(b"a", (revision + 1, *rest)))  # type: ignore[arg-type]
-    with pytest.raises(DataLossError, match="that change is of key b'b'"):
+    with pytest.raises(DataLossError, match=f"that change is of {name_key(b'b')}"):
         rig.reader.get(b"a")
     rig.tables.put(Table.INDEX, b"a", row)
     rig.tables.delete(Table.CHANGES, A_CHANGE)

@@ -21,6 +21,8 @@ from raftstate.machine.layout import (
     meta_row,
     milestone_key,
     milestone_row,
+    name_key,
+    name_row,
     read_index,
     read_lease,
     read_links,
@@ -116,7 +118,9 @@ def test_every_flipped_bit_of_every_row_is_noticed_and_the_row_named() -> None:
             damaged = bytearray(row)
             damaged[min(at, len(row) - 1)] ^= 1 << number % 8
             tables.put(table, key, bytes(damaged))
-            with pytest.raises(DataLossError, match=rf"row {key.hex()} of table {table.name} is damaged"):
+            with pytest.raises(
+                DataLossError, match=rf"row {name_row(table, key)} of table {table.name} is damaged"
+            ):
                 check_state(tables)
         tables.put(table, key, row)
     check_state(tables)
@@ -260,10 +264,10 @@ def other_sums(tables: MemoryTables) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (wrong_lease_in_index, r"the index says that key b'l1' .* its versions or lease differ"),
-        (wrong_version_in_index, r"the index says that key b'm1' .* its versions or lease differ"),
+        (wrong_lease_in_index, rf"the index says that {name_key(b'l1')} .* its versions or lease differ"),
+        (wrong_version_in_index, rf"the index says that {name_key(b'm1')} .* its versions or lease differ"),
         (wrong_count_of_a_lease, r"lease 7 has 3 keys by its own row, 2 by theirs, and 2 by the index"),
-        (a_milestone_too_many, r"key b'm1' has a milestone at revision \d+\.0, but no such change"),
+        (a_milestone_too_many, rf"{name_key(b'm1')} has a milestone at revision \d+\.0, but no such change"),
         (a_change_beyond_the_latest, r"there is a change at revision \d+, and the latest one is \d+"),
         (a_revision_without_changes, r"no change was found from \d+\.1 to before \d+\.0"),
         (compacted_in_the_future, r"compacted at revision \d+, and its latest one is \d+"),

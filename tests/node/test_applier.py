@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from raftstate.core.types import Entry, HardState
+from raftstate.errors import ResourceExhaustedError, StorageError
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import ReadTables, Table, WriteTables
 from raftstate.machine.types import Batch, BatchResult, CompactTo, EntryResult, Envelope, Item, Member
+from raftstate.node import applier as applier_module
 from raftstate.node.applier import KEYS_ON_LOOP_MAX, SWEEP_CHANGES, SWEEP_NS, StateApplier
 from raftstate.node.clock import LoopClock
 from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.pb.v1.pipeline_pb2 import CommandBatch
+from raftstate.store import checkpoint as checkpoint_module
+from raftstate.store.files import durable_write
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
-from raftstate.store.state import StateStore
+from raftstate.store.state import ReadTransaction, StateStore
 
 MARGIN_BYTES = 4 << 20
 MARGIN_ENTRIES = 200_000
@@ -333,3 +339,164 @@ async def test_observers_are_told_of_each_transaction_that_made_a_revision_or_mo
     await rig.apply(rig.entry_of(CompactTo(2)))
     await rig.until_swept()
     assert told == [(3, 0), (3, 3)]
+
+
+async def until_durable(rig: Rig, index: int) -> None:
+    async with asyncio.timeout(20):
+        while rig.state.durable_applied_index < index:  # noqa: ASYNC110 - a checkpoint tells nobody
+            await asyncio.sleep(0.001)
+
+
+class FullDisk:
+    """Has the state's transactions and checkpoints fail for want of room, while `full`."""
+
+    def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = True
+        self.refused = 0
+        self._commit, self._abort = rig.state._commit, rig.state._abort
+        monkeypatch.setattr(applier_module, "FULL_RETRY_S", 0.001)
+        monkeypatch.setattr(rig.state, "_commit", self.commit)
+        monkeypatch.setattr(checkpoint_module, "durable_write", self.durable_write)
+
+    def check(self) -> None:
+        if self.full:
+            self.refused += 1
+            raise StorageError("the disk is full", detail={"errno": errno.ENOSPC})
+
+    def commit(self, transaction: Any, dirtied_bytes: Any) -> None:
+        try:
+            self.check()
+        except StorageError:
+            self._abort(transaction)
+            raise
+        self._commit(transaction, dirtied_bytes)
+
+    def durable_write(self, path: Path, content: bytes) -> None:
+        self.check()
+        durable_write(path, content)
+
+    async def until_refused(self, times: int) -> None:
+        async with asyncio.timeout(20):
+            while self.refused < times:  # noqa: ASYNC110 - nobody is told of an attempt
+                await asyncio.sleep(0.001)
+
+
+@pytest.mark.case(52)
+@pytest.mark.case(65)
+async def test_what_the_disk_has_no_room_for_is_applied_once_and_answered_once_when_it_has(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.apply(rig.entry(rig.puts(["before"], b"v")))
+    disk = FullDisk(rig, monkeypatch)
+    first = asyncio.ensure_future(rig.apply(rig.entry(rig.puts(["a"], b"1"))))
+    await disk.until_refused(3)
+    second = asyncio.ensure_future(rig.apply(rig.entry(rig.puts(["a"], b"2")), lazily=True))
+    await disk.until_refused(6)
+    assert rig.applier.full == "the disk is full"
+    assert not first.done()
+    with rig.state.read() as tables:
+        reader = Reader(tables)
+        assert (reader.applied_index, reader.get(b"a")) == (1, None)
+        assert reader.get(b"before") is not None
+    disk.full = False
+    results = [*await first, *await second]
+    assert [(result.index, result.revision) for result in results] == [(2, 3), (3, 4)]
+    assert rig.applier.full is None
+    with rig.state.read() as tables:
+        pair = Reader(tables).get(b"a")
+        assert pair is not None
+        assert (pair.value, pair.version) == (b"2", 2)
+    await until_durable(rig, 3)
+
+
+@pytest.mark.case(52)
+async def test_a_transaction_beside_the_loop_is_tried_again_too(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start in range(0, KEYS_ON_LOOP_MAX + 200, 400):
+        await rig.apply(rig.entry(rig.puts([f"k{number:05d}" for number in range(start, start + 400)], b"v")))
+    disk = FullDisk(rig, monkeypatch)
+    batch = CommandBatch()
+    delete = batch.commands.add(serial=1).delete
+    delete.key, delete.range_end = b"k", b"l"
+    deleting = asyncio.ensure_future(rig.apply(rig.entry(batch)))
+    await disk.until_refused(3)
+    assert not deleting.done()
+    disk.full = False
+    [result] = await deleting
+    [item] = result.items
+    assert isinstance(item, BatchResult)
+    assert item.answers[0].deleted >= KEYS_ON_LOOP_MAX
+    await until_durable(rig, rig.index)
+
+
+@pytest.mark.case(52)
+async def test_a_checkpoint_without_room_for_its_file_is_published_later(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.apply(rig.entry(rig.puts(["a"], b"1")))
+    disk = FullDisk(rig, monkeypatch)
+    rig.applier._begin_checkpoint()
+    await disk.until_refused(3)
+    assert rig.state.durable_applied_index == 0
+    disk.full = False
+    await until_durable(rig, 1)
+    await rig.apply(rig.entry(rig.puts(["b"], b"1")))
+
+
+@pytest.mark.case(52)
+async def test_a_node_may_stop_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    rig.state.checkpoint(0)
+    await rig.apply(rig.entry(rig.puts(["a"], b"1")))
+    disk = FullDisk(rig, monkeypatch)
+    lost = asyncio.ensure_future(rig.apply(rig.entry(rig.puts(["a"], b"2"))))
+    await disk.until_refused(2)
+    assert not await rig.close()
+    assert rig.halts == []
+    lost.cancel()
+    disk.full = False
+    again = Rig(tmp_path, create=False)
+    assert again.machine.applied_index == 0  # what came after the last checkpoint is in the log
+    assert again.log.last_index() == 2
+    await again.close()
+
+
+def all_slots(state: StateStore) -> Iterator[ReadTransaction]:
+    """Take all reader slots that are free."""
+    while True:
+        try:
+            yield state.read()
+        except ResourceExhaustedError:
+            return
+
+
+@pytest.mark.case(58)
+async def test_without_a_reader_slot_checkpoints_wait_and_writes_go_on(rig: Rig) -> None:
+    # A slot is free again once nobody holds the transaction any more.
+    readers = list(all_slots(rig.state))
+    await rig.apply(rig.entry(rig.puts(["a"], b"1")))
+    rig.applier._begin_checkpoint()
+    await rig.apply(rig.entry(rig.puts(["b"], b"1")))
+    assert rig.state.durable_applied_index == 0
+    readers.clear()
+    rig.applier._begin_checkpoint()
+    await until_durable(rig, 1)
+
+
+async def test_while_room_is_short_the_log_goes_almost_up_to_the_checkpoint(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applier_module, "SCARCE_MARGIN_ENTRIES", 3)
+    for number in range(12):
+        await rig.apply(rig.entry(rig.puts(["k"], b"%d" % number)))
+    rig.applier._begin_checkpoint()
+    await until_durable(rig, 12)
+    assert rig.log.first_index() == 1
+    rig.applier.space_is_short(True)
+    async with asyncio.timeout(20):
+        while rig.log.first_index() != 10:  # noqa: ASYNC110 - nor does a cut
+            await asyncio.sleep(0.001)
+    rig.applier.space_is_short(False)

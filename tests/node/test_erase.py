@@ -174,7 +174,7 @@ def test_one_that_comes_meanwhile_is_done_in_the_next_round(node: Node) -> None:
 def test_a_log_that_is_cut_already_is_rewritten_nevertheless(node: Node) -> None:
     node.last_erase_index = 7
     node.boundary = 9
-    assert node.finish_all() == ["state", "log", "write 7"]
+    assert node.finish_all() == ["state", "retire", "log", "write 7"]
 
 
 def test_the_log_is_not_cut_before_a_crash_can_not_take_the_state_back(node: Node) -> None:
@@ -193,12 +193,12 @@ def test_followers_are_waited_for_but_not_for_ever(node: Node) -> None:
     node.wait(2)
     node.finish(Rewritten(7, 1, 1))
     node.wait(FOLLOWERS_NS_MAX / 1e9 - 1)
-    assert node.steps == ["state"]
+    assert node.steps == ["state", "retire"]
     node.wait(2)
-    assert node.steps[-1] == "cut 7"
+    assert node.steps == ["state", "retire", "cut 7"]
 
 
-@pytest.mark.parametrize("name", ["state-9", "snapshot-5", "log.copy"])
+@pytest.mark.parametrize("name", ["state-9", "snapshot-5", "log.copy", "aside"])
 def test_what_is_left_over_is_waited_for_and_named(node: Node, name: str) -> None:
     node.last_erase_index = 7
     left = node.directory / name
@@ -209,6 +209,19 @@ def test_what_is_left_over_is_waited_for_and_named(node: Node, name: str) -> Non
     left.unlink()
     assert node.finish_all() == ["write 7"]
     assert node.alarms[-1] == ""
+
+
+def test_a_snapshot_that_is_made_afterwards_is_none_of_its_business(node: Node) -> None:
+    node.last_erase_index = 7
+    node.wait(2)
+    node.finish(Rewritten(7, 1, 1))
+    node.wait(0.5)
+    assert node.steps == ["state", "retire", "cut 7"]
+    (node.directory / "snapshot-8").touch()
+    node.boundary = 7
+    node.finish()
+    node.finish_all()
+    assert node.eraser.erased_index == 7
 
 
 def test_a_restart_goes_on_and_one_after_the_end_has_nothing_to_do(node: Node) -> None:
@@ -257,14 +270,14 @@ def test_a_state_from_another_node_is_seen_to_again(node: Node) -> None:
     assert node.eraser.erased_index == 0
     node.wait(2)
     node.sweep_pending = False
-    assert node.finish_all() == ["state", "log", "write 7"]
+    assert node.finish_all() == ["state", "retire", "log", "write 7"]
 
 
 def test_one_that_was_swept_when_it_was_sent_needs_no_rewriting(node: Node) -> None:
     node.last_erase_index = 7
     node.boundary = 8
     node.eraser.state_installed()
-    assert node.finish_all() == ["log", "write 7"]
+    assert node.finish_all() == ["retire", "log", "write 7"]
 
 
 def test_what_ends_after_the_state_was_replaced_counts_for_nothing(node: Node) -> None:

@@ -226,3 +226,91 @@ async def test_a_lease_stamp_takes_the_connection_that_entries_do_not_hold_up(
         patched.delitem(one.links._outbound, (2, Channel.BULK))
         assert one.links.send(2, LeaseStamp(5))
         assert not one.links.send(2, TransferLeader(2))
+
+
+async def dialled(end: End, peer: int, port: int) -> None:
+    end.links.set_peers({peer: (f"127.0.0.1:{port}",)})
+    await connected(end, peer)
+
+
+async def test_peers_that_come_are_dialled_and_those_that_go_are_let_go_of(
+    pair: tuple[End, End, int],
+) -> None:
+    one, two, port = pair
+    await connected(one, 2)
+    three = End(3, {})
+    third = await three.links.start("127.0.0.1", 0)
+    try:
+        one.links.set_peers({2: (f"127.0.0.1:{port}",), 3: (f"127.0.0.1:{third}",)})
+        await connected(one, 3)
+        assert one.lost == []  # the connections to the other one stand
+        one.links.set_peers({3: (f"127.0.0.1:{third}",)})
+        assert one.links.send(2, TransferLeader(2)) is False
+        await two.until(lambda: two.lost == [1, 1])
+        assert one.links.send(3, TransferLeader(3))
+        await three.until(lambda: three.bodies == [(1, TransferLeader(3))])
+    finally:
+        await three.links.close()
+
+
+async def test_a_peer_with_another_address_is_dialled_there(pair: tuple[End, End, int]) -> None:
+    one, two, _ = pair
+    await connected(one, 2)
+    moved = End(2, {})
+    port = await moved.links.start("127.0.0.1", 0)
+    try:
+        await dialled(one, 2, port)
+        assert one.links.send(2, TransferLeader(2))
+        await moved.until(lambda: moved.bodies == [(1, TransferLeader(2))])
+        assert two.bodies == []
+    finally:
+        await moved.links.close()
+
+
+async def test_a_peer_with_several_addresses_is_found_at_the_one_that_works() -> None:
+    two = End(2, {})
+    port = await two.links.start("127.0.0.1", 0)
+    one = End(1, {})
+    await one.links.start("127.0.0.1", 0)
+    try:
+        one.links.set_peers({2: ("127.0.0.1:1", f"127.0.0.1:{port}")})
+        await connected(one, 2)
+    finally:
+        await one.links.close()
+        await two.links.close()
+
+
+@pytest.mark.case(19)
+async def test_a_peer_that_was_replaced_is_cut_off_told_so_and_nothing_of_it_is_taken(
+    pair: tuple[End, End, int],
+) -> None:
+    one, two, _ = pair
+    await connected(one, 2)
+    two.incarnations[1] = 2
+    # Before the connection is dropped, what still comes over it counts for nothing.
+    assert one.links.send(2, TransferLeader(2))
+    two.links.set_peers({})
+    await one.until(lambda: len(one.refusals) > 0)
+    assert one.refusals[0] == (
+        2,
+        Welcome("it was replaced", machine_version=12, reason=Reason.REPLACED, incarnation=2),
+    )
+    assert two.bodies == []
+    assert one.links.send(2, TransferLeader(2)) is False
+
+
+async def test_what_is_not_to_be_taken_is_dropped_and_the_connection_goes_on(
+    pair: tuple[End, End, int],
+) -> None:
+    one, two, _ = pair
+    await connected(one, 2)
+    two.incarnations[1] = 2
+    assert one.links.send(2, TransferLeader(1))
+    assert one.links.send(2, TransferLeader(2))
+    two.changed.clear()
+    await two.changed.wait()
+    two.incarnations[1] = 1
+    assert one.links.send(2, TransferLeader(3))
+    await two.until(lambda: (1, TransferLeader(3)) in two.bodies)
+    assert (1, TransferLeader(1)) not in two.bodies
+    assert two.lost == []

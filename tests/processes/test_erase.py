@@ -87,7 +87,10 @@ async def test_no_file_of_any_node_holds_an_erased_key_while_others_write(cluste
             assert time.monotonic() < deadline, {n: files_with(data(cluster, n)) for n in names}
             await asyncio.sleep(0.1)
         before = load.total
-        erased = await store.erase(KEY)
+        async with store.watch(prefix="people/", prev_kv=True) as watch:
+            erased = await store.erase(KEY)
+            event = await anext(aiter(watch))
+        assert (event.kind, event.key, event.prev_kv) == ("delete", KEY, None)
         assert erased.deleted
         assert await store.get(KEY) is None
         await until_done(store, erased)

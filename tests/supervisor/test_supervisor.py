@@ -54,7 +54,7 @@ def test_a_new_directory_gets_a_cluster_whose_nodes_agree(tmp_path: Path) -> Non
     assert all(s.cluster == made.config for s in settings)
     assert made.endpoints == [s.client_listener for s in settings]
     assert made.url == "raftstate://" + ",".join(made.endpoints)
-    assert len({address for m in made.members for address in (m.client_address, m.peer_address)}) == 10
+    assert len({address for m in made.config.members for address in (m.client_address, m.peer_address)}) == 10
 
 
 def test_two_clusters_have_different_ids(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_two_clusters_have_different_ids(tmp_path: Path) -> None:
 
 def test_ports_follow_the_one_that_was_given(tmp_path: Path) -> None:
     made = cluster(tmp_path, nodes=3, port=17_001)
-    assert [(m.client_address, m.peer_address) for m in made.members] == [
+    assert [(m.client_address, m.peer_address) for m in made.config.members] == [
         ("127.0.0.1:17001", "127.0.0.1:17101"),
         ("127.0.0.1:17002", "127.0.0.1:17102"),
         ("127.0.0.1:17003", "127.0.0.1:17103"),
