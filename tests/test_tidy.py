@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
     "offline": {"offline", "store", "machine", "core", "config", "folder", "errors"},
-    "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
+    "embedded": {"embedded", "server", "rpc", "client", "config", "folder", "errors", "logs"},
     "doctor": {"doctor", "config", "client", "address", "errors"},
     "testing": {"client", "supervisor"},
     "state": {"state", "compression", "errors"},
