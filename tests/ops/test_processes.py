@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,3 +98,37 @@ def test_without_a_majority_only_cluster_serves_until_there_is_one_again(cluster
         assert stub.Check(request).status == SERVING
         cluster.restart(others[0])
         assert (next(kv), next(whole)) == (SERVING, SERVING)
+
+
+def test_doctor_and_status_see_what_runs(cluster: LocalCluster) -> None:
+    with raftstate.connect(cluster.url) as store:
+        store.put("k", b"v")
+        nodes = store.status()
+    assert len({node.metrics_address for node in nodes}) == 3
+    leader = next(node for node in nodes if node.role == "leader")
+    assert sorted(peer.id for peer in leader.progress) == sorted({1, 2, 3} - {leader.node_id})
+    assert {(node.incarnation, node.version) for node in nodes} == {(1, raftstate.__version__)}
+    assert all(node.disk_free_bytes and node.log_map_bytes and node.state_map_bytes for node in nodes)
+    folder = cluster.node(leader.name).data
+    ended = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "raftstate.cli",
+            "doctor",
+            "--json",
+            "--data",
+            str(folder),
+            "--url",
+            cluster.url,
+        ],
+        capture_output=True,
+        check=False,
+    )
+    checks = {each["check"]: each["verdict"] for each in json.loads(ended.stdout)["checks"]}
+    of_the_cluster = ("members", "leader", "lag", "alarms", "node versions", "wall clocks")
+    assert {checks[name] for name in of_the_cluster} == {"ok"}
+    assert [checks[f"{name} port"] for name in ("client", "peer", "metrics")] == [
+        "note"
+    ] * 3  # it listens there
+    assert {"sync latency", "file system", "disk space"} <= checks.keys()
