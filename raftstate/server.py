@@ -648,6 +648,7 @@ class Node:
         self._repair = NodeRepair(self._rebuilder, stores.state, stores.log)
         self.integrity = Integrity(self.driver, world, self._repair, distrusted=stores.state.distrusted())
         self._applier.on_damage = self.integrity.damaged
+        self.service.scrub_times = lambda: self._scrubber.times_ms()
         self._scrubber = Scrubber(
             machine,
             stores.state,

@@ -145,4 +145,6 @@ def node_status(endpoint: str, reply: cluster_pb2.StatusResponse) -> NodeStatus:
         rebuild=reply.rebuild,
         rebuild_done_bytes=reply.rebuild_done_bytes,
         rebuild_total_bytes=reply.rebuild_total_bytes,
+        scrub_age_ms=reply.scrub_age_ms,
+        scrub_period_ms=reply.scrub_period_ms,
     )

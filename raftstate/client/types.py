@@ -272,3 +272,5 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     rebuild: str = ""
     rebuild_done_bytes: int = 0
     rebuild_total_bytes: int = 0
+    scrub_age_ms: int = 0
+    scrub_period_ms: int = 0

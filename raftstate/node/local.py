@@ -119,6 +119,8 @@ class LocalNode:
         driver.has_watches = lambda: self.watch_hub.watch_count > 0
         self.on_damage: Callable[[DataLossError], object] = lambda _: None
         """Told of what a read or a watch found damaged."""
+        self.scrub_times: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        """Returns (age, period) of the last pass of the scrub, in ms."""
         driver.fitness.watch(self._fitness_changed)
 
     # -- what it is
@@ -352,6 +354,7 @@ class LocalNode:
             keys = tables.count(Table.INDEX)
         member = applied.member(raft.id)
         defragmenter, eraser = self.defragmenter, self.eraser
+        scrub_age_ms, scrub_period_ms = self.scrub_times()
         alarms = self._driver.fitness.alarms
         if self._driver.halted is not None:
             alarms = (f"halted: {self._driver.halted}", *alarms)
@@ -393,6 +396,8 @@ class LocalNode:
             rebuild="" if defragmenter is None else defragmenter.why,
             rebuild_done_bytes=0 if defragmenter is None else defragmenter.done_bytes,
             rebuild_total_bytes=0 if defragmenter is None else defragmenter.total_bytes,
+            scrub_age_ms=scrub_age_ms,
+            scrub_period_ms=scrub_period_ms,
         )
 
     def _progress(self) -> list[PeerStatus]:

@@ -107,6 +107,13 @@ class Scrubber:
         if self._rate:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
+    def times_ms(self) -> tuple[int, int]:
+        """Return how long ago the last pass that found nothing began, and its period, in ms; 0: none did."""
+        passed_ns, period_ns = self.report
+        if passed_ns is None or period_ns is None:
+            return 0, 0
+        return max(1, (self._clock.monotonic_ns() - passed_ns) // 1_000_000), period_ns // 1_000_000
+
     async def close(self) -> None:
         """Stop, and end the thread."""
         self._closing = True

@@ -121,6 +121,11 @@ class NodeStatus:
     rebuild_done_bytes: int = 0
     rebuild_total_bytes: int = 0
     """How many bytes of rows are copied, of about how many."""
+    scrub_age_ms: int = 0
+    """Since the last pass of the scrub that found nothing began; 0: there was none since the start."""
+    scrub_period_ms: int = 0
+    """From the beginning of the pass before to the end of that one: how long a key that a damaged page hides
+    can be "not found" at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,4 +271,6 @@ def status_message(service: NodeService, status: NodeStatus) -> cluster_pb2.Stat
         rebuild_done_bytes=status.rebuild_done_bytes,
         rebuild_total_bytes=status.rebuild_total_bytes,
         state_free_bytes=status.state_free_bytes,
+        scrub_age_ms=status.scrub_age_ms,
+        scrub_period_ms=status.scrub_period_ms,
     )

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from raftstate.pb.v1 import common_pb2 as raftstate_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1araftstate/v1/cluster.proto\x12\x0craftstate.v1\x1a\x19raftstate/v1/common.proto\"\x0f\n\rStatusRequest\"\x87\x01\n\x06Member\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x0f\n\x07learner\x18\x06 \x01(\x08\x12\x0f\n\x07promote\x18\x07 \x01(\x08\"\x90\x01\n\x0cPeerProgress\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\x12\n\nnext_index\x18\x03 \x01(\x04\x12\r\n\x05state\x18\x04 \x01(\t\x12\x17\n\x0frecently_active\x18\x05 \x01(\x08\x12\x13\n\x0blag_entries\x18\x14 \x01(\x04\x12\x0e\n\x06lag_ms\x18\x15 \x01(\x04\"\xe2\x06\n\x0eStatusResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12 \n\x04role\x18\x04 \x01(\x0e\x32\x12.raftstate.v1.Role\x12\x11\n\tleader_id\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x06 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x07 \x01(\x04\x12\x17\n\x0f\x66irst_log_index\x18\x08 \x01(\x04\x12\x1d\n\x15\x64urable_applied_index\x18\t \x01(\x04\x12\x0e\n\x06\x64igest\x18\n \x01(\x06\x12\x17\n\x0fmachine_version\x18\x0b \x01(\r\x12\x11\n\tlog_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bstate_bytes\x18\r \x01(\x04\x12\x10\n\x08sessions\x18\x0e \x01(\x04\x12%\n\x07members\x18\x0f \x03(\x0b\x32\x14.raftstate.v1.Member\x12,\n\x08progress\x18\x10 \x03(\x0b\x32\x1a.raftstate.v1.PeerProgress\x12\x0e\n\x06\x61larms\x18\x11 \x03(\t\x12\x18\n\x10leader_silent_ms\x18\x12 \x01(\x04\x12\x0c\n\x04keys\x18\x13 \x01(\x04\x12\x1a\n\x12\x63ompacted_revision\x18\x14 \x01(\x04\x12\x0e\n\x06leases\x18\x15 \x01(\x04\x12\x0f\n\x07watches\x18\x16 \x01(\x04\x12\x13\n\x0bincarnation\x18< \x01(\x04\x12\x17\n\x0fmetrics_address\x18= \x01(\t\x12\x19\n\x11\x63heckpoint_age_ms\x18> \x01(\x04\x12\x17\n\x0f\x64isk_free_bytes\x18? \x01(\x04\x12\x15\n\rlog_map_bytes\x18@ \x01(\x04\x12\x17\n\x0fstate_map_bytes\x18\x41 \x01(\x04\x12\x15\n\rwall_clock_ms\x18\x42 \x01(\x04\x12\x18\n\x10last_erase_index\x18( \x01(\x04\x12\x14\n\x0c\x65rased_index\x18) \x01(\x04\x12\x0f\n\x07rebuild\x18* \x01(\t\x12\x1a\n\x12rebuild_done_bytes\x18+ \x01(\x04\x12\x1b\n\x13rebuild_total_bytes\x18, \x01(\x04\x12\x18\n\x10state_free_bytes\x18- \x01(\x04\"\x13\n\x11\x44\x65\x66ragmentRequest\"W\n\x12\x44\x65\x66ragmentResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x13\n\x0bstate_bytes\x18\x02 \x01(\x04\"*\n\x15TransferLeaderRequest\x12\x11\n\ttarget_id\x18\x01 \x01(\x04\"Y\n\x16TransferLeaderResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x11\n\tleader_id\x18\x02 \x01(\x04\"^\n\x0c\x43lusterTimes\x12\x14\n\x0cheartbeat_ms\x18\x01 \x01(\x04\x12\x1b\n\x13\x65lection_timeout_ms\x18\x02 \x01(\x04\x12\x1b\n\x13history_retention_s\x18\x03 \x01(\x04\"\x13\n\x11MemberListRequest\"\xeb\x01\n\x12MemberListResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.raftstate.v1.Member\x12\x11\n\tleader_id\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x12,\n\x08progress\x18\x05 \x03(\x0b\x32\x1a.raftstate.v1.PeerProgress\x12)\n\x05times\x18\x06 \x01(\x0b\x32\x1a.raftstate.v1.ClusterTimes\"_\n\x10MemberAddRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x03 \x01(\t\x12\x0f\n\x07learner\x18\x04 \x01(\x08\"\xca\x01\n\x11MemberAddResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12$\n\x06member\x18\x02 \x01(\x0b\x32\x14.raftstate.v1.Member\x12%\n\x07members\x18\x03 \x03(\x0b\x32\x14.raftstate.v1.Member\x12)\n\x05times\x18\x04 \x01(\x0b\x32\x1a.raftstate.v1.ClusterTimes\x12\x0f\n\x07\x61lready\x18\x05 \x01(\x08\"$\n\x14MemberPromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"l\n\x15MemberPromoteResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.raftstate.v1.Member\"$\n\x13MemberRemoveRequest\x12\r\n\x05names\x18\x01 \x03(\t\"k\n\x14MemberRemoveResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.raftstate.v1.Member\"R\n\x14MemberReplaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x03 \x01(\t\"\xbd\x01\n\x15MemberReplaceResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12$\n\x06member\x18\x02 \x01(\x0b\x32\x14.raftstate.v1.Member\x12%\n\x07members\x18\x03 \x03(\x0b\x32\x14.raftstate.v1.Member\x12)\n\x05times\x18\x04 \x01(\x0b\x32\x1a.raftstate.v1.ClusterTimes*~\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_FOLLOWER\x10\x01\x12\x16\n\x12ROLE_PRE_CANDIDATE\x10\x02\x12\x12\n\x0eROLE_CANDIDATE\x10\x03\x12\x0f\n\x0bROLE_LEADER\x10\x04\x12\x10\n\x0cROLE_LEARNER\x10\x05\x32\xa6\x05\n\x07\x43luster\x12\x43\n\x06Status\x12\x1b.raftstate.v1.StatusRequest\x1a\x1c.raftstate.v1.StatusResponse\x12[\n\x0eTransferLeader\x12#.raftstate.v1.TransferLeaderRequest\x1a$.raftstate.v1.TransferLeaderResponse\x12O\n\nMemberList\x12\x1f.raftstate.v1.MemberListRequest\x1a .raftstate.v1.MemberListResponse\x12L\n\tMemberAdd\x12\x1e.raftstate.v1.MemberAddRequest\x1a\x1f.raftstate.v1.MemberAddResponse\x12X\n\rMemberPromote\x12\".raftstate.v1.MemberPromoteRequest\x1a#.raftstate.v1.MemberPromoteResponse\x12U\n\x0cMemberRemove\x12!.raftstate.v1.MemberRemoveRequest\x1a\".raftstate.v1.MemberRemoveResponse\x12X\n\rMemberReplace\x12\".raftstate.v1.MemberReplaceRequest\x1a#.raftstate.v1.MemberReplaceResponse\x12O\n\nDefragment\x12\x1f.raftstate.v1.DefragmentRequest\x1a .raftstate.v1.DefragmentResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1araftstate/v1/cluster.proto\x12\x0craftstate.v1\x1a\x19raftstate/v1/common.proto\"\x0f\n\rStatusRequest\"\x87\x01\n\x06Member\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x14\n\x0cpeer_address\x18\x04 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x05 \x01(\t\x12\x0f\n\x07learner\x18\x06 \x01(\x08\x12\x0f\n\x07promote\x18\x07 \x01(\x08\"\x90\x01\n\x0cPeerProgress\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\x12\n\nnext_index\x18\x03 \x01(\x04\x12\r\n\x05state\x18\x04 \x01(\t\x12\x17\n\x0frecently_active\x18\x05 \x01(\x08\x12\x13\n\x0blag_entries\x18\x14 \x01(\x04\x12\x0e\n\x06lag_ms\x18\x15 \x01(\x04\"\x91\x07\n\x0eStatusResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12 \n\x04role\x18\x04 \x01(\x0e\x32\x12.raftstate.v1.Role\x12\x11\n\tleader_id\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x06 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x07 \x01(\x04\x12\x17\n\x0f\x66irst_log_index\x18\x08 \x01(\x04\x12\x1d\n\x15\x64urable_applied_index\x18\t \x01(\x04\x12\x0e\n\x06\x64igest\x18\n \x01(\x06\x12\x17\n\x0fmachine_version\x18\x0b \x01(\r\x12\x11\n\tlog_bytes\x18\x0c \x01(\x04\x12\x13\n\x0bstate_bytes\x18\r \x01(\x04\x12\x10\n\x08sessions\x18\x0e \x01(\x04\x12%\n\x07members\x18\x0f \x03(\x0b\x32\x14.raftstate.v1.Member\x12,\n\x08progress\x18\x10 \x03(\x0b\x32\x1a.raftstate.v1.PeerProgress\x12\x0e\n\x06\x61larms\x18\x11 \x03(\t\x12\x18\n\x10leader_silent_ms\x18\x12 \x01(\x04\x12\x0c\n\x04keys\x18\x13 \x01(\x04\x12\x1a\n\x12\x63ompacted_revision\x18\x14 \x01(\x04\x12\x0e\n\x06leases\x18\x15 \x01(\x04\x12\x0f\n\x07watches\x18\x16 \x01(\x04\x12\x13\n\x0bincarnation\x18< \x01(\x04\x12\x17\n\x0fmetrics_address\x18= \x01(\t\x12\x19\n\x11\x63heckpoint_age_ms\x18> \x01(\x04\x12\x17\n\x0f\x64isk_free_bytes\x18? \x01(\x04\x12\x15\n\rlog_map_bytes\x18@ \x01(\x04\x12\x17\n\x0fstate_map_bytes\x18\x41 \x01(\x04\x12\x15\n\rwall_clock_ms\x18\x42 \x01(\x04\x12\x18\n\x10last_erase_index\x18( \x01(\x04\x12\x14\n\x0c\x65rased_index\x18) \x01(\x04\x12\x0f\n\x07rebuild\x18* \x01(\t\x12\x1a\n\x12rebuild_done_bytes\x18+ \x01(\x04\x12\x1b\n\x13rebuild_total_bytes\x18, \x01(\x04\x12\x18\n\x10state_free_bytes\x18- \x01(\x04\x12\x14\n\x0cscrub_age_ms\x18\x32 \x01(\x04\x12\x17\n\x0fscrub_period_ms\x18\x33 \x01(\x04\"\x13\n\x11\x44\x65\x66ragmentRequest\"W\n\x12\x44\x65\x66ragmentResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x13\n\x0bstate_bytes\x18\x02 \x01(\x04\"*\n\x15TransferLeaderRequest\x12\x11\n\ttarget_id\x18\x01 \x01(\x04\"Y\n\x16TransferLeaderResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12\x11\n\tleader_id\x18\x02 \x01(\x04\"^\n\x0c\x43lusterTimes\x12\x14\n\x0cheartbeat_ms\x18\x01 \x01(\x04\x12\x1b\n\x13\x65lection_timeout_ms\x18\x02 \x01(\x04\x12\x1b\n\x13history_retention_s\x18\x03 \x01(\x04\"\x13\n\x11MemberListRequest\"\xeb\x01\n\x12MemberListResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.raftstate.v1.Member\x12\x11\n\tleader_id\x18\x03 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x04 \x01(\x04\x12,\n\x08progress\x18\x05 \x03(\x0b\x32\x1a.raftstate.v1.PeerProgress\x12)\n\x05times\x18\x06 \x01(\x0b\x32\x1a.raftstate.v1.ClusterTimes\"_\n\x10MemberAddRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x03 \x01(\t\x12\x0f\n\x07learner\x18\x04 \x01(\x08\"\xca\x01\n\x11MemberAddResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12$\n\x06member\x18\x02 \x01(\x0b\x32\x14.raftstate.v1.Member\x12%\n\x07members\x18\x03 \x03(\x0b\x32\x14.raftstate.v1.Member\x12)\n\x05times\x18\x04 \x01(\x0b\x32\x1a.raftstate.v1.ClusterTimes\x12\x0f\n\x07\x61lready\x18\x05 \x01(\x08\"$\n\x14MemberPromoteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"l\n\x15MemberPromoteResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.raftstate.v1.Member\"$\n\x13MemberRemoveRequest\x12\r\n\x05names\x18\x01 \x03(\t\"k\n\x14MemberRemoveResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12%\n\x07members\x18\x02 \x03(\x0b\x32\x14.raftstate.v1.Member\"R\n\x14MemberReplaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x03 \x01(\t\"\xbd\x01\n\x15MemberReplaceResponse\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1c.raftstate.v1.ResponseHeader\x12$\n\x06member\x18\x02 \x01(\x0b\x32\x14.raftstate.v1.Member\x12%\n\x07members\x18\x03 \x03(\x0b\x32\x14.raftstate.v1.Member\x12)\n\x05times\x18\x04 \x01(\x0b\x32\x1a.raftstate.v1.ClusterTimes*~\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x11\n\rROLE_FOLLOWER\x10\x01\x12\x16\n\x12ROLE_PRE_CANDIDATE\x10\x02\x12\x12\n\x0eROLE_CANDIDATE\x10\x03\x12\x0f\n\x0bROLE_LEADER\x10\x04\x12\x10\n\x0cROLE_LEARNER\x10\x05\x32\xa6\x05\n\x07\x43luster\x12\x43\n\x06Status\x12\x1b.raftstate.v1.StatusRequest\x1a\x1c.raftstate.v1.StatusResponse\x12[\n\x0eTransferLeader\x12#.raftstate.v1.TransferLeaderRequest\x1a$.raftstate.v1.TransferLeaderResponse\x12O\n\nMemberList\x12\x1f.raftstate.v1.MemberListRequest\x1a .raftstate.v1.MemberListResponse\x12L\n\tMemberAdd\x12\x1e.raftstate.v1.MemberAddRequest\x1a\x1f.raftstate.v1.MemberAddResponse\x12X\n\rMemberPromote\x12\".raftstate.v1.MemberPromoteRequest\x1a#.raftstate.v1.MemberPromoteResponse\x12U\n\x0cMemberRemove\x12!.raftstate.v1.MemberRemoveRequest\x1a\".raftstate.v1.MemberRemoveResponse\x12X\n\rMemberReplace\x12\".raftstate.v1.MemberReplaceRequest\x1a#.raftstate.v1.MemberReplaceResponse\x12O\n\nDefragment\x12\x1f.raftstate.v1.DefragmentRequest\x1a .raftstate.v1.DefragmentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'raftstate.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2715
-  _globals['_ROLE']._serialized_end=2841
+  _globals['_ROLE']._serialized_start=2762
+  _globals['_ROLE']._serialized_end=2888
   _globals['_STATUSREQUEST']._serialized_start=71
   _globals['_STATUSREQUEST']._serialized_end=86
   _globals['_MEMBER']._serialized_start=89
@@ -41,37 +41,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERPROGRESS']._serialized_start=227
   _globals['_PEERPROGRESS']._serialized_end=371
   _globals['_STATUSRESPONSE']._serialized_start=374
-  _globals['_STATUSRESPONSE']._serialized_end=1240
-  _globals['_DEFRAGMENTREQUEST']._serialized_start=1242
-  _globals['_DEFRAGMENTREQUEST']._serialized_end=1261
-  _globals['_DEFRAGMENTRESPONSE']._serialized_start=1263
-  _globals['_DEFRAGMENTRESPONSE']._serialized_end=1350
-  _globals['_TRANSFERLEADERREQUEST']._serialized_start=1352
-  _globals['_TRANSFERLEADERREQUEST']._serialized_end=1394
-  _globals['_TRANSFERLEADERRESPONSE']._serialized_start=1396
-  _globals['_TRANSFERLEADERRESPONSE']._serialized_end=1485
-  _globals['_CLUSTERTIMES']._serialized_start=1487
-  _globals['_CLUSTERTIMES']._serialized_end=1581
-  _globals['_MEMBERLISTREQUEST']._serialized_start=1583
-  _globals['_MEMBERLISTREQUEST']._serialized_end=1602
-  _globals['_MEMBERLISTRESPONSE']._serialized_start=1605
-  _globals['_MEMBERLISTRESPONSE']._serialized_end=1840
-  _globals['_MEMBERADDREQUEST']._serialized_start=1842
-  _globals['_MEMBERADDREQUEST']._serialized_end=1937
-  _globals['_MEMBERADDRESPONSE']._serialized_start=1940
-  _globals['_MEMBERADDRESPONSE']._serialized_end=2142
-  _globals['_MEMBERPROMOTEREQUEST']._serialized_start=2144
-  _globals['_MEMBERPROMOTEREQUEST']._serialized_end=2180
-  _globals['_MEMBERPROMOTERESPONSE']._serialized_start=2182
-  _globals['_MEMBERPROMOTERESPONSE']._serialized_end=2290
-  _globals['_MEMBERREMOVEREQUEST']._serialized_start=2292
-  _globals['_MEMBERREMOVEREQUEST']._serialized_end=2328
-  _globals['_MEMBERREMOVERESPONSE']._serialized_start=2330
-  _globals['_MEMBERREMOVERESPONSE']._serialized_end=2437
-  _globals['_MEMBERREPLACEREQUEST']._serialized_start=2439
-  _globals['_MEMBERREPLACEREQUEST']._serialized_end=2521
-  _globals['_MEMBERREPLACERESPONSE']._serialized_start=2524
-  _globals['_MEMBERREPLACERESPONSE']._serialized_end=2713
-  _globals['_CLUSTER']._serialized_start=2844
-  _globals['_CLUSTER']._serialized_end=3522
+  _globals['_STATUSRESPONSE']._serialized_end=1287
+  _globals['_DEFRAGMENTREQUEST']._serialized_start=1289
+  _globals['_DEFRAGMENTREQUEST']._serialized_end=1308
+  _globals['_DEFRAGMENTRESPONSE']._serialized_start=1310
+  _globals['_DEFRAGMENTRESPONSE']._serialized_end=1397
+  _globals['_TRANSFERLEADERREQUEST']._serialized_start=1399
+  _globals['_TRANSFERLEADERREQUEST']._serialized_end=1441
+  _globals['_TRANSFERLEADERRESPONSE']._serialized_start=1443
+  _globals['_TRANSFERLEADERRESPONSE']._serialized_end=1532
+  _globals['_CLUSTERTIMES']._serialized_start=1534
+  _globals['_CLUSTERTIMES']._serialized_end=1628
+  _globals['_MEMBERLISTREQUEST']._serialized_start=1630
+  _globals['_MEMBERLISTREQUEST']._serialized_end=1649
+  _globals['_MEMBERLISTRESPONSE']._serialized_start=1652
+  _globals['_MEMBERLISTRESPONSE']._serialized_end=1887
+  _globals['_MEMBERADDREQUEST']._serialized_start=1889
+  _globals['_MEMBERADDREQUEST']._serialized_end=1984
+  _globals['_MEMBERADDRESPONSE']._serialized_start=1987
+  _globals['_MEMBERADDRESPONSE']._serialized_end=2189
+  _globals['_MEMBERPROMOTEREQUEST']._serialized_start=2191
+  _globals['_MEMBERPROMOTEREQUEST']._serialized_end=2227
+  _globals['_MEMBERPROMOTERESPONSE']._serialized_start=2229
+  _globals['_MEMBERPROMOTERESPONSE']._serialized_end=2337
+  _globals['_MEMBERREMOVEREQUEST']._serialized_start=2339
+  _globals['_MEMBERREMOVEREQUEST']._serialized_end=2375
+  _globals['_MEMBERREMOVERESPONSE']._serialized_start=2377
+  _globals['_MEMBERREMOVERESPONSE']._serialized_end=2484
+  _globals['_MEMBERREPLACEREQUEST']._serialized_start=2486
+  _globals['_MEMBERREPLACEREQUEST']._serialized_end=2568
+  _globals['_MEMBERREPLACERESPONSE']._serialized_start=2571
+  _globals['_MEMBERREPLACERESPONSE']._serialized_end=2760
+  _globals['_CLUSTER']._serialized_start=2891
+  _globals['_CLUSTER']._serialized_end=3569
 # @@protoc_insertion_point(module_scope)

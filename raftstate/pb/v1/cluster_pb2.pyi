@@ -64,7 +64,7 @@ class PeerProgress(_message.Message):
     def __init__(self, id: _Optional[int] = ..., match_index: _Optional[int] = ..., next_index: _Optional[int] = ..., state: _Optional[str] = ..., recently_active: _Optional[bool] = ..., lag_entries: _Optional[int] = ..., lag_ms: _Optional[int] = ...) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("header", "name", "version", "role", "leader_id", "commit_index", "last_log_index", "first_log_index", "durable_applied_index", "digest", "machine_version", "log_bytes", "state_bytes", "sessions", "members", "progress", "alarms", "leader_silent_ms", "keys", "compacted_revision", "leases", "watches", "incarnation", "metrics_address", "checkpoint_age_ms", "disk_free_bytes", "log_map_bytes", "state_map_bytes", "wall_clock_ms", "last_erase_index", "erased_index", "rebuild", "rebuild_done_bytes", "rebuild_total_bytes", "state_free_bytes")
+    __slots__ = ("header", "name", "version", "role", "leader_id", "commit_index", "last_log_index", "first_log_index", "durable_applied_index", "digest", "machine_version", "log_bytes", "state_bytes", "sessions", "members", "progress", "alarms", "leader_silent_ms", "keys", "compacted_revision", "leases", "watches", "incarnation", "metrics_address", "checkpoint_age_ms", "disk_free_bytes", "log_map_bytes", "state_map_bytes", "wall_clock_ms", "last_erase_index", "erased_index", "rebuild", "rebuild_done_bytes", "rebuild_total_bytes", "state_free_bytes", "scrub_age_ms", "scrub_period_ms")
     HEADER_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -100,6 +100,8 @@ class StatusResponse(_message.Message):
     REBUILD_DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
     REBUILD_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    SCRUB_PERIOD_MS_FIELD_NUMBER: _ClassVar[int]
     header: _common_pb2.ResponseHeader
     name: str
     version: str
@@ -135,7 +137,9 @@ class StatusResponse(_message.Message):
     rebuild_done_bytes: int
     rebuild_total_bytes: int
     state_free_bytes: int
-    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., commit_index: _Optional[int] = ..., last_log_index: _Optional[int] = ..., first_log_index: _Optional[int] = ..., durable_applied_index: _Optional[int] = ..., digest: _Optional[int] = ..., machine_version: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PeerProgress, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ..., leader_silent_ms: _Optional[int] = ..., keys: _Optional[int] = ..., compacted_revision: _Optional[int] = ..., leases: _Optional[int] = ..., watches: _Optional[int] = ..., incarnation: _Optional[int] = ..., metrics_address: _Optional[str] = ..., checkpoint_age_ms: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., log_map_bytes: _Optional[int] = ..., state_map_bytes: _Optional[int] = ..., wall_clock_ms: _Optional[int] = ..., last_erase_index: _Optional[int] = ..., erased_index: _Optional[int] = ..., rebuild: _Optional[str] = ..., rebuild_done_bytes: _Optional[int] = ..., rebuild_total_bytes: _Optional[int] = ..., state_free_bytes: _Optional[int] = ...) -> None: ...
+    scrub_age_ms: int
+    scrub_period_ms: int
+    def __init__(self, header: _Optional[_Union[_common_pb2.ResponseHeader, _Mapping]] = ..., name: _Optional[str] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., commit_index: _Optional[int] = ..., last_log_index: _Optional[int] = ..., first_log_index: _Optional[int] = ..., durable_applied_index: _Optional[int] = ..., digest: _Optional[int] = ..., machine_version: _Optional[int] = ..., log_bytes: _Optional[int] = ..., state_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., progress: _Optional[_Iterable[_Union[PeerProgress, _Mapping]]] = ..., alarms: _Optional[_Iterable[str]] = ..., leader_silent_ms: _Optional[int] = ..., keys: _Optional[int] = ..., compacted_revision: _Optional[int] = ..., leases: _Optional[int] = ..., watches: _Optional[int] = ..., incarnation: _Optional[int] = ..., metrics_address: _Optional[str] = ..., checkpoint_age_ms: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., log_map_bytes: _Optional[int] = ..., state_map_bytes: _Optional[int] = ..., wall_clock_ms: _Optional[int] = ..., last_erase_index: _Optional[int] = ..., erased_index: _Optional[int] = ..., rebuild: _Optional[str] = ..., rebuild_done_bytes: _Optional[int] = ..., rebuild_total_bytes: _Optional[int] = ..., state_free_bytes: _Optional[int] = ..., scrub_age_ms: _Optional[int] = ..., scrub_period_ms: _Optional[int] = ...) -> None: ...
 
 class DefragmentRequest(_message.Message):
     __slots__ = ()
