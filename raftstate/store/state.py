@@ -35,8 +35,10 @@ from raftstate.store.open_generation import (
     remove_closed,
 )
 from raftstate.store.snapshot import PreparedGeneration, SnapshotBuilder
+from raftstate.store.space import Reader, Space
 from raftstate.store.start import (
     READERS_WAIT_S,
+    check_pages,
     create_first_generation,
     mark_clean_stop,
     startable,
@@ -85,6 +87,7 @@ class StateStore:
         map_bytes: int = 0,
         readers_wait_s: float = READERS_WAIT_S,
         verify: Callable[[ReadTables], None] = walk,
+        suspect: bool = False,
     ) -> StateStore:
         """Open the state at its last durable checkpoint, or after a clean stop at its end, which is the same.
 
@@ -97,6 +100,8 @@ class StateStore:
                 seconds.
             verify: reads through the copy that is made after a failed sync, and raises if it can't be
                 trusted.
+            suspect: check the structure of all pages before LMDB reads any: the last run crashed, and a page
+                may be why.
 
         Raises:
             FailedPreconditionError: there is no state in the directory.
@@ -104,6 +109,8 @@ class StateStore:
             StorageError: the disk or LMDB failed.
         """
         with startable(data_directory, readers_wait_s=readers_wait_s, verify=verify) as (generation, record):
+            if suspect:
+                check_pages(generation)
             store = cls(OpenGeneration.open(generation, record, map_bytes))
         try:
             store.clear_dead_readers()
@@ -327,6 +334,25 @@ class StateStore:
                 run(end)
 
         old.retire(ended)
+
+    def space(self) -> Space:
+        """Measure the state's file. Any thread.
+
+        Raises:
+            ResourceExhaustedError: no reader slot is free.
+            StorageError: LMDB failed.
+            ClosedError: the store is closed.
+        """
+        return self._opened.space()
+
+    def readers(self) -> list[Reader]:
+        """Return who reads the state now, in this process and in others. Any thread.
+
+        Raises:
+            StorageError: LMDB failed.
+            ClosedError: the store is closed.
+        """
+        return self._opened.readers()
 
     def close(self, *, clean: bool) -> None:
         """Close the environment. No other thread may be in a read, nor do what `adopt` was given `run` for.
