@@ -32,6 +32,7 @@ def test_the_state_is_published_before_the_log_is_reset_and_both_before_the_repo
     loop.append("entries", run(1, 5), HardState(1, 1, 2))
     loop.run_until(1)
     seen: list[object] = []
+    loop.now_ns = 2_000
     loop.writer.install(
         lambda: seen.append(("published", loop.log._meta.last_index, loop.log._hard_state)),
         HardState(2, 2, 50),

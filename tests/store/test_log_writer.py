@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -28,12 +27,10 @@ class Loop:
         self.path = path
         self.log: LogStore = new_log(path)
         self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.clock = itertools.count(1_000, 1_000)
+        self.now_ns = 0
         self.reserves = 0
         """How often there is reserved space to let go of."""
-        self.writer = LogWriter(
-            self.log, self.posted.put, clock_ns=lambda: next(self.clock), release=self.release
-        )
+        self.writer = LogWriter(self.log, self.posted.put, clock_ns=lambda: self.now_ns, release=self.release)
         self.reports: list[tuple[str, BaseException | None]] = []
 
     def release(self) -> bool:
@@ -352,8 +349,10 @@ def test_a_write_that_breaks_an_invariant_stops_the_writer(loop: Loop) -> None:
 def test_the_oldest_outstanding_append_is_known(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loop.writer.outstanding_since_ns is None
     held = loop.hold_commits(monkeypatch)
+    loop.now_ns = 1_000
     loop.append("a", run(1, 1))
     held.wait_for_one()
+    loop.now_ns = 2_000
     loop.append("b", run(2, 2))
     assert loop.writer.outstanding_since_ns == 1_000
     held.let_go()
