@@ -625,6 +625,7 @@ async def test_a_sweep_of_the_old_state_is_not_gone_on_with_in_the_new_one(rig: 
     with rig.state.write() as tables:
         rig.machine.sweep(tables, 300)
     assert rig.machine.sweep_pending
+    await rig.apply(rig.entry(rig.puts(["a"], b"v")))
     await adopt(rig, await prepared_of(rig, tmp_path / "other", 5))
     assert not rig.machine.sweep_pending
     rig.applier._needs_before.clear()
