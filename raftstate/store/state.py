@@ -299,15 +299,18 @@ class StateStore:
         except lmdb.Error as error:
             raise lmdb_failure("measuring the state", self.path, error) from error
 
-    def readers(self) -> list[Reader]:
-        """Return who reads the state now, in this process and in others. Any thread.
+    def readers(self) -> tuple[list[Reader], int]:
+        """Return who reads the state now, in this process and in others, and the id of the newest commit: who
+        reads that one keeps no page from being used again. Takes no slot. Any thread.
 
         Raises:
             StorageError: LMDB failed.
             ClosedError: the store is closed.
         """
         try:
-            return parse_readers(self._open_environment().readers())
+            environment = self._open_environment()
+            newest: int = environment.info()["last_txnid"]
+            return parse_readers(environment.readers()), newest
         except lmdb.Error as error:
             raise lmdb_failure("listing readers", self.path, error) from error
 
