@@ -122,12 +122,12 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    restarts = Restarts()
+    restarts = Restarts(settings)
     while True:
         try:
             await _serve_once(settings, stop, restarts, ready)
         except StorageError as error:
-            if not restarts.may_follow(error, settings):
+            if not restarts.may_follow(error):
                 raise
             await restarts.wait(stop)
             if stop.is_set():
@@ -290,7 +290,8 @@ async def either(*events: asyncio.Event) -> None:
 class Restarts:
     """When to start a node again that its disk has stopped, within the same process."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
         self.has_run = False
         """Whether the node has run already."""
         self.distrust: set[str] = set()
@@ -304,16 +305,16 @@ class Restarts:
         self.distrust.clear()
         self._pause_s = RESTART_S_MIN
 
-    def may_follow(self, failure: StorageError, settings: NodeSettings) -> bool:
+    def may_follow(self, failure: StorageError) -> bool:
         """Whether to try again. Not if the node has never run and nothing says that its disk had failed
         before: then whoever starts it for the first time must hear of it."""
         if "distrust" in failure.detail:
             self.distrust.add(str(failure.detail["distrust"]))
-        if not self.has_run and (not is_full(failure) or not must_copy(settings.data_path)):
+        if not self.has_run and (not is_full(failure) or not must_copy(self.settings.data_path)):
             return False
         log.error(
             "the disk has stopped this node; it starts again",
-            node=settings.name,
+            node=self.settings.name,
             reason=str(failure),
             in_s=self._pause_s,
         )

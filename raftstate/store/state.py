@@ -345,8 +345,9 @@ class StateStore:
         """
         return self._opened.space()
 
-    def readers(self) -> list[Reader]:
-        """Return who reads the state now, in this process and in others. Any thread.
+    def readers(self) -> tuple[list[Reader], int]:
+        """Return who reads the state now, in this process and in others, and the id of the newest commit: who
+        reads that one keeps no page from being used again. Takes no slot. Any thread.
 
         Raises:
             StorageError: LMDB failed.
