@@ -199,7 +199,37 @@ class NodeSettings(BaseSettings):
     state_map_bytes: int = Field(
         default=64 << 30,
         ge=16 << 20,
-        description="Address space of the state's LMDB environment, in bytes; fixed at creation, sparse.",
+        description="Address space of the state's LMDB environment, in bytes; the file is sparse. A larger"
+        " size applies from the next start, a smaller one never.",
+    )
+    disk_soft_floor_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="With less room than this, in bytes, on the data directory's disk (free pages of the"
+        " files count, too), a leader takes no puts, transactions that put, or new leases; what frees room"
+        " goes on. None: 1 GiB, or a tenth of a small disk. 0: no such floor.",
+    )
+    disk_hard_floor_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="With less room than this, in bytes, only reads go on, and leadership is handed over:"
+        " what is left is for the log's terms and votes, and for what is under way. None: 256 MiB, or a 25th"
+        " of a small disk. 0: no such floor.",
+    )
+    disk_reserve_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        le=1 << 30,
+        description="A file of this size, in bytes, is kept in the data directory, and let go of when the"
+        " disk is full, so that votes can still be written. None: 16 MiB, or a hundredth of a small disk,"
+        " and nothing in an embedded node. 0: none.",
+    )
+    quota_bytes: int | None = Field(
+        default=None,
+        ge=1 << 20,
+        description="The most that the state's rows may take, in bytes, with their history and all that"
+        " stands beside them; over it a leader takes no puts, transactions that put, or new leases. None: the"
+        " size of its map, but for an eighth, at most 1 GiB, that replacing rows takes for a while.",
     )
     log_margin_entries: int = Field(
         default=50_000,
@@ -267,6 +297,15 @@ class NodeSettings(BaseSettings):
                     "a loopback address, since without TLS (there is none yet) anyone who reaches the port"
                     " could use it; give --insecure (insecure = true) to listen there nevertheless",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Self:
+        soft, hard = self.disk_soft_floor_bytes, self.disk_hard_floor_bytes
+        if soft is not None and hard is not None and hard > soft:
+            raise _fault("disk_hard_floor_bytes", hard, f"at most disk_soft_floor_bytes ({soft})")
+        if self.quota_bytes is not None and self.quota_bytes > self.state_map_bytes:
+            raise _fault("quota_bytes", self.quota_bytes, f"at most state_map_bytes ({self.state_map_bytes})")
         return self
 
     @property

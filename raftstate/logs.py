@@ -40,9 +40,9 @@ def to_stderr(level: str, format: str = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[],
             processors=[
                 structlog.stdlib.add_log_level,
+                structlog.stdlib.add_logger_name,
                 structlog.processors.TimeStamper(fmt="iso"),
                 _with_values,
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -60,16 +60,28 @@ def to_stderr(level: str, format: str = "text") -> None:
     logging.captureWarnings(capture=True)
 
 
+_OWN = frozenset({"timestamp", "level", "logger", "event"})
+"""What every line says; a value of that name gets another."""
+
+
 def _as_json(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
     """Return an event as one line: what says when, how bad and who first, then what it is about."""
     head = {name: event.pop(name) for name in ("timestamp", "level", "logger", "event")}
     return json.dumps({**head, **event}, default=str)
 
 
+def _without_logger(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    del event["logger"]
+    return event
+
+
 # Plain: a traceback with local variables would print keys and values of users.
 _RENDERERS: dict[str, list[structlog.typing.Processor]] = {
-    "text": [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)],
-    "json": [structlog.stdlib.add_logger_name, structlog.processors.format_exc_info, _as_json],
+    "text": [
+        _without_logger,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ],
+    "json": [structlog.processors.format_exc_info, _as_json],
 }
 
 
@@ -88,5 +100,5 @@ def _with_values(logger: Any, method: str, event: MutableMapping[str, Any]) -> M
     record = event["_record"]
     if hasattr(record, "values"):
         event["event"] = record.event
-        event.update(record.values)
+        event.update({f"{key}_" if key in _OWN else key: value for key, value in record.values.items()})
     return event

@@ -29,7 +29,7 @@ class Snapshot(NamedTuple):
 
 
 class Histogram:
-    """Counts observations by size. Any thread may observe: half a microsecond, most of it the lock.
+    """Counts observations by size. Any thread may observe: it takes one or two microseconds.
 
     `bounds`: ascending; an observation belongs to the first that it does not exceed.
     """

@@ -19,7 +19,7 @@ import random
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,13 @@ from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.types import NONE
-from raftstate.errors import ConfigError, DataLossError, FailedPreconditionError, RaftstateError
+from raftstate.errors import (
+    ConfigError,
+    DataLossError,
+    FailedPreconditionError,
+    RaftstateError,
+    StorageError,
+)
 from raftstate.folder import data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
@@ -38,6 +44,7 @@ from raftstate.node.admission import Place
 from raftstate.node.applier import StateApplier
 from raftstate.node.clock import LoopClock
 from raftstate.node.defragment import Defragmenter
+from raftstate.node.disk import DiskSettings, DiskWatch, reserve_bytes_for
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import Rejected
 from raftstate.node.erase import Eraser
@@ -56,9 +63,13 @@ from raftstate.node.startup import LogLostError, StartStorage, cut_damage, reset
 from raftstate.node.state_fetch import Builds, fetch_state
 from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
-from raftstate.store.files import disk_failure
+from raftstate.store.files import disk_failure, is_full
 from raftstate.store.log import LogStore
+from raftstate.store.log_renewal import must_copy, renew_log
 from raftstate.store.log_writer import LogWriter
+from raftstate.store.reserve import Reserve
+from raftstate.store.space import file_system
+from raftstate.store.start import distrust_state
 from raftstate.store.state import StateStore
 
 if TYPE_CHECKING:
@@ -82,6 +93,11 @@ LOG_FOLDER = "log"
 REPLACE_NS_MAX = 5_000_000_000
 """How long the replacement of a node that lost its log may take: it takes milliseconds, or the other voters
 are no quorum."""
+LOG_MARGIN_PART = 16
+"""But no more than one part in so many of a small disk."""
+RESTART_S_MIN, RESTART_S_MAX = 0.2, 10.0
+"""Between the end of a node that its disk has stopped and its next start: short at first, since its followers
+can do with it; a disk that needs people won't be back sooner by being asked."""
 HANDOVER_S_MAX = 0.3
 """How long a leader that is told to stop tries to hand leadership over first. It takes some 10 ms when the
 other lives, and can't be done when all are told to stop together."""
@@ -89,6 +105,9 @@ other lives, and can't be done when all are told to stop together."""
 
 async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = None) -> None:
     """Run a node until SIGTERM, SIGINT or cancellation.
+
+    A node that its disk has stopped is started again, by the rules for starts, for as long as it takes: what
+    the disk has failed to write is copied then (`store.log_renewal`, `store.start`).
 
     Args:
         settings: everything that it needs to know.
@@ -103,19 +122,40 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    stores = await open_stores(settings, stop)
+    restarts = Restarts()
+    while True:
+        try:
+            await _serve_once(settings, stop, restarts, ready)
+        except StorageError as error:
+            if not restarts.may_follow(error, settings):
+                raise
+            await restarts.wait(stop)
+            if stop.is_set():
+                raise
+        else:
+            return
+        gc.unfreeze()
+
+
+async def _serve_once(
+    settings: NodeSettings, stop: asyncio.Event, restarts: Restarts, ready: Callable[[], None] | None
+) -> None:
+    """Run a node until it is told to stop. Raises as `serve`, and what it halted for."""
+    stores = await open_stores(settings, stop, restarts.distrust)
     if stores is None:
         return
+    halted = asyncio.Event()
     try:
-        node = Node(settings, stores, stop.set)
+        node = Node(settings, stores, halted.set)
         try:
             await node.start()
             # What lives now lives as long as the node: the collector need not look at it again and again.
             gc.collect()
             gc.freeze()
-            if ready is not None:
+            if ready is not None and not restarts.has_run:
                 ready()
-            await stop.wait()
+            restarts.started()
+            await either(stop, halted)
             await node.hand_over()
         finally:
             await node.stop()
@@ -125,12 +165,13 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
         raise node.failure
 
 
-async def open_stores(settings: NodeSettings, stop: asyncio.Event) -> Stores | None:
+async def open_stores(settings: NodeSettings, stop: asyncio.Event, distrust: Set[str]) -> Stores | None:
     """Open a node's data. If its log is lost, have the cluster replace the node first, by an empty one.
 
     Args:
         settings: of the node.
         stop: ends the wait for that.
+        distrust: as `Stores` takes it.
 
     Returns None when `stop` was set first. Raises what `serve` does when it can't start.
     """
@@ -139,17 +180,17 @@ async def open_stores(settings: NodeSettings, stop: asyncio.Event) -> Stores | N
         opened.callback(directory.close)
         suspect = note_crashes(directory)
         try:
-            stores = Stores(settings, directory, suspect=suspect)
+            stores = Stores(settings, directory, distrust=distrust, suspect=suspect)
         except LogLostError as lost:
             log.error("the log is lost; asking to be replaced", node=settings.name, reason=str(lost))
             if not await rejoin(settings, directory, lost.members, stop):
                 return None
-            stores = Stores(settings, directory)
+            stores = Stores(settings, directory, distrust=distrust)
         except StateLostError as lost_state:
             log.error("the state is lost; fetching a copy", node=settings.name, reason=str(lost_state))
             if not await refetch(settings, directory, lost_state.log_boundary, stop):
                 return None
-            stores = Stores(settings, directory)
+            stores = Stores(settings, directory, distrust=distrust)
         opened.pop_all()
         return stores
 
@@ -236,23 +277,93 @@ async def rejoin(
     return True
 
 
+async def either(*events: asyncio.Event) -> None:
+    """Wait until one of some events is set."""
+    tasks = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class Restarts:
+    """When to start a node again that its disk has stopped, within the same process."""
+
+    def __init__(self) -> None:
+        self.has_run = False
+        """Whether the node has run already."""
+        self.distrust: set[str] = set()
+        """What the disk has failed to write in this process in such a way that it must be copied ("log",
+        "state"), though the marker that says so could perhaps not be written."""
+        self._pause_s = RESTART_S_MIN
+
+    def started(self) -> None:
+        """The node runs: what was wrong is mended."""
+        self.has_run = True
+        self.distrust.clear()
+        self._pause_s = RESTART_S_MIN
+
+    def may_follow(self, failure: StorageError, settings: NodeSettings) -> bool:
+        """Whether to try again. Not if the node has never run and nothing says that its disk had failed
+        before: then whoever starts it for the first time must hear of it."""
+        if "distrust" in failure.detail:
+            self.distrust.add(str(failure.detail["distrust"]))
+        if not self.has_run and (not is_full(failure) or not must_copy(settings.data_path)):
+            return False
+        log.error(
+            "the disk has stopped this node; it starts again",
+            node=settings.name,
+            reason=str(failure),
+            in_s=self._pause_s,
+        )
+        return True
+
+    async def wait(self, stop: asyncio.Event) -> None:
+        """Wait before the next start, longer each time, or until `stop` is set."""
+        pause_s, self._pause_s = self._pause_s, min(RESTART_S_MAX, 2 * self._pause_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause_s):
+                await stop.wait()
+
+
 class Stores:
     """A node's data directory and what is in it, opened by this process alone.
 
-    `directory`: locked already; None: it is opened here. `suspect`: the last run crashed, and a damaged page
-    may be why.
+    `directory`: locked already; None: it is opened here. `distrust`: what is to be copied before it is
+    opened, as if the marker of a failed disk stood there. `suspect`: the last run crashed, and a damaged page
+    may be why. `with_reserve`: keep a reserve of disk space, as the settings say.
 
     Raises what `serve` does when it can't start; `LogLostError` if other nodes may replace this one.
     """
 
     def __init__(
-        self, settings: NodeSettings, directory: DataDirectory | None = None, *, suspect: bool = False
+        self,
+        settings: NodeSettings,
+        directory: DataDirectory | None = None,
+        *,
+        distrust: Set[str] = frozenset(),
+        suspect: bool = False,
+        with_reserve: bool = True,
     ) -> None:
         with contextlib.ExitStack() as opened:
             if directory is None:
                 directory = open_directory(settings)
                 opened.callback(directory.close)
             self.directory = directory
+            disk = file_system(directory.path)
+            reserve_bytes = reserve_bytes_for(settings.disk_reserve_bytes, disk) if with_reserve else 0
+            self.reserve = Reserve(directory.path, reserve_bytes)
+            self.log_margin_bytes = min(
+                settings.log_margin_bytes, settings.log_map_bytes // 4, disk.total_bytes // LOG_MARGIN_PART
+            )
+            if disk.free_bytes < self.reserve.size_bytes:
+                self.reserve.release()  # a start writes little, but it does
+            if "state" in distrust:
+                distrust_state(directory.path)
+            must_renew = "log" in distrust or must_copy(directory.path)
+            if must_renew:
+                self.reserve.release()  # the copy needs the room; it is made anew when there is some
             try:
                 self.state = StateStore.open(
                     directory.path, map_bytes=settings.state_map_bytes, suspect=suspect
@@ -262,11 +373,11 @@ class Stores:
                     self.machine = Machine(tables)
             except (DataLossError, FailedPreconditionError) as error:
                 # If the log is lost, too, there is nothing to keep.
-                log_store = open_log(settings, directory, ())
+                log_store = open_log(settings, directory, (), must_renew=must_renew)
                 boundary = log_store.first_index() - 1
                 log_store.close()
                 raise state_is_lost(error, settings, boundary) from error
-            self.log = open_log(settings, directory, self.machine.members)
+            self.log = open_log(settings, directory, self.machine.members, must_renew=must_renew)
             opened.callback(self.log.close)
             fit_log_to_state(self.log, self.machine, self.state.durable_applied_index)
             check_sole_copy(self.log, self.machine, settings.node_id)
@@ -315,14 +426,21 @@ def state_is_lost(error: RaftstateError, settings: NodeSettings, log_boundary: i
     )
 
 
-def open_log(settings: NodeSettings, directory: DataDirectory, members: Sequence[Member]) -> LogStore:
-    """Open the log. `members`: as the state beside it knows them.
+def open_log(
+    settings: NodeSettings, directory: DataDirectory, members: Sequence[Member], *, must_renew: bool
+) -> LogStore:
+    """Open the log. `members`: as the state beside it knows them. `must_renew`: its disk failed a write, so
+    that it goes on in new files.
 
     Raises `LogLostError` when it is lost, and other nodes may replace this one; else what `LogStore.open`
     does.
     """
+    path = directory.path / LOG_FOLDER
     try:
-        return LogStore.open(directory.path / LOG_FOLDER, map_bytes=settings.log_map_bytes)
+        if must_renew:
+            log.warning("copying the log, since the disk failed a write of it", node=settings.name)
+            renew_log(path, map_bytes=settings.log_map_bytes)
+        return LogStore.open(path, map_bytes=settings.log_map_bytes)
     except DataLossError as error:
         known = {member.id for member in members or settings.cluster.members}
         if known - {settings.node_id}:
@@ -446,7 +564,12 @@ class Node:
         clock = LoopClock(loop)
         rng = random.Random(secrets.randbits(64))
         machine = stores.machine
-        self._log_writer = LogWriter(stores.log, loop.call_soon_threadsafe, clock_ns=clock.monotonic_ns)
+        self._log_writer = LogWriter(
+            stores.log,
+            loop.call_soon_threadsafe,
+            clock_ns=clock.monotonic_ns,
+            release=stores.reserve.release,
+        )
         self._snapshot_disk = StateSnapshots(stores.state, stores.directory.path, machine.cluster_id)
         self._applier = StateApplier(
             machine,
@@ -455,7 +578,7 @@ class Node:
             clock,
             self._halt,
             adopt=self._snapshot_disk.adopt,
-            log_margin_bytes=min(settings.log_margin_bytes, settings.log_map_bytes // 4),
+            log_margin_bytes=stores.log_margin_bytes,
             log_margin_entries=settings.log_margin_entries,
             log_boundary=stores.log.first_index() - 1,
         )
@@ -558,6 +681,19 @@ class Node:
         self._applier.on_applied(self.service.watch_hub.applied)
         self._applier.on_adopted(self.service.watch_hub.state_replaced)
         self._applier.hold_sweep_while(self.service.watch_hub.needs_before)
+        self.disk_watch = DiskWatch(
+            self.driver,
+            stores.log,
+            stores.state,
+            self._log_writer,
+            self._applier,
+            stores.reserve,
+            clock,
+            path=stores.directory.path,
+            settings=DiskSettings(
+                settings.disk_soft_floor_bytes, settings.disk_hard_floor_bytes, settings.quota_bytes
+            ),
+        )
         self._listen_peers = listen_peers
         self._rpc = _rpc_server(self.service, settings) if listen_clients else None
         if self._rpc is not None:
@@ -574,6 +710,7 @@ class Node:
             host, port = split_address(self._settings.peer_listener)
             await self._links.start(host, port)
         self._applier.start()
+        self.disk_watch.start()
         self.driver.start()
         self._defragmenter.start()
         self._eraser.start()
@@ -655,8 +792,12 @@ class Node:
             if self._ops is not None:
                 await self._ops.close()
         finally:
+            self.disk_watch.close()
             try:
                 self._log_writer.close()
+            except StorageError as error:
+                # Only the commit index was still to be written, and the leader tells it again.
+                log.warning("commit index not saved", node=self._settings.name, reason=str(error))
             finally:
                 self.service.close()
                 await self._defragmenter.close()

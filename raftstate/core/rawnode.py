@@ -26,9 +26,11 @@ from raftstate.core.ready import (
     storage_apply,
     storage_apply_response,
 )
+from raftstate.core.roles import Role
 from raftstate.core.types import (
     LOCAL_APPEND_THREAD,
     LOCAL_APPLY_THREAD,
+    NONE,
     ConfChange,
     ConfChangeV2,
     ConfState,
@@ -161,6 +163,15 @@ class RawNode:
         Proposals are dropped until that is done or an election timeout has passed.
         """
         self.raft.step(Message(MessageType.TRANSFER_LEADER, from_=target))
+
+    def step_down(self) -> None:
+        """Have a leader follow, in the same term, whoever will be elected; nothing else does anything.
+
+        For one that can't acknowledge anything and found nobody to hand over to: its followers wait for an
+        election timeout, and elect another.
+        """
+        if self.raft.state is Role.LEADER:
+            self.raft.become_follower(self.raft.term, NONE)
 
     def forget_leader(self) -> None:
         """Make a follower behave as if it had no leader, until it hears from one: it grants votes at once."""

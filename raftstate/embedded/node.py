@@ -15,16 +15,16 @@ import uvloop
 
 from raftstate.client.sync_client import on_event_loop
 from raftstate.client.url import EMBEDDED, endpoints_of
-from raftstate.errors import ClosedError, FailedPreconditionError
+from raftstate.errors import ClosedError, FailedPreconditionError, StorageError
 from raftstate.folder import settings_alone
 from raftstate.logs import get_logger
 from raftstate.rpc.methods import Method as NodeMethod
 from raftstate.rpc.methods import StreamMethod, methods_of, serve
 from raftstate.rpc.stream import Stream
-from raftstate.server import Node, Stores
+from raftstate.server import Node, Restarts, Stores, either
 
 if TYPE_CHECKING:
-    pass
+    from raftstate.config import NodeSettings
 
 T = TypeVar("T")
 
@@ -249,11 +249,26 @@ class EmbeddedNode:
                     del _nodes.open[self.folder]
 
     async def _run(self) -> None:
-        """Serve until told to stop, or until the node halts."""
+        """Serve until told to stop, or until the node halts for more than its disk."""
         settings = settings_alone(self.folder, {"listen_client": self.listen})
         if len(settings.cluster.members) > 1:
             raise _of_several(self.folder, len(settings.cluster.members))
-        stores = Stores(settings)
+        restarts = Restarts()
+        while True:
+            try:
+                await self._run_once(settings, restarts)
+            except StorageError as error:
+                if not restarts.may_follow(error, settings):
+                    raise
+                await restarts.wait(self._stop)
+                if self._stop.is_set():
+                    raise
+            else:
+                return
+
+    async def _run_once(self, settings: NodeSettings, restarts: Restarts) -> None:
+        stores = Stores(settings, distrust=restarts.distrust, with_reserve=False)
+        halted = asyncio.Event()
         try:
             voters = len(stores.machine.conf_state().voters)
             if voters > 1:
@@ -261,7 +276,7 @@ class EmbeddedNode:
             node = Node(
                 settings,
                 stores,
-                self._stop.set,
+                halted.set,
                 listen_clients=self.listen is not None,
                 listen_peers=False,
                 default_metrics=False,
@@ -269,16 +284,21 @@ class EmbeddedNode:
             try:
                 await node.start()
                 self.methods = methods_of(node.service)
-                self._started.set_result(None)
-                await self._stop.wait()
+                restarts.started()
+                if not self._started.done():
+                    self._started.set_result(None)
+                await either(self._stop, halted)
             finally:
-                self.ending = True
-                self.failure = self.failure or node.failure
+                if self._stop.is_set() or not isinstance(node.failure, StorageError):
+                    self.ending = True
+                    self.failure = self.failure or node.failure
                 await node.stop()
                 for task in self._streams:
                     task.cancel()
         finally:
             stores.close()
+        if isinstance(node.failure, StorageError) and not self.ending:
+            raise node.failure
 
     async def _wind_up(self) -> None:
         """Once nobody uses the loop any more, end what is left on it."""

@@ -170,7 +170,6 @@ class Admission:
                 "joining",
                 f"{self._place.name} is new to the cluster, and waits to be sent what it stores",
                 may_lead=False,
-                may_read=False,
             )
 
     def why_gone(self) -> str:

@@ -6,6 +6,9 @@ does wait for the disk, a checkpoint's sync, runs on a thread beside it.
 
 What a compaction leaves to be deleted is deleted here, too, in slices between the portions: transactions like
 any other, but that no entry asked for them, and nobody waits for them.
+
+Where the disk has no room for a transaction, what was to be applied is kept, and applied again once there is:
+no answer has left before, and reads go on.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult, LongApply
 from raftstate.measure import Histogram
 from raftstate.node.environment import Clock, Done, PreparedState, Timer
-from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpointer
+from raftstate.store.checkpoint import CHECKPOINT_NS, Checkpoint, Checkpointer
+from raftstate.store.files import is_full
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
@@ -39,6 +43,10 @@ transactions write."""
 KEYS_ON_LOOP_MAX = 2_000
 """Keys that ranges, revoked leases and, four to a key, operations of transactions may meet in a transaction
 on the loop, some 20 ms; with more it is made on a thread."""
+FULL_RETRY_S = 0.2
+"""How long what the disk has no room for waits before it is tried again."""
+SCARCE_MARGIN_BYTES, SCARCE_MARGIN_ENTRIES = 8 << 20, 1_000
+"""What is kept of the log behind the last checkpoint while disk space is short."""
 
 SWEEP_NS = 3_000_000
 """How long a slice of the sweep after a compaction may hold the loop: as long as a portion does."""
@@ -134,6 +142,12 @@ class StateApplier:
         self._sweep_timer: Timer | None = None
         self._sweep_changes = SWEEP_CHANGES
         self._applied_since_slice = False
+        self._full_timer: Timer | None = None
+        self._syncing_again = False
+        self._checkpoint: Checkpoint | None = None
+        self._space_is_short = False
+        self.full: str | None = None
+        """What the disk said when it had no room for the state; None: it has."""
         self._closing = False
         self._failed = False
         self.apply_seconds = Histogram()
@@ -228,6 +242,8 @@ class StateApplier:
             return
         if self._adopting is not None:
             return  # what waits is within the state that comes
+        if self._full_timer is not None:
+            return
         if self._checkpointer.must_wait:
             # So much was dirtied since the last checkpoint that more would only pile up on the disk; the one
             # under way, or begun here, lets it go on.
@@ -245,8 +261,8 @@ class StateApplier:
             self._work_beside(work)
         except DataLossError as error:
             self._stall(work, error)
-        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
-            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node, or is tried again
+            self._put_back(work, error)
         else:
             self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
             self._applied(work, results)
@@ -282,9 +298,8 @@ class StateApplier:
             results = beside.result()
         except DataLossError as error:
             self._stall(work, error)
-        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
-            self._fail(error)
-            return
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node, or is tried again
+            self._put_back(work, error)
         else:
             self.apply_seconds.observe_ns(self._clock.monotonic_ns() - began_ns)
             self._applied(work, results)
@@ -294,8 +309,50 @@ class StateApplier:
         self._go_over_if_idle()
         self._work()
 
+    def _put_back(self, work: _Work, error: Exception) -> None:
+        """Keep what could not be applied for want of space until there is some; halt for any other reason."""
+        if self._waits_for_room(error):
+            self._waiting[:0] = work.portions
+
+    def _waits_for_room(self, error: Exception) -> bool:
+        """After a transaction that failed: if only space lacks, take back what the machine has made of it,
+        and come back in a moment. Otherwise halt, and return False."""
+        if not is_full(error) or self._state.failure is not None:
+            self._fail(error)
+            return False
+        try:
+            with self._state.read() as tables:
+                self._machine.load(tables)
+        except RaftstateError as unread:
+            self._fail(unread)
+            return False
+        if self.full is None:
+            log.error("no room to apply", reason=str(error))
+        self.full = str(error)
+        if self._full_timer is None and not self._closing:
+            self._full_timer = self._clock.call_later(FULL_RETRY_S, self._try_again)
+        # What is free within the file is that only once a checkpoint has been finished.
+        if self._state.dirtied_bytes:
+            self._begin_checkpoint()
+        return True
+
+    def _try_again(self) -> None:
+        self._full_timer = None
+        if self._failed or self._closing:
+            return
+        self._work()
+        self._sweep_later()
+        if not self._waiting and self._full_timer is None:
+            self._has_room()
+
+    def _has_room(self) -> None:
+        if self.full is not None:
+            log.info("there is room again", node_applied=self._machine.applied_index)
+            self.full = None
+
     def _applied(self, work: _Work, results: list[EntryResult]) -> None:
         """The transaction has committed: from here on readers see it, and answers may leave."""
+        self._has_room()
         self._commands += sum(map(_commands, results))
         self._applied_bytes += sum(len(entry.data) for entry in work.entries)
         self._sizes.append((work.entries[-1].index, self._applied_bytes))
@@ -328,6 +385,8 @@ class StateApplier:
         self._sweep_timer = None
         if self._failed or self._closing or self.is_beside or self._adopting is not None:
             return  # what runs beside the loop calls for the next slice when it is done
+        if self._full_timer is not None:
+            return  # what waits for room does, too
         if self._checkpointer.must_wait:
             self._begin_checkpoint()
         elif not any(needs(self._machine.compacted_revision) for needs in self._needs_before):
@@ -338,8 +397,8 @@ class StateApplier:
             except DataLossError as error:
                 self._sweep_failed(error)
                 return
-            except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
-                self._fail(error)
+            except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node, or is tried again
+                self._waits_for_room(error)
                 return
             self._set_pace(swept, self._clock.monotonic_ns() - began_ns)
             if not self._machine.sweep_pending:
@@ -377,7 +436,7 @@ class StateApplier:
             self._checkpoint_if_due()
 
     def _begin_checkpoint(self) -> None:
-        if self._syncing is not None or self.is_beside or self._failed:
+        if self._syncing is not None or self.is_beside or self._failed or self._closing:
             return
         if self._adopting is not None or self._exchanging is not None:
             return  # of a state that is current no more
@@ -393,6 +452,11 @@ class StateApplier:
             self._fail(error)
             return
         self._checkpoint_began_ns = now_ns
+        self._checkpoint = checkpoint
+        self._sync(checkpoint)
+
+    def _sync(self, checkpoint: Checkpoint) -> None:
+        self._syncing_again = False
         self._syncing = asyncio.get_running_loop().run_in_executor(self._disk, checkpoint.sync)
         self._syncing.add_done_callback(self._synced)
 
@@ -401,13 +465,13 @@ class StateApplier:
             # The last step belongs between two transactions.
             self._synced_meanwhile = syncing
             return
-        self._syncing = None
         try:
             syncing.result()
             self._checkpointer.finish()
-        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node
-            self._fail(error)
+        except Exception as error:  # noqa: BLE001 - not swallowed: it halts the node, or is tried again
+            self._sync_again_if_full(error)
             return
+        self._syncing = self._checkpoint = None
         self._durable_as_of_ns = self._checkpoint_began_ns
         self.checkpoint_seconds.observe_ns(self._clock.monotonic_ns() - self._checkpoint_began_ns)
         self._go_over_if_idle()
@@ -416,23 +480,46 @@ class StateApplier:
         if self._state.dirtied_bytes and self._syncing is None:
             self._checkpoint_if_due()
 
-    def _index_before_margin(self) -> int:
+    def _sync_again_if_full(self, error: Exception) -> None:
+        """Publish the checkpoint later if there was no room for its small file; it stays in progress."""
+        if not is_full(error) or self._state.failure is not None:
+            self._fail(error)
+            return
+        log.warning("checkpoint waits for room", reason=str(error))
+        self._syncing_again = True
+        self._clock.call_later(FULL_RETRY_S, self._sync_again)
+
+    def _sync_again(self) -> None:
+        if self._checkpoint is not None and not self._failed and not self._closing:
+            self._sync(self._checkpoint)
+
+    def space_is_short(self, short: bool) -> None:
+        """Say whether disk space is short: then the log goes almost up to the last checkpoint, at once."""
+        self._space_is_short = short
+        if short:
+            self._cut_log()
+
+    def _index_before_margin(self, margin_bytes: int) -> int:
         """Return the last index with more than the margin's bytes behind it; 0 when there is none."""
-        while self._sizes and self._applied_bytes - self._sizes[0][1] > self._log_margin_bytes:
+        while self._sizes and self._applied_bytes - self._sizes[0][1] > margin_bytes:
             self._last_outside, _ = self._sizes.popleft()
         return self._last_outside
 
     def _cut_log(self) -> None:
         """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
         durable_index = self._state.durable_applied_index
+        margin_bytes, margin_entries = self._log_margin_bytes, self._log_margin_entries
+        if self._space_is_short:
+            margin_bytes = min(margin_bytes, SCARCE_MARGIN_BYTES)
+            margin_entries = min(margin_entries, SCARCE_MARGIN_ENTRIES)
         # Never the whole log: a node that joins must not be sent the entries from the first one on, which
         # were applied to a state that it has not.
-        to_index = max(durable_index - self._log_margin_entries, self._index_before_margin(), 1)
+        to_index = max(durable_index - margin_entries, self._index_before_margin(margin_bytes), 1)
         needed = [index for held in self._log_needed_from if (index := held()) is not None]
         to_index = min(to_index, durable_index, *needed)
         if self._cutting or self._closing or to_index <= self._cut_to:
             return
-        large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes
+        large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes or self._space_is_short
         worthwhile = min(CUT_ENTRIES_MIN, self._log_margin_entries)
         if to_index - self._cut_to < worthwhile and self._cut_to and not large:
             return
@@ -443,6 +530,8 @@ class StateApplier:
             self._cutting = False
             if error is None:
                 self._cut_to = to_index
+            elif is_full(error):
+                log.warning("log not cut", reason=str(error))  # a later checkpoint tries again
             elif not self._closing:
                 self._fail(error)
 
@@ -498,10 +587,10 @@ class StateApplier:
         self._go_over_if_idle()
 
     def _adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
-        for timer in (self._timer, self._lazy_timer, self._sweep_timer):
+        for timer in (self._timer, self._lazy_timer, self._sweep_timer, self._full_timer):
             if timer is not None:
                 timer.cancel()
-        self._timer = self._lazy_timer = self._sweep_timer = None
+        self._timer = self._lazy_timer = self._sweep_timer = self._full_timer = None
         self._waiting.clear()
         try:
             self._adopt_state(prepared)
@@ -530,7 +619,7 @@ class StateApplier:
     async def close(self) -> bool:
         """Stop; return whether the state ends with a checkpoint, which the next start can trust as it is."""
         self._closing = True
-        for timer in (self._timer, self._lazy_timer, self._sweep_timer):
+        for timer in (self._timer, self._lazy_timer, self._sweep_timer, self._full_timer):
             if timer is not None:
                 timer.cancel()
         self._waiting.clear()
@@ -542,7 +631,7 @@ class StateApplier:
         # The checkpoint's own callback runs on the loop's next turn.
         await asyncio.sleep(0)
         try:
-            if self._failed or self._stalled or not self._state.is_settled:
+            if self._failed or self._stalled or self._syncing_again or not self._state.is_settled:
                 return False
             if self._state.dirtied_bytes:
                 # On this thread: at the end of an interpreter no executor takes work any more, and nobody
@@ -550,6 +639,9 @@ class StateApplier:
                 try:
                     self._state.checkpoint(self._machine.applied_index)
                 except RaftstateError as error:
+                    if is_full(error) and self._state.failure is None:
+                        log.warning("stopped without a last checkpoint", reason=str(error))
+                        return False
                     self._fail(error)
             return not self._failed
         finally:

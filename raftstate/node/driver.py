@@ -78,6 +78,9 @@ log = get_logger(__name__)
 LOG_WRITE_STALL_NS = 400_000_000
 """A leader whose log write has been under way for so long gives leadership up: it can't acknowledge
 anything."""
+LOG_WRITE_STALLS_UNTIL_STEP_DOWN = 4
+"""After so many times that long it steps down, if nobody could take leadership over: those who can't hear of
+its stall must be let elect another. Clients then wait for that, rather than for the disk."""
 STAMP_TICKS = 10
 """A leader tells its lease clock with every tenth heartbeat while anything lives by it: whoever leads next
 has missed little of it."""
@@ -187,6 +190,8 @@ class Driver:
         self._ticks_until_stamp = 0
         self._held_commits: dict[int, Message] = {}
         self._holding = False
+        self._handed_to = NONE
+        """Whom leadership was offered to last, since this node began to lead."""
         self.has_watches: Callable[[], bool] = lambda: False
         """Whether somebody wants to be told at once of what is applied."""
         self.leader_watchers: list[Callable[[int], None]] = []
@@ -458,15 +463,16 @@ class Driver:
             self._world.network.send(raft.lead, TransferLeader(target))
         self.schedule_turn()
 
-    def _most_up_to_date(self) -> int:
+    def _most_up_to_date(self, *, but: int = NONE) -> int:
+        """Return the voter to hand over to; `but`: only if there is no other."""
         tracker = self.raw.raft.tracker
         voters = set(self.applied.conf_state.voters) - {self.raw.raft.id}
         # One that does not answer can't take over, however much it held when it was last heard of.
         candidates = [
-            (tracker.progress[peer].recent_active, tracker.progress[peer].match, peer)
+            (tracker.progress[peer].recent_active, peer != but, tracker.progress[peer].match, peer)
             for peer in sorted(voters)
         ]
-        return max(candidates)[2] if candidates else NONE
+        return max(candidates)[3] if candidates else NONE
 
     # -- time
 
@@ -494,7 +500,7 @@ class Driver:
         self.look_at_log()
         if not self._world.applier.is_beside:
             self.upkeep.note_revision(self.ticked_ns)
-        self.raw.raft.may_campaign = self.fitness.may_lead
+        self.raw.raft.may_campaign = self.fitness.may_lead and not self._log_stalled_ns()
         self._guard(self.raw.tick)
         self.requests.expire()
         self.reads.expire(self.applied_index)
@@ -510,21 +516,30 @@ class Driver:
         now_ns = self._clock.monotonic_ns()
         self.leader_heard_ns = now_ns
         self.log_ages.note(now_ns, self.raw.raft.raft_log.last_index())
-        since_ns = self._world.log_disk.outstanding_since_ns
-        if self.raw.raft.lead_transferee == NONE:
-            if since_ns is not None and now_ns - since_ns > LOG_WRITE_STALL_NS:
-                log.warning(
-                    "log write stalled; handing leadership over", stalled_ms=(now_ns - since_ns) // 1_000_000
-                )
-                self.transfer_leader(NONE)
-            elif not self.fitness.may_lead:
-                self.transfer_leader(NONE)
+        stalled_ns = self._log_stalled_ns()
+        others = len(self.applied.conf_state.voters) > 1
+        if others and stalled_ns > LOG_WRITE_STALLS_UNTIL_STEP_DOWN * LOG_WRITE_STALL_NS:
+            log.warning("log write stalled; stepping down", stalled_ms=stalled_ns // 1_000_000)
+            self._guard(self.raw.step_down)
+            return
+        if others and self.raw.raft.lead_transferee == NONE and (stalled_ns or not self.fitness.may_lead):
+            if stalled_ns:
+                log.warning("log write stalled; handing leadership over", stalled_ms=stalled_ns // 1_000_000)
+            # Whoever was asked before, and still does not lead, may be no better off.
+            self._handed_to = self._most_up_to_date(but=self._handed_to)
+            self.transfer_leader(self._handed_to)
         if not self._world.applier.is_beside:
             self._guard(lambda: self.upkeep.look(now_ns, self.applied_index))
         self._ticks_until_stamp -= 1
         if self._ticks_until_stamp <= 0:
             self._ticks_until_stamp = STAMP_TICKS
             self._send_stamp()
+
+    def _log_stalled_ns(self) -> int:
+        """For how long a write of the log has been under way that takes far too long; 0: none does."""
+        since_ns = self._world.log_disk.outstanding_since_ns
+        waited_ns = 0 if since_ns is None else self._clock.monotonic_ns() - since_ns
+        return waited_ns if waited_ns > LOG_WRITE_STALL_NS else 0
 
     def _send_stamp(self) -> None:
         # Code that knows no leases takes the stamp for garbage, and closes the connection.
@@ -643,7 +658,8 @@ class Driver:
 
         def done(error: BaseException | None) -> None:
             if error is not None:
-                self._halt(error)
+                if self.running:  # otherwise it was given up, since the node stops
+                    self._halt(error)
                 return
             self.look_at_log()
             if not self._installs.keep_back(responses):
@@ -735,17 +751,12 @@ class Driver:
     def _go_over(self, entry: Entry) -> ConfState:
         """Go over to the configuration that an entry leads to, and return it."""
         change: ConfChange | ConfChangeV2 = decode_conf_change(entry)
-        was_leader = self.raw.raft.state is Role.LEADER
         try:
             conf_state = self.raw.apply_conf_change(change)
         except ConfChangeError as error:
             # Leaders compare a change before they propose it. Whatever this one is, it fits on no node.
             log.error("membership change without effect", index=entry.index, error=str(error))
             return self.raw.raft.tracker.conf_state()
-        if was_leader and self.raw.raft.state is not Role.LEADER:
-            # It has removed itself. The others must not wait for the next leader to hear that this is
-            # committed: it is what lets them elect one without it.
-            self._send_held_commits()
         for part in self.parts:
             part.went_over(change)
         return conf_state
@@ -784,6 +795,7 @@ class Driver:
 
     def _become_leader(self) -> None:
         now_ns = self._clock.monotonic_ns()
+        self._handed_to = NONE
         self._lease_clock.raise_to(max(self.applied.lease_clock_ms, self._last_log_stamp_ms()))
         self.upkeep.began_to_lead(now_ns)
         self.log_ages.clear()

@@ -163,7 +163,7 @@ class LocalNode:
     @property
     def may_read(self) -> bool:
         """Whether what this node holds may be shown."""
-        return self._driver.fitness.may_read
+        return self._driver.fitness.may_read and not self._driver.applied.is_blank
 
     def leader(self) -> tuple[int, str]:
         """Return (id, client address) of the leader; (0, "") when none is known."""

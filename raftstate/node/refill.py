@@ -165,7 +165,9 @@ class Refill:
             return
         if self._cut(damaged[-1]):
             return
-        wanted = self._next(damaged)
+        # What is applied durably will be cut off, as soon as nothing behind it is damaged.
+        durable_index = self._durable_index()
+        wanted = self._next([index for index in damaged if index > durable_index] or damaged)
         peer = self._next_peer()
         if peer != NONE:
             request = RecordsRequest(*wanted)

@@ -39,6 +39,7 @@ from raftstate.machine.types import (
 )
 from raftstate.measure import Histogram
 from raftstate.node.environment import Executed, Forward, ForwardReply, Network, Rejected, Reply
+from raftstate.node.room import Gate
 
 HELD_BYTES_MAX = 64 << 20
 """Requests that wait for a leader, or for their turn, take no more memory than this."""
@@ -130,6 +131,8 @@ class Requests:
         self._now_ns = now_ns
         self._stamps = stamps
         self._describe_leader = describe_leader
+        self.gate = Gate()
+        """Which writes are proposed here while there is little room."""
         self._held: list[Request] = []
         self._held_bytes = 0
         self._proposed: dict[int, tuple[int, list[Request]]] = {}
@@ -203,6 +206,8 @@ class Requests:
         raft = self._raw.raft
         lease_ms, wall_ms = self._stamps()
         now_ns = self._now_ns()
+        if not self.gate.is_open:
+            requests = [request for request in requests if self._admit(request)]
         for group in fill_entries(requests):
             items = [request.item for request in group if request.item is not None]
             data = _encode(Envelope(lease_ms, wall_ms, items))
@@ -220,7 +225,22 @@ class Requests:
                 request.item = None
                 request.sent_to = raft.id
                 request.sent_ns = now_ns
+            self.gate.left_bytes -= len(data)
             self._proposed[raft.raft_log.last_index()] = (raft.term, group)
+
+    def _admit(self, request: Request) -> bool:
+        """Ask the gate; a part of a batch may be all that it lets through."""
+        if request.item is None or request.reply is None:
+            return False
+        admitted = self.gate.admit(request.item)
+        if isinstance(admitted, Fault):
+            request.answer(Rejected(admitted, applied_never=True))
+            return False
+        if admitted.refused:
+            request.reply = admitted.reply_through(request.reply)
+            request.item, request.commands = admitted.item, admitted.commands
+            request.size_bytes = _size(admitted.item)
+        return True
 
     def propose_own(self, items: Sequence[Item]) -> int | None:
         """Propose an entry that nobody waits for; return its index, or None: there is no room for it now."""

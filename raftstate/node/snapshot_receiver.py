@@ -20,6 +20,7 @@ from raftstate.core.rawnode import RawNode
 from raftstate.core.types import Message, MessageType, SnapshotMetadata
 from raftstate.errors import DataLossError, InvariantError, RaftstateError
 from raftstate.logs import get_logger
+from raftstate.measure import Histogram
 from raftstate.node.environment import (
     Network,
     PreparedState,
@@ -123,6 +124,10 @@ class SnapshotReceiver:
         self._answered: tuple[int, SnapshotFinished] | None = None
         """(sender, the last answer): it may be lost, and is given again."""
         self._stopped = False
+        self.installed_seconds = Histogram()
+        """Of snapshots, from the offer until the node went on with them."""
+        self.given_up = 0
+        """How many were not installed after all."""
         self.refusals: list[Callable[[SnapshotOffer], str]] = []
         """Asked before a snapshot is received: each returns why not, for people; empty: it may be."""
 
@@ -330,6 +335,7 @@ class SnapshotReceiver:
         if incoming is None:
             raise InvariantError("a snapshot was installed that was not received")
         took_s = (self._now_ns() - incoming.began_ns) / 1e9
+        self.installed_seconds.observe(took_s)
         log.info("snapshot installed", index=incoming.metadata.index, seconds=round(took_s, 2))
         self._fitness.lift(ALARM)
         self._answer(incoming.sender, incoming.offer)
@@ -347,6 +353,7 @@ class SnapshotReceiver:
     ) -> None:
         log.warning("snapshot given up", sender=incoming.sender, index=incoming.metadata.index, reason=reason)
         self._incoming = None
+        self.given_up += 1
         incoming.build.discard()
         if answer:
             self._answer(incoming.sender, incoming.offer, reason, damaged=damaged)

@@ -22,6 +22,7 @@ from raftstate.core.roles import Role
 from raftstate.core.types import Message
 from raftstate.logs import get_logger
 from raftstate.machine.types import MEMBERSHIP_SINCE
+from raftstate.measure import Histogram
 from raftstate.node.environment import (
     Network,
     SnapshotChunk,
@@ -116,6 +117,15 @@ class SnapshotSender:
         self._next_id = first_id
         self._transfers: dict[int, _Transfer] = {}
         """By follower."""
+        self.sent_seconds = Histogram()
+        """Of snapshots, from the offer until the follower had installed them."""
+        self.failed = 0
+        """How many were not sent after all."""
+
+    @property
+    def under_way(self) -> int:
+        """How many followers are being sent one."""
+        return sum(transfer.phase is _Phase.OFFERED for transfer in self._transfers.values())
 
     # -- the core's side
 
@@ -257,12 +267,14 @@ class SnapshotSender:
     def _catch_up(self, transfer: _Transfer) -> None:
         transfer.phase = _Phase.CATCHING_UP
         transfer.moved_ns = self._now_ns()
+        self.sent_seconds.observe_ns(transfer.moved_ns - transfer.began_ns)
         transfer.pulls.clear()
 
     def _fail(self, transfer: _Transfer, reason: str, *, tell: bool = True) -> None:
         log.warning("snapshot not sent", to=transfer.peer, index=transfer.snapshot.index, reason=reason)
         if tell:
             self._network.send(transfer.peer, SnapshotWithdrawn(transfer.id, reason))
+        self.failed += 1
         transfer.phase = _Phase.FAILED
         transfer.moved_ns = self._now_ns()
         transfer.pulls.clear()

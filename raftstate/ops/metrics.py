@@ -51,6 +51,19 @@ def _keys(parts: Parts) -> int | None:
         return None  # no reader slot is free: reads of clients have them all
 
 
+def _state_free(parts: Parts) -> int | None:
+    defragmenter = parts.service.defragmenter
+    try:
+        return None if defragmenter is None else defragmenter.free_bytes()
+    except ResourceExhaustedError:
+        return None
+
+
+def _erase_pending(parts: Parts) -> int | None:
+    eraser = parts.service.eraser
+    return None if eraser is None else int(parts.driver.applied.last_erase_index > eraser.erased_index)
+
+
 def _alarms(parts: Parts) -> Samples:
     limits = parts.driver.fitness.limits
     kinds = dict.fromkeys(limits, 1)
@@ -383,4 +396,53 @@ NETWORK = (
     ),
 )
 
-METRICS: tuple[Metric, ...] = (*RAFT, *DISK, *CONTENTS, *NETWORK)
+REPAIR = (
+    gauge(
+        "raftstate_disk_log_damaged_entries",
+        "Records of the log that are damaged, and not refilled yet.",
+        lambda p: len(p.log.damaged),
+    ),
+    gauge("raftstate_disk_state_free_bytes", "Bytes of the state's file that nothing uses.", _state_free),
+    gauge(
+        "raftstate_disk_rebuild_done_bytes",
+        "Bytes of rows copied while the state's files are rewritten.",
+        lambda p: p.service.defragmenter.done_bytes if p.service.defragmenter is not None else None,
+    ),
+    gauge(
+        "raftstate_disk_rebuild_total_bytes",
+        "Bytes of rows to be copied; 0: the files are not rewritten.",
+        lambda p: p.service.defragmenter.total_bytes if p.service.defragmenter is not None else None,
+    ),
+    gauge(
+        "raftstate_server_erase_pending",
+        "1: bytes of something erased may still be in this node's files.",
+        _erase_pending,
+    ),
+    gauge(
+        "raftstate_network_snapshot_send_inflights",
+        "Followers that are being sent a snapshot.",
+        lambda p: p.driver.snapshots.sender.under_way,
+    ),
+    histogram(
+        "raftstate_network_snapshot_send_total_duration_seconds",
+        "Of snapshots sent: from the offer until the follower had installed it.",
+        lambda p: p.driver.snapshots.sender.sent_seconds.snapshot(),
+    ),
+    counter(
+        "raftstate_network_snapshot_send_failures_total",
+        "Snapshots that were not sent after all.",
+        lambda p: p.driver.snapshots.sender.failed,
+    ),
+    histogram(
+        "raftstate_network_snapshot_receive_total_duration_seconds",
+        "Of snapshots received: from the offer until this node went on with it.",
+        lambda p: p.driver.snapshots.receiver.installed_seconds.snapshot(),
+    ),
+    counter(
+        "raftstate_network_snapshot_receive_failures_total",
+        "Snapshots that were begun to be received, and not installed after all.",
+        lambda p: p.driver.snapshots.receiver.given_up,
+    ),
+)
+
+METRICS: tuple[Metric, ...] = (*RAFT, *DISK, *CONTENTS, *NETWORK, *REPAIR)

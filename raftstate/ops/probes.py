@@ -46,4 +46,5 @@ def ready(driver: Driver) -> Iterator[Check]:
         "applied",
         f"{behind} committed entries are not applied yet, {READY_LAG_ENTRIES_MAX} may be" if slow else "",
     )
-    yield Check("readable", driver.fitness.why_not_read())
+    blank = "this node joins its cluster, and holds no state yet" if driver.applied.is_blank else ""
+    yield Check("readable", driver.fitness.why_not_read() or blank)

@@ -234,6 +234,7 @@ class Checkpoint:
         try:
             durable_write(self._generation.eio_marker, b"")
         except StorageError as unmarked:
+            failure.detail["distrust"] = "state"
             failure.add_note(f"nor could this be noted for the next start: {unmarked}")
 
 

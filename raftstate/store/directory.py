@@ -4,7 +4,8 @@
     lock        an exclusive flock for as long as the node runs; holds its process id
     creating    there while the directory is being filled for the first time
     recovering  there while another cluster is made of what the directory holds (`offline.recover`)
-    eio         there once the disk failed a write: what the page cache shows proves nothing any more
+    eio         there once the disk failed a write of the log: what the page cache shows of it proves nothing
+                any more, and it must be copied (`store.log_renewal`) before it is opened again
 
 May live here: these four files. The log and the state in the directory are `store.log`'s and `store.state`'s.
 """
@@ -119,7 +120,7 @@ class DataDirectory:
         Raises:
             WrongClusterError: it belongs to another cluster.
             FailedPreconditionError: it is no data directory, is in use, belongs to another node or
-                incarnation, was written by a newer raftstate, or its disk has failed a write.
+                incarnation, or was written by a newer raftstate.
             DataLossError: its identity is damaged.
             StorageError: the disk failed.
         """
@@ -140,7 +141,6 @@ class DataDirectory:
                     f"a recovery of {path} was begun, and was cut short: bring it to its end by `raftstate "
                     "recover DIR --accept-loss`"
                 )
-            _check_disk(path)
             durable_remove(path / _CREATING)
         except BaseException:
             os.close(lock)
@@ -174,7 +174,7 @@ os.register_at_fork(after_in_child=_in_child)
 
 
 def mark_eio(path: Path, reason: str) -> None:
-    """Note durably that the disk failed a write, so that the next start does not trust the data directory.
+    """Note durably that the disk failed a write of the log, so that the next start does not trust its file.
 
     Args:
         path: the data directory.
@@ -198,6 +198,15 @@ def read_eio(path: Path) -> str | None:
         return None
     except OSError as error:
         raise disk_failure("reading a marker", path / _EIO, error) from error
+
+
+def clear_eio(path: Path) -> None:
+    """Take the marker away, durably: the log goes on in another file, and that one was synced.
+
+    Raises:
+        StorageError: it can't be removed.
+    """
+    durable_remove(path / _EIO)
 
 
 def _check_free(path: Path) -> None:
@@ -287,13 +296,4 @@ def _check_identity(path: Path, found: Identity, expected: Identity) -> None:
         raise FailedPreconditionError(
             f"{path} belongs to node {got[0]}, incarnation {got[1]} ({found.name!r}); "
             f"this one is node {wanted[0]}, incarnation {wanted[1]} ({expected.name!r})"
-        )
-
-
-def _check_disk(path: Path) -> None:
-    reason = read_eio(path)
-    if reason is not None:
-        raise FailedPreconditionError(
-            f"{path} is on a disk that failed a write, and may not hold what it shows ({reason}): "
-            f"replace this node's data from the other nodes"
         )

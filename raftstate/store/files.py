@@ -13,9 +13,11 @@ import lmdb
 
 from raftstate.errors import StorageError
 
+_COPY_BYTES = 16 << 20
+
 _ADVICE = {
-    errno.ENOSPC: "the disk is full: free or add space, then start the node again",
-    errno.EDQUOT: "the disk quota is used up: raise it or free space, then start the node again",
+    errno.ENOSPC: "the disk is full: free or add space, and the node goes on by itself",
+    errno.EDQUOT: "the disk quota is used up: raise it or free space, and the node goes on by itself",
     errno.EIO: "the disk failed: check the kernel's log, the disk and its free space",
     errno.EROFS: "the file system is read-only: check the kernel's log, remount it, start the node again",
     errno.EACCES: "permission was denied: the node's user needs to own the data directory",
@@ -36,10 +38,24 @@ def disk_failure(doing: str, path: Path, error: OSError | lmdb.Error) -> Storage
     # py-lmdb sets `code` on what LMDB returned, and leaves it out when opening an environment fails.
     code = getattr(error, "code", 0) if isinstance(error, lmdb.Error) else error.errno or 0
     if isinstance(error, lmdb.MapFullError):
+        code = errno.ENOSPC
         advice = "the LMDB map is full: start the node again with a larger map"
+    elif isinstance(error, lmdb.PanicError):
+        # What LMDB says from then on, whatever is tried; the first time it said what the disk did.
+        code = errno.EIO
+        advice = (
+            "LMDB could not write its meta page, and takes no more writes: check the kernel's log, the disk "
+            "and its free space"
+        )
     else:
         advice = _ADVICE.get(code, "nothing that was not acknowledged can be relied on: start the node again")
     return StorageError(f"failed while {doing} at {path}: {error}; {advice}", detail={"errno": code})
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a failure was for want of space alone: nothing was written, and it may work once there is
+    some."""
+    return isinstance(error, StorageError) and error.detail.get("errno") in (errno.ENOSPC, errno.EDQUOT)
 
 
 def fsync_directory(path: Path) -> None:
@@ -87,3 +103,25 @@ def durable_remove(path: Path) -> None:
     except OSError as error:
         raise disk_failure("removing a file", path, error) from error
     fsync_directory(path.parent)
+
+
+def copy_bytes(source: int, target: int, size: int) -> None:
+    """Copy up to `size` bytes between two descriptors, by reference where the file system can, as XFS and
+    Btrfs do. Raises OSError."""
+    done = 0
+    by_kernel = hasattr(os, "copy_file_range")
+    while done < size:
+        wanted = min(_COPY_BYTES, size - done)
+        if by_kernel:
+            try:
+                copied = os.copy_file_range(source, target, wanted if done else size, done, done)
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                by_kernel = False
+                continue
+        else:
+            copied = os.pwrite(target, os.pread(source, wanted, done), done)
+        if copied == 0:
+            return
+        done += copied

@@ -33,12 +33,13 @@ from raftstate.core.types import NONE, ConfState, Entry, HardState, Snapshot
 from raftstate.errors import DataLossError, FailedPreconditionError, InvariantError, StorageError
 from raftstate.store import log_format
 from raftstate.store.directory import mark_eio
-from raftstate.store.files import disk_failure, fsync_directory
+from raftstate.store.files import disk_failure, fsync_directory, is_full
 from raftstate.store.log_check import check_data_file, check_rows, page_checksum
 from raftstate.store.log_copy import DATA_FILE, copy_log
 from raftstate.store.log_format import HARD_STATE_KEY, META_KEY, MetaRow, entry_key
 from raftstate.store.log_window import LogWindow
 from raftstate.store.meta_page import read_meta_page, read_meta_pages
+from raftstate.store.space import Space, environment_space, pages_bytes
 
 WINDOW_BYTES = 64 << 20
 """How much of the log's end is kept in memory, unless told otherwise."""
@@ -265,10 +266,17 @@ class LogStore:
         """The bytes of the pages that the log's rows take up. Any thread."""
         try:
             with self._in_use:
-                stat = self._environment.stat()
+                return pages_bytes(self._environment.stat())
         except lmdb.Error as error:
             raise disk_failure("measuring the log", self._path, error) from error
-        return stat["psize"] * (stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"])
+
+    def space(self) -> Space:
+        """Measure the log's file. Any thread."""
+        try:
+            with self._in_use:
+                return environment_space(self._environment, 0)
+        except lmdb.Error as error:
+            raise disk_failure("measuring the log", self._path, error) from error
 
     def publish(self, write: LogWrite) -> None:
         """Make a committed write visible to the reading side. Writes are published in order, each once.
@@ -345,7 +353,8 @@ class LogStore:
             InvariantError: the entries leave a gap, are no contiguous run or reach back to committed or
                 compacted ones, or the hard state goes backwards. Nothing was written.
             StorageError: the disk or LMDB failed, now or before. Whether this write is on disk can't be
-                known, and every later one is refused.
+                known, and every later one is refused; unless the disk or the map is full
+                (`files.is_full`): then nothing was written, and it may be tried again.
         """
         target = self._hard_state if hard_state is None else hard_state
         check_hard_state(self._hard_state, target)
@@ -607,13 +616,24 @@ class LogStore:
                 raise
             self._commit(txn)
         except (lmdb.Error, OSError) as error:
-            self._failure = disk_failure("writing the log", self._path, error)
-            if self._failure.detail["errno"] == errno.EIO:
-                try:
-                    mark_eio(self._path.parent, self._failure.message)
-                except StorageError as unmarked:
-                    self._failure.add_note(f"nor could this be noted for the next start: {unmarked}")
-            raise self._failure from error
+            failure = disk_failure("writing the log", self._path, error)
+            if not is_full(failure):
+                self._fail(failure)
+            raise failure from error
+
+    def _fail(self, failure: StorageError) -> None:
+        """Take no more writes, in this run and, where the page cache can't be trusted any more, in this file.
+
+        A disk that is full is another matter: what was not written leaves pages behind that nothing refers
+        to, and every page of the next attempt is written anew.
+        """
+        self._failure = failure
+        if failure.detail["errno"] == errno.EIO:
+            failure.detail["distrust"] = "log"
+            try:
+                mark_eio(self._path.parent, failure.message)
+            except StorageError as unmarked:
+                failure.add_note(f"nor could this be noted for the next start: {unmarked}")
 
     def _seal(
         self,

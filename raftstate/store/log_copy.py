@@ -29,7 +29,7 @@ from raftstate.store.log_format import HARD_STATE_KEY, META_KEY, MetaRow, entry_
 from raftstate.store.meta_page import read_meta_page
 
 DATA_FILE = "data.mdb"
-_LOCK_FILE = "lock.mdb"
+LOCK_FILE = "lock.mdb"
 _TRANSACTION_BYTES = 16 << 20
 """Records of one transaction: all its pages are in memory until it commits."""
 _ROWS_AT_ONCE = 1_000
@@ -61,7 +61,7 @@ class LogCopy(NamedTuple):
         try:
             os.replace(self.path / DATA_FILE, log_path / DATA_FILE)
             fsync_directory(log_path)
-            os.replace(self.path / _LOCK_FILE, log_path / _LOCK_FILE)
+            os.replace(self.path / LOCK_FILE, log_path / LOCK_FILE)
             self.path.rmdir()
         except OSError as error:
             raise disk_failure("putting the copied log in place", log_path, error) from error

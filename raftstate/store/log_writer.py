@@ -4,8 +4,10 @@ The loop thread hands over appends and does not wait. The log thread takes all t
 transaction of them, and posts one callback to the loop, which publishes the transaction and then calls each
 append's `done`, in order. What is not durable is never published, and never reported as done.
 
-After a failure nothing is written any more: what waits, and what comes later, gets an error. The commit index
-alone is not worth a transaction (it can be learned again from the leader): it goes with the next one.
+After a failure nothing is written any more: what waits, and what comes later, gets an error. A full disk is
+none: the log thread lets go of reserved space, and tries the same group again until there is room, while all
+else waits behind it; only a compaction, which makes room, may come in between. The commit index alone is not
+worth a transaction (it can be learned again from the leader): it goes with the next one.
 
 May live here: the thread, and how waiting appends become one.
 """
@@ -13,15 +15,19 @@ May live here: the thread, and how waiting appends become one.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 
+import msgspec
+
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, InvariantError, StorageError
 from raftstate.measure import Histogram
+from raftstate.store.files import is_full
 from raftstate.store.log import LogStore, LogWrite, check_hard_state
 
 Done = Callable[[BaseException | None], None]
@@ -29,6 +35,8 @@ Done = Callable[[BaseException | None], None]
 
 COMPACTION_SLICE_ENTRIES = 512
 """How many entries one transaction of a compaction removes: what an append may have to wait for."""
+FULL_RETRY_S = 0.2
+"""How long a group that the disk has no room for waits before it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,9 @@ class _Rewrite:
     done: Done
 
 
+_Request = _Append | _Install | _Compaction | _Refill | _Rewrite
+
+
 class LogWriter:
     """Writes a log in a thread of its own. All methods, and all callbacks, belong to the loop thread.
 
@@ -75,14 +86,25 @@ class LogWriter:
         post: runs a callable on the loop thread, soon, in the order of the calls; usable from any thread, as
             `loop.call_soon_threadsafe` is.
         clock_ns: a monotonic clock, in nanoseconds.
+        release: lets go of reserved space, and says whether there was any; called on the log thread when the
+            disk is full.
     """
 
     def __init__(
-        self, log: LogStore, post: Callable[[Callable[[], None]], object], *, clock_ns: Callable[[], int]
+        self,
+        log: LogStore,
+        post: Callable[[Callable[[], None]], object],
+        *,
+        clock_ns: Callable[[], int],
+        release: Callable[[], bool] = lambda: False,
     ) -> None:
         self._log = log
         self._post = post
         self._clock_ns = clock_ns
+        self._release = release
+        self.full: str | None = None
+        """What the disk said when it had no room for what is to be written next; None: it has. Written by the
+        log thread, read by any."""
         # The loop thread's: appends and installs not reported yet, oldest first.
         self._outstanding: deque[_Append | _Install] = deque()
         # The newest hard state given, and the same while its commit index waits for a write to ride with.
@@ -93,8 +115,12 @@ class LogWriter:
         self.commit_seconds = Histogram()
         """Of transactions of the log, each durable when it returned."""
         # From the loop thread to the log thread; None asks it to end.
-        self._queue: SimpleQueue[_Append | _Install | _Compaction | _Refill | _Rewrite | None] = SimpleQueue()
-        # The log thread's.
+        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
+        # The log thread's: what arrived while it waited for room, and what follows.
+        self._later: deque[_Request | None] = deque()
+        # What a compaction that came before a waiting group has made of the commit index.
+        self._commit_at_least = 0
+        self._published: _Install | None = None
         self._refills: deque[_Refill] = deque()
         self._compactions: deque[_Compaction] = deque()
         self._rewrites: deque[_Rewrite] = deque()
@@ -168,8 +194,8 @@ class LogWriter:
 
         Args:
             to_index: as `LogStore.compact` takes it.
-            done: called with None once all is removed, durably, else with the error. An error that is not of
-                the disk leaves the writer usable.
+            done: called with None once all is removed, durably, else with the error. One that is not of the
+                disk, or says that it is full, leaves the writer usable.
 
         Raises:
             ClosedError: the writer was closed.
@@ -271,7 +297,7 @@ class LogWriter:
         block = not self._compactions and not self._rewrites
         while True:
             try:
-                request = self._queue.get(block)
+                request = self._later.popleft() if self._later else self._queue.get(block)
             except Empty:
                 return appends, None, True
             block = False
@@ -301,7 +327,7 @@ class LogWriter:
         error: BaseException | None = self._failure
         if error is None:
             try:
-                write = work()
+                write = self._once_there_is_room(work)
             except Exception as raised:  # noqa: BLE001 - whatever it was, those who wait must hear of it
                 error = raised
                 self._failure = StorageError(
@@ -311,30 +337,69 @@ class LogWriter:
         self._post(partial(self._report, requests, write, error))
 
     def _replace(self, install: _Install) -> LogWrite:
-        """Publish the new state and reset the log."""
+        """Publish the new state, once, and reset the log."""
         check_hard_state(self._newest, install.hard_state)
-        install.publish()
+        if self._published is not install:
+            install.publish()
+            self._published = install
         write = self._log.reset(install.hard_state, install.index, install.term)
         self._newest = self._saved = write.hard_state
         return write
+
+    def _once_there_is_room(self, work: Callable[[], LogWrite | None]) -> LogWrite | None:
+        """Do it, and again for as long as the disk has no room for it: nothing that came later is written
+        before."""
+        while True:
+            try:
+                write = work()
+            except StorageError as error:
+                if not is_full(error):
+                    raise
+                self.full = error.message
+                if not self._release() and not self._wait_for_room():
+                    raise
+            else:
+                self.full = None
+                self._commit_at_least = 0
+                return write
+
+    def _wait_for_room(self) -> bool:
+        """Wait a moment, in which compactions are done; return False if the writer is being closed."""
+        deadline = time.monotonic() + FULL_RETRY_S
+        while (left_s := deadline - time.monotonic()) > 0:
+            if self._compactions:
+                self._compact_slice(self._compactions[0])
+                self._commit_at_least = self._saved.commit
+            try:
+                request = self._queue.get(timeout=0 if self._compactions else left_s)
+            except Empty:
+                continue
+            if isinstance(request, _Compaction):
+                self._compactions.append(request)
+            else:
+                self._later.append(request)
+        return None not in self._later
 
     def _write(self, appends: list[_Append]) -> LogWrite | None:
         """Write a group in one transaction; None: there was nothing that needs one."""
         entries: list[Entry] = []
         newest = self._newest
         for append in appends:
-            if append.hard_state is not None:
-                check_hard_state(newest, append.hard_state)
-                newest = append.hard_state
+            hard_state = append.hard_state
+            if hard_state is not None:
+                if hard_state.commit < self._commit_at_least:
+                    hard_state = msgspec.structs.replace(hard_state, commit=self._commit_at_least)
+                check_hard_state(newest, hard_state)
+                newest = hard_state
             if append.entries:
                 merge_entries(entries, append.entries)
-        self._newest = newest
         if not entries and (newest.term, newest.vote) == (self._saved.term, self._saved.vote):
+            self._newest = newest
             return None
         began_ns = self._clock_ns()
         write = self._log.write(newest, entries)
         self.commit_seconds.observe_ns(self._clock_ns() - began_ns)
-        self._saved = write.hard_state
+        self._newest = self._saved = write.hard_state
         return write
 
     def _refill(self, refill: _Refill) -> None:

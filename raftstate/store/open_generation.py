@@ -16,10 +16,12 @@ from types import TracebackType
 import lmdb
 
 from raftstate.errors import ClosedError, InvariantError, RaftstateError, StorageError
+from raftstate.machine.tables import Table
 from raftstate.measure import Histogram
 from raftstate.store.checkpoint import Checkpoint, CheckpointRecord, Pin, lost_slot
 from raftstate.store.files import disk_failure
 from raftstate.store.generation import Generation
+from raftstate.store.space import Reader, Space, environment_space, parse_readers
 from raftstate.store.start import open_environment, open_tables
 from raftstate.store.transactions import Handles, Rows, WritableRows, lmdb_failure
 
@@ -155,6 +157,22 @@ class OpenGeneration:
     def map_bytes(self) -> int:
         """The most that it can take."""
         return self.environment.info()["map_size"]
+
+    def space(self) -> Space:
+        """Measure the file. Any thread. Raises as `StateStore.space`."""
+        with self.read() as tables:
+            tables_bytes = sum(map(tables.stored_bytes, Table))
+            try:
+                return environment_space(self.environment, tables_bytes)
+            except lmdb.Error as error:
+                raise lmdb_failure("measuring the state", self.path, error) from error
+
+    def readers(self) -> list[Reader]:
+        """Return who reads it now. Any thread. Raises as `StateStore.readers`."""
+        try:
+            return parse_readers(self.environment.readers())
+        except lmdb.Error as error:
+            raise lmdb_failure("listing readers", self.path, error) from error
 
     def size_bytes(self) -> int:
         """Return the size of the data file, free pages included."""

@@ -33,7 +33,7 @@ from lmdb.verify import verify as verify_pages
 from raftstate.errors import DataLossError, FailedPreconditionError, StorageError
 from raftstate.machine.tables import ReadTables, Table
 from raftstate.store.checkpoint import CheckpointRecord, sync_data
-from raftstate.store.files import disk_failure, durable_remove, durable_write
+from raftstate.store.files import copy_bytes, disk_failure, durable_remove, durable_write
 from raftstate.store.generation import Generation, current_generation, generations
 from raftstate.store.meta_page import MetaPage, read_meta_pages
 from raftstate.store.transactions import Handles, Rows, lmdb_failure, table_name
@@ -45,7 +45,6 @@ MAX_READERS = 512
 """Reader slots of the environment, for this node and the processes that read its files: 64 bytes each."""
 
 _CLEAN_STOP = "clean-stop"
-_COPY_BYTES = 16 << 20
 _BAD_COPY = "the copy of the state made after a failed sync can't be trusted"
 _REPLACE = "replace this node, the others hold the data"
 
@@ -132,6 +131,18 @@ def refuse_orphan(generation: Generation) -> None:
 def mark_clean_stop(data_directory: Path) -> None:
     """Note that all commits are in the last checkpoint and the environment is closed."""
     durable_write(data_directory / _CLEAN_STOP, b"")
+
+
+def distrust_state(data_directory: Path) -> None:
+    """Have the next start copy the state, as after a failed sync: the marker that says so could not be
+    written then.
+
+    Raises:
+        StorageError: it still can't be.
+    """
+    generation = current_generation(data_directory)
+    if generation is not None:
+        durable_write(generation.eio_marker, b"")
 
 
 @contextmanager
@@ -229,7 +240,7 @@ def _copy(
         try:
             target = os.open(copy.data_file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
-                _copy_bytes(source, target, (record.meta.last_page + 1) * record.meta.page_bytes)
+                copy_bytes(source, target, (record.meta.last_page + 1) * record.meta.page_bytes)
                 write_meta_pages(target, record.meta)
                 os.fsync(target)
             finally:
@@ -252,27 +263,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise disk_failure("reading what was noted of the state", path, error) from error
-
-
-def _copy_bytes(source: int, target: int, size: int) -> None:
-    """Copy up to `size` bytes, by reference where the file system can, as XFS and Btrfs do."""
-    done = 0
-    by_kernel = hasattr(os, "copy_file_range")
-    while done < size:
-        wanted = min(_COPY_BYTES, size - done)
-        if by_kernel:
-            try:
-                copied = os.copy_file_range(source, target, wanted if done else size, done, done)
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                by_kernel = False
-                continue
-        else:
-            copied = os.pwrite(target, os.pread(source, wanted, done), done)
-        if copied == 0:
-            return
-        done += copied
 
 
 def _verify(generation: Generation, verify: Callable[[ReadTables], None]) -> None:

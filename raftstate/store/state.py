@@ -35,6 +35,7 @@ from raftstate.store.open_generation import (
     remove_closed,
 )
 from raftstate.store.snapshot import PreparedGeneration, SnapshotBuilder
+from raftstate.store.space import Reader, Space
 from raftstate.store.start import (
     READERS_WAIT_S,
     check_pages,
@@ -333,6 +334,25 @@ class StateStore:
                 run(end)
 
         old.retire(ended)
+
+    def space(self) -> Space:
+        """Measure the state's file. Any thread.
+
+        Raises:
+            ResourceExhaustedError: no reader slot is free.
+            StorageError: LMDB failed.
+            ClosedError: the store is closed.
+        """
+        return self._opened.space()
+
+    def readers(self) -> list[Reader]:
+        """Return who reads the state now, in this process and in others. Any thread.
+
+        Raises:
+            StorageError: LMDB failed.
+            ClosedError: the store is closed.
+        """
+        return self._opened.readers()
 
     def close(self, *, clean: bool) -> None:
         """Close the environment. No other thread may be in a read, nor do what `adopt` was given `run` for.

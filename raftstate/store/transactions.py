@@ -26,6 +26,7 @@ from raftstate.errors import (
 )
 from raftstate.machine.tables import Table
 from raftstate.store.files import disk_failure
+from raftstate.store.space import pages_bytes
 
 Handles = dict[Table, "lmdb._Database"]
 
@@ -66,9 +67,8 @@ def lmdb_failure(doing: str, path: Path, error: lmdb.Error) -> RaftstateError:
         )
     if isinstance(error, lmdb.MapFullError):
         return StorageError(
-            f"failed while {doing} at {path}: the map, whose size was fixed when the state was created, is "
-            "full, and nothing frees room in it in this version; move the data to a new cluster with a "
-            "larger state_map_bytes",
+            f"failed while {doing} at {path}: the map is full, or what is free in it is still being read; if "
+            "it does not go on soon, start the node again with a larger state_map_bytes",
             detail={"errno": errno.ENOSPC},
         )
     failure = disk_failure(doing, path, error)
@@ -145,7 +145,7 @@ class Rows:
             tree = self._transaction.stat(self._handles[table])
         except lmdb.Error as error:
             raise lmdb_failure("measuring a table", self._path, error) from error
-        return tree["psize"] * (tree["branch_pages"] + tree["leaf_pages"] + tree["overflow_pages"])
+        return pages_bytes(tree)
 
 
 class WritableRows(Rows):

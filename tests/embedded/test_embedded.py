@@ -316,3 +316,8 @@ def test_an_erased_key_leaves_no_byte_in_the_directory(tmp_path: Path, store: ra
         time.sleep(0.05)
     assert files() == []
     assert store.defragment("n1") > 0
+
+
+def test_an_embedded_node_opens_no_port_for_metrics(tmp_path: Path) -> None:
+    with raftstate.connect(f"embedded:{tmp_path / 'd'}") as store:
+        assert [node.metrics_address for node in store.status()] == [""]

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from raftstate.core.types import Entry, HardState
+from raftstate.errors import ResourceExhaustedError, StorageError
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import ReadTables, Table, WriteTables
 from raftstate.machine.types import Batch, BatchResult, CompactTo, EntryResult, Envelope, Item, Member
+from raftstate.machine.verify import check_state
+from raftstate.node import applier as applier_module
 from raftstate.node.applier import KEYS_ON_LOOP_MAX, SWEEP_CHANGES, SWEEP_NS, StateApplier
 from raftstate.node.clock import LoopClock
+from raftstate.node.environment import PreparedState, SnapshotFile
 from raftstate.node.snapshot_disk import StateSnapshots
 from raftstate.pb.v1.pipeline_pb2 import CommandBatch
+from raftstate.store import checkpoint as checkpoint_module
+from raftstate.store.files import durable_write
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
-from raftstate.store.state import StateStore
+from raftstate.store.state import ReadTransaction, StateStore
 
 MARGIN_BYTES = 4 << 20
 MARGIN_ENTRIES = 200_000
@@ -32,6 +40,7 @@ class Rig:
     """An applier over stores in a directory, and a log whose entries it is given."""
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
+        path.mkdir(exist_ok=True)
         loop = asyncio.get_running_loop()
         clock = LoopClock(loop)
         self.log = LogStore.open(path / "log", map_bytes=1 << 28, create=create)
@@ -333,3 +342,342 @@ async def test_observers_are_told_of_each_transaction_that_made_a_revision_or_mo
     await rig.apply(rig.entry_of(CompactTo(2)))
     await rig.until_swept()
     assert told == [(3, 0), (3, 3)]
+
+
+async def until_durable(rig: Rig, index: int) -> None:
+    async with asyncio.timeout(20):
+        while rig.state.durable_applied_index < index:  # noqa: ASYNC110 - a checkpoint tells nobody
+            await asyncio.sleep(0.001)
+
+
+class FullDisk:
+    """Has the state's transactions and checkpoints fail for want of room, while `full`."""
+
+    def __init__(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = True
+        self.refused = 0
+        opened = rig.state._opened
+        self._commit, self._abort = opened._commit, opened._abort
+        monkeypatch.setattr(applier_module, "FULL_RETRY_S", 0.001)
+        monkeypatch.setattr(opened, "_commit", self.commit)
+        monkeypatch.setattr(checkpoint_module, "durable_write", self.durable_write)
+
+    def check(self) -> None:
+        if self.full:
+            self.refused += 1
+            raise StorageError("the disk is full", detail={"errno": errno.ENOSPC})
+
+    def commit(self, transaction: Any, dirtied_bytes: Any) -> None:
+        try:
+            self.check()
+        except StorageError:
+            self._abort(transaction)
+            raise
+        self._commit(transaction, dirtied_bytes)
+
+    def durable_write(self, path: Path, content: bytes) -> None:
+        self.check()
+        durable_write(path, content)
+
+    async def until_refused(self, times: int) -> None:
+        async with asyncio.timeout(20):
+            while self.refused < times:  # noqa: ASYNC110 - nobody is told of an attempt
+                await asyncio.sleep(0.001)
+
+
+@pytest.mark.case(52)
+@pytest.mark.case(65)
+async def test_what_the_disk_has_no_room_for_is_applied_once_and_answered_once_when_it_has(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.apply(rig.entry(rig.puts(["before"], b"v")))
+    disk = FullDisk(rig, monkeypatch)
+    first = asyncio.ensure_future(rig.apply(rig.entry(rig.puts(["a"], b"1"))))
+    await disk.until_refused(3)
+    second = asyncio.ensure_future(rig.apply(rig.entry(rig.puts(["a"], b"2")), lazily=True))
+    await disk.until_refused(6)
+    assert rig.applier.full == "the disk is full"
+    assert not first.done()
+    with rig.state.read() as tables:
+        reader = Reader(tables)
+        assert (reader.applied_index, reader.get(b"a")) == (1, None)
+        assert reader.get(b"before") is not None
+    disk.full = False
+    results = [*await first, *await second]
+    assert [(result.index, result.revision) for result in results] == [(2, 3), (3, 4)]
+    assert rig.applier.full is None
+    with rig.state.read() as tables:
+        pair = Reader(tables).get(b"a")
+        assert pair is not None
+        assert (pair.value, pair.version) == (b"2", 2)
+    await until_durable(rig, 3)
+
+
+@pytest.mark.case(52)
+async def test_a_transaction_beside_the_loop_is_tried_again_too(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for start in range(0, KEYS_ON_LOOP_MAX + 200, 400):
+        await rig.apply(rig.entry(rig.puts([f"k{number:05d}" for number in range(start, start + 400)], b"v")))
+    disk = FullDisk(rig, monkeypatch)
+    batch = CommandBatch()
+    delete = batch.commands.add(serial=1).delete
+    delete.key, delete.range_end = b"k", b"l"
+    deleting = asyncio.ensure_future(rig.apply(rig.entry(batch)))
+    await disk.until_refused(3)
+    assert not deleting.done()
+    disk.full = False
+    [result] = await deleting
+    [item] = result.items
+    assert isinstance(item, BatchResult)
+    assert item.answers[0].deleted >= KEYS_ON_LOOP_MAX
+    await until_durable(rig, rig.index)
+
+
+@pytest.mark.case(52)
+async def test_a_checkpoint_without_room_for_its_file_is_published_later(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.apply(rig.entry(rig.puts(["a"], b"1")))
+    disk = FullDisk(rig, monkeypatch)
+    rig.applier._begin_checkpoint()
+    await disk.until_refused(3)
+    assert rig.state.durable_applied_index == 0
+    disk.full = False
+    await until_durable(rig, 1)
+    await rig.apply(rig.entry(rig.puts(["b"], b"1")))
+
+
+@pytest.mark.case(52)
+async def test_a_node_may_stop_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    rig.state.checkpoint(0)
+    await rig.apply(rig.entry(rig.puts(["a"], b"1")))
+    disk = FullDisk(rig, monkeypatch)
+    lost = asyncio.ensure_future(rig.apply(rig.entry(rig.puts(["a"], b"2"))))
+    await disk.until_refused(2)
+    assert not await rig.close()
+    assert rig.halts == []
+    lost.cancel()
+    disk.full = False
+    again = Rig(tmp_path, create=False)
+    assert again.machine.applied_index == 0  # what came after the last checkpoint is in the log
+    assert again.log.last_index() == 2
+    await again.close()
+
+
+def all_slots(state: StateStore) -> Iterator[ReadTransaction]:
+    """Take all reader slots that are free."""
+    while True:
+        try:
+            yield state.read()
+        except ResourceExhaustedError:
+            return
+
+
+@pytest.mark.case(58)
+async def test_without_a_reader_slot_checkpoints_wait_and_writes_go_on(rig: Rig) -> None:
+    # A slot is free again once nobody holds the transaction any more.
+    readers = list(all_slots(rig.state))
+    await rig.apply(rig.entry(rig.puts(["a"], b"1")))
+    rig.applier._begin_checkpoint()
+    await rig.apply(rig.entry(rig.puts(["b"], b"1")))
+    assert rig.state.durable_applied_index == 0
+    readers.clear()
+    rig.applier._begin_checkpoint()
+    await until_durable(rig, 1)
+
+
+async def test_while_room_is_short_the_log_goes_almost_up_to_the_checkpoint(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applier_module, "SCARCE_MARGIN_ENTRIES", 3)
+    for number in range(12):
+        await rig.apply(rig.entry(rig.puts(["k"], b"%d" % number)))
+    rig.applier._begin_checkpoint()
+    await until_durable(rig, 12)
+    async with asyncio.timeout(20):
+        while rig.log.first_index() != 2:  # noqa: ASYNC110 - nor does a cut
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+        rig.applier.space_is_short(True)
+        while rig.log.first_index() != 10:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    rig.applier.space_is_short(False)
+
+
+async def prepared_of(rig: Rig, path: Path, batches: int) -> PreparedState:
+    """Another node's state of the same cluster, so many entries ahead of this one's, verified and ready."""
+    other = Rig(path)
+    try:
+        for number in range(rig.index + batches):
+            await other.apply(other.entry(other.puts([f"k{n:02d}" for n in range(50)], b"%d" % number)))
+        made: asyncio.Future[SnapshotFile | BaseException] = asyncio.get_running_loop().create_future()
+        other.snapshot_disk.make(made.set_result)
+        file = await made
+        assert isinstance(file, SnapshotFile)
+        content = (path / file.name).read_bytes()
+    finally:
+        await other.close()
+    build = rig.snapshot_disk.build()
+    for at in range(0, len(content), 5_000):
+        build.feed(content[at : at + 5_000], lambda error: None)
+    done: asyncio.Future[PreparedState | BaseException] = asyncio.get_running_loop().create_future()
+    build.finish(done.set_result)
+    prepared = await done
+    assert not isinstance(prepared, BaseException), prepared
+    return prepared
+
+
+async def make_current(rig: Rig, prepared: PreparedState) -> None:
+    """As the driver does: the state becomes current, the log begins anew."""
+    loop = asyncio.get_running_loop()
+    metadata = prepared.metadata
+    written: asyncio.Future[BaseException | None] = loop.create_future()
+    rig.writer.install(
+        lambda: rig.snapshot_disk.make_current(prepared),
+        HardState(1, 1, metadata.index),
+        metadata.index,
+        metadata.term,
+        written.set_result,
+    )
+    assert await written is None
+
+
+async def adopt(rig: Rig, prepared: PreparedState) -> None:
+    """And the applier goes on with it."""
+    await make_current(rig, prepared)
+    adopted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    rig.applier.adopt(prepared, lambda: adopted.set_result(None))
+    await adopted
+    rig.index = prepared.metadata.index
+
+
+def state_of(rig: Rig) -> tuple[int, int, int]:
+    with rig.state.read() as tables:
+        return rig.machine.applied_index, Reader(tables).applied_index, tables.count(Table.INDEX)
+
+
+async def test_an_adopted_state_takes_the_place_of_the_old_one_and_entries_go_on_behind_it(
+    rig: Rig, tmp_path: Path
+) -> None:
+    await rig.overwrite(3)
+    told: list[str] = []
+    rig.applier.on_adopted(lambda: told.append("adopted"))
+    rig.applier.on_applied(lambda: told.append("applied"))
+    reader = rig.state.read()
+    before = reader.count(Table.INDEX)
+    old_path = rig.state.path
+    prepared = await prepared_of(rig, tmp_path / "other", 4)
+    await adopt(rig, prepared)
+    assert told == ["adopted", "applied"]
+    assert state_of(rig) == (7, 7, 50)
+    assert rig.log.first_index() == 8
+    # Who reads the old one reads on.
+    assert reader.count(Table.INDEX) == before == 500
+    assert old_path.exists()
+    reader.__exit__(None, None, None)
+    await rig.apply(rig.entry(rig.puts(["new"], b"v")))
+    assert state_of(rig) == (8, 8, 51)
+
+
+async def test_what_waits_to_be_applied_when_a_state_is_adopted_is_within_it(
+    rig: Rig, tmp_path: Path
+) -> None:
+    await rig.apply(rig.entry(rig.puts(["a"], b"v")))
+    prepared = await prepared_of(rig, tmp_path / "other", 5)
+    await make_current(rig, prepared)
+    called: list[object] = []
+    rig.applier.apply([rig.entry(rig.puts(["b"], b"v"))], {}, called.append, lazily=True)
+    rig.applier.adopt(prepared, lambda: called.append("adopted"))
+    rig.applier.hurry()
+    rig.index = prepared.metadata.index
+    assert called == ["adopted"]
+    assert rig.machine.applied_index == prepared.metadata.index
+
+
+async def test_a_state_is_adopted_after_a_transaction_beside_the_loop_and_a_sync_have_ended(
+    rig: Rig, tmp_path: Path
+) -> None:
+    keys = [f"k/{number:05d}" for number in range(KEYS_ON_LOOP_MAX + 500)]
+    for at in range(0, len(keys), 500):
+        await rig.apply(rig.entry(rig.puts(keys[at : at + 500], b"v")))
+    prepared = await prepared_of(rig, tmp_path / "other", 5)
+    delete = CommandBatch()
+    operation = delete.commands.add(serial=1).delete
+    operation.key, operation.range_end = b"k/", b"k0"
+    results: list[object] = []
+    entry = rig.entry(delete)
+    rig.applier._begin_checkpoint()
+    rig.applier.apply([entry], {}, results.append, lazily=False)
+    assert rig.applier.is_beside
+    await adopt(rig, prepared)
+    assert len(results) == 1
+    assert state_of(rig) == (prepared.metadata.index, prepared.metadata.index, 50)
+
+
+async def test_a_sweep_of_the_old_state_is_not_gone_on_with_in_the_new_one(rig: Rig, tmp_path: Path) -> None:
+    await rig.overwrite(8)
+    rig.applier.hold_sweep_while(lambda _: True)
+    await rig.apply(rig.entry_of(CompactTo(rig.machine.revision - 1)))
+    with rig.state.write() as tables:
+        rig.machine.sweep(tables, 300)
+    assert rig.machine.sweep_pending
+    await adopt(rig, await prepared_of(rig, tmp_path / "other", 5))
+    assert not rig.machine.sweep_pending
+    rig.applier._needs_before.clear()
+    await rig.apply(rig.entry_of(CompactTo(rig.machine.revision - 1)))
+    await rig.until_swept()
+    with rig.state.read() as tables:
+        check_state(tables)
+
+
+async def test_a_close_between_a_state_becoming_current_and_its_adoption_loses_neither(
+    tmp_path: Path,
+) -> None:
+    rig = Rig(tmp_path / "own")
+    await rig.overwrite(2)
+    prepared = await prepared_of(rig, tmp_path / "other", 5)
+    await make_current(rig, prepared)
+    index = prepared.metadata.index
+    rig.writer.close()
+    await rig.applier.close()
+    rig.snapshot_disk.close()
+    rig.state.close(clean=False)
+    rig.log.close()
+    again = Rig(tmp_path / "own", create=False)
+    assert again.machine.applied_index == index
+    assert again.log.first_index() == index + 1
+    assert await again.close()
+
+
+async def test_the_log_is_cut_to_its_first_entry_at_once_and_no_further_than_it_is_needed(rig: Rig) -> None:
+    needed: list[int | None] = [1]
+    rig.applier.hold_log_from(lambda: needed[0])
+    await rig.apply(rig.entry(rig.puts(["a"], b"v")))
+    async with asyncio.timeout(20):
+        while rig.log.first_index() != 2:  # noqa: ASYNC110 - a checkpoint tells nobody that it is done
+            await asyncio.sleep(0.001)
+    rig.applier._log_margin_entries = 1
+    for _ in range(8):
+        await rig.apply(rig.entry(rig.puts(["a"], b"v")))
+    await checkpointed(rig)
+    assert rig.log.first_index() == 2
+    needed[0] = 4
+    await rig.apply(rig.entry(rig.puts(["a"], b"v")))
+    await checkpointed(rig)
+    assert rig.log.first_index() == 5
+    needed[0] = None
+    await rig.apply(rig.entry(rig.puts(["a"], b"v")))
+    await checkpointed(rig)
+    assert rig.log.first_index() == rig.index
+
+
+async def checkpointed(rig: Rig) -> None:
+    """Wait until all is durable, and what could be cut is."""
+    async with asyncio.timeout(20):
+        while rig.state.durable_applied_index < rig.index or rig.applier._cutting:
+            rig.applier._begin_checkpoint()
+            await asyncio.sleep(0.001)

@@ -11,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raftstate.core.types import ConfState, Entry, Message, MessageType, SnapshotMetadata
-from raftstate.machine.types import Batch, BatchResult, Code, Fault
+from raftstate.machine.types import Batch, BatchResult, Code, Fault, Member
 from raftstate.node import frames as frames_module
 from raftstate.node.environment import (
+    Announce,
+    ChangeMembers,
+    ChangeMembersReply,
     Digests,
     Executed,
     Forward,
@@ -33,8 +36,17 @@ from raftstate.node.frames import (
     FrameReader,
     Hello,
     Kind,
+    Reason,
     Welcome,
     encode,
+)
+from raftstate.node.member_changes import (
+    AddMember,
+    MembersChanged,
+    PromoteMember,
+    RemoveMembers,
+    ReplaceMember,
+    UpdateMember,
 )
 
 BODIES = [
@@ -55,6 +67,14 @@ BODIES = [
     ForwardReply(6, rejected=Rejected(Fault(Code.NO_LEADER, "none"), applied_never=True)),
     TransferLeader(3),
     LeaseStamp(1_234_567),
+    ChangeMembers(1, 5_000, AddMember("n4", "h:2", "h:1", promote=False)),
+    ChangeMembers(2, 5_000, PromoteMember("n4")),
+    ChangeMembers(3, 5_000, RemoveMembers(["n4", "n5"])),
+    ChangeMembers(4, 5_000, ReplaceMember("n4", "h:3", "", incarnation=2)),
+    ChangeMembers(5, 5_000, UpdateMember(4, "h:3", "h:4")),
+    ChangeMembersReply(1, changed=MembersChanged(9, [Member(4, 1, "n4", "h:2", "h:1")], [4], already=True)),
+    ChangeMembersReply(2, rejected=Rejected(Fault(Code.NO_LEADER, "nobody"), applied_never=True)),
+    Announce("h:2", "h:1"),
     Digests(2**63 - 1, [(64, 2**64 - 1), (70, 0)]),
     RepairRequest(9, 100),
     RepairOffer(9),
@@ -140,3 +160,16 @@ def test_another_protocol_version_is_refused_by_name() -> None:
 def test_a_body_too_large_for_any_receiver_is_refused_by_its_sender() -> None:
     with pytest.raises(FrameError, match="over the limit"):
         encode(Forward(1, 1, 1, Batch(b"x" * (FRAME_BYTES_MAX + 1))))
+
+
+def test_a_welcome_that_says_more_is_read_by_those_who_know_less_and_the_other_way_round() -> None:
+    class Earlier(msgspec.Struct, array_like=True, frozen=True):
+        refusal: str = ""
+        machine_version: int = 1
+
+    told = Welcome("it was replaced", 3, reason=Reason.REPLACED, incarnation=2)
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(told), type=Earlier) == Earlier("it was replaced", 3)
+    before = msgspec.msgpack.encode(Earlier("no", 2))
+    assert msgspec.msgpack.decode(before, type=Welcome) == Welcome("no", 2, Reason.OTHER, 0)
+    later = msgspec.msgpack.encode(["no", 9, 77, 1, "more"])
+    assert msgspec.msgpack.decode(later, type=Welcome).reason == 77

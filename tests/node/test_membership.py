@@ -305,6 +305,20 @@ def test_no_change_begins_before_the_leader_has_committed_an_entry_of_its_term()
     assert isinstance(outcomes[0], MembersChanged)
 
 
+@pytest.mark.case(15)
+def test_a_leader_that_can_t_commit_an_entry_of_its_term_says_so() -> None:
+    cluster = MemberCluster(3, 13)
+    leader = cluster.elect()
+    cluster.isolate(leader.id)
+    raft = leader.driver.raw.raft
+    assert raft.raft_log.term_or_zero(raft.raft_log.committed) < raft.term
+    outcomes = cluster.change(leader.id, AddMember("n4", "h4:1", "h4:2"), timeout_s=0.1)
+    cluster.run_until(lambda: outcomes)
+    assert isinstance(outcomes[0], Rejected)
+    assert (outcomes[0].applied_never, outcomes[0].fault.code) == (True, Code.NO_LEADER)
+    assert "has not committed an entry of it yet" in outcomes[0].fault.message
+
+
 def test_without_a_leader_a_change_is_refused_for_certain() -> None:
     cluster = MemberCluster(3, 14)
     leader = cluster.elect()

@@ -126,6 +126,10 @@ class SimLog(MemoryStorage):
         super().append(entries)
         self._keep(range(1, entries[0].index))
 
+    def apply_snapshot(self, snapshot: Snapshot) -> None:
+        super().apply_snapshot(snapshot)
+        self._keep(range(0))
+
     def compact(self, index: int) -> None:
         if index >= self.first_index():
             super().compact(index)

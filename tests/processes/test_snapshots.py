@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -88,6 +89,40 @@ async def test_a_follower_that_was_down_catches_up_by_snapshot_under_load(cluste
             await asyncio.to_thread(cluster.restart, name)
             await until_caught_up(client, name)
         assert "snapshot installed" in logged(cluster, name)
+        await check(client, load.ledger, "load")
+        await until_equal(client)
+    assert cluster.deaths() == []
+
+
+def log_of_this_run(cluster: LocalCluster, name: str) -> str:
+    return logged(cluster, name).rpartition("serving")[2]
+
+
+async def until_logged(cluster: LocalCluster, name: str, what: str) -> None:
+    async with asyncio.timeout(60):
+        while what not in log_of_this_run(cluster, name):  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.002)
+
+
+@pytest.mark.case(40)
+async def test_a_follower_killed_while_it_installs_is_sent_what_it_needs_at_its_next_start(
+    cluster: LocalCluster,
+) -> None:
+    draw = random.Random(1)
+    async with connect_async(cluster.url, timeout=30) as client:
+        async with load_on(client) as load:
+            name = await follower_behind(cluster, client, load)
+            for _ in range(2):
+                await asyncio.to_thread(cluster.restart, name)
+                await until_logged(cluster, name, "snapshot begins")
+                await asyncio.sleep(draw.uniform(0, 0.4))  # whatever moment of the install that is
+                await asyncio.to_thread(cluster.kill, name)
+                last = max(status.applied_index for status in await statuses(client))
+                async with asyncio.timeout(60):
+                    while any(status.first_log_index <= last for status in await statuses(client)):
+                        await load.until(load.total + 500)
+            await asyncio.to_thread(cluster.restart, name)
+            await until_caught_up(client, name)
         await check(client, load.ledger, "load")
         await until_equal(client)
     assert cluster.deaths() == []

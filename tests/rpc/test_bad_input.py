@@ -345,7 +345,13 @@ async def test_status_is_served_in_full(served: Served) -> None:
         ],
         progress=[
             cluster_pb2.PeerProgress(
-                id=1, match_index=20, next_index=22, state="replicate", recently_active=True
+                id=1,
+                match_index=20,
+                next_index=22,
+                state="replicate",
+                recently_active=True,
+                lag_entries=1,
+                lag_ms=9,
             )
         ],
         alarms=["the disk is slow"],
@@ -353,6 +359,13 @@ async def test_status_is_served_in_full(served: Served) -> None:
         compacted_revision=4,
         leases=7,
         watches=8,
+        incarnation=12,
+        metrics_address="127.0.0.1:7202",
+        checkpoint_age_ms=10,
+        disk_free_bytes=11,
+        log_map_bytes=13,
+        state_map_bytes=14,
+        wall_clock_ms=15,
         last_erase_index=17,
         erased_index=16,
         state_free_bytes=4_096,

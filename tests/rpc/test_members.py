@@ -61,7 +61,13 @@ async def test_members_are_listed_with_what_the_leader_knows_of_them(served: Ser
             commit_index=20,
             progress=[
                 cluster_pb2.PeerProgress(
-                    id=1, match_index=20, next_index=22, state="replicate", recently_active=True
+                    id=1,
+                    match_index=20,
+                    next_index=22,
+                    state="replicate",
+                    recently_active=True,
+                    lag_entries=1,
+                    lag_ms=9,
                 )
             ],
             times=TIMES,

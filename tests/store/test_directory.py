@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from raftstate.errors import DataLossError, FailedPreconditionError, StorageError, WrongClusterError
-from raftstate.store.directory import DataDirectory, Identity, mark_eio
+from raftstate.store.directory import DataDirectory, Identity
 from raftstate.store.files import durable_write
 
 MINE = Identity(cluster_id=0xFEDCBA9876543210, node_id=2, incarnation=5, name="n2")
@@ -147,16 +147,6 @@ def test_the_identity_comes_after_everything_else(tmp_path: Path) -> None:
     )
     made.close()
     assert seen == ["creating", "lock"]
-
-
-@pytest.mark.case(53)
-def test_a_directory_whose_disk_failed_is_refused(tmp_path: Path) -> None:
-    DataDirectory.create(tmp_path, MINE).close()
-    mark_eio(tmp_path, "failed while writing the log")
-    with pytest.raises(
-        FailedPreconditionError, match=r"disk that failed a write.*failed while writing the log"
-    ):
-        DataDirectory.open(tmp_path, MINE)
 
 
 def test_a_durable_write_replaces_the_whole_file(tmp_path: Path) -> None:

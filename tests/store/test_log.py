@@ -16,6 +16,7 @@ from raftstate.core.errors import Compacted, SnapshotTemporarilyUnavailable, Una
 from raftstate.core.types import ConfState, Entry, EntryType, HardState
 from raftstate.errors import DataLossError, FailedPreconditionError, InvariantError, StorageError
 from raftstate.store.directory import read_eio
+from raftstate.store.files import is_full
 from raftstate.store.log import LogStore
 from tests.store.log_helpers import MAP_BYTES, NO_LIMIT, content, entry, new_log, put, reopen, run
 
@@ -285,7 +286,7 @@ def test_after_a_failed_commit_nothing_is_written_any_more(tmp_path: Path) -> No
         pytest.raises(StorageError, match="Input/output error; the disk failed") as raised,
     ):
         log.write(HardState(2, 2, 2), [entry(3, data=b"x" * 200_000)])
-    assert raised.value.detail == {"errno": errno.EIO}
+    assert raised.value.detail == {"errno": errno.EIO, "distrust": "log"}
     # The disk seems well again: it is not believed.
     with pytest.raises(StorageError, match="no more writes after an earlier failure"):
         log.write(None, run(3, 3))
@@ -299,7 +300,8 @@ def test_after_a_failed_commit_nothing_is_written_any_more(tmp_path: Path) -> No
     again.close()
 
 
-def test_a_full_disk_is_said_to_be_full_and_leaves_no_marker(
+@pytest.mark.case(52)
+def test_a_full_disk_is_said_to_be_full_and_the_log_goes_on_once_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = new_log(tmp_path / "log")
@@ -308,10 +310,36 @@ def test_a_full_disk_is_said_to_be_full_and_leaves_no_marker(
         txn.abort()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(log, "_commit", commit)
-    with pytest.raises(StorageError, match="free or add space"):
-        log.write(None, run(1, 1))
+    with monkeypatch.context() as full:
+        full.setattr(log, "_commit", commit)
+        with pytest.raises(StorageError, match="free or add space, and the node goes on") as raised:
+            log.write(HardState(1, 1, 0), run(1, 1))
+    assert is_full(raised.value)
     assert read_eio(tmp_path) is None
+    assert content(log) == (HardState(), 1, [])
+    put(log, run(1, 1), HardState(1, 1, 0))
+    assert content(log) == (HardState(1, 1, 0), 1, run(1, 1))
+    log.close()
+
+
+@pytest.mark.case(54)
+def test_a_log_whose_meta_page_could_not_be_written_says_so_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = new_log(tmp_path / "log")
+
+    def commit(txn: lmdb.Transaction[memoryview]) -> None:
+        txn.abort()
+        error = lmdb.PanicError("mdb_txn_begin: MDB_PANIC")
+        error.code = -30795  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(log, "_commit", commit)
+    with pytest.raises(StorageError, match="could not write its meta page, and takes no more writes"):
+        log.write(None, run(1, 1))
+    assert "meta page" in (read_eio(tmp_path) or "")
+    with pytest.raises(StorageError, match="no more writes after an earlier failure"):
+        log.write(None, run(1, 1))
     log.close()
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, InvariantError, StorageError
+from raftstate.store import log_writer
+from raftstate.store.files import is_full
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import COMPACTION_SLICE_ENTRIES, LogWriter, merge_entries
 from tests.store.log_helpers import content, entry, new_log, put, reopen, run
@@ -27,8 +29,16 @@ class Loop:
         self.log: LogStore = new_log(path)
         self.posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.clock = itertools.count(1_000, 1_000)
-        self.writer = LogWriter(self.log, self.posted.put, clock_ns=lambda: next(self.clock))
+        self.reserves = 0
+        """How often there is reserved space to let go of."""
+        self.writer = LogWriter(
+            self.log, self.posted.put, clock_ns=lambda: next(self.clock), release=self.release
+        )
         self.reports: list[tuple[str, BaseException | None]] = []
+
+    def release(self) -> bool:
+        self.reserves -= 1
+        return self.reserves >= 0
 
     def append(self, name: str, entries: list[Entry], hard_state: HardState | None = None) -> None:
         self.writer.append(hard_state, entries, self.report(name))
@@ -213,6 +223,117 @@ def test_a_failed_write_fails_all_that_wait_and_all_that_come(
     assert all("Input/output error" in str(error) for _, error in reports[1:])
     assert content(loop.log) == (HardState(1, 1, 0), 1, run(1, 2))
     assert held.commits == 0
+
+
+def full() -> OSError:
+    return OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_writer, "FULL_RETRY_S", 0.01)
+
+
+@pytest.mark.case(6)
+@pytest.mark.case(51)
+@pytest.mark.case(52)
+@pytest.mark.usefixtures("impatient")
+def test_on_a_full_disk_the_same_group_is_tried_until_there_is_room_and_nothing_before_it(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = loop.hold_commits(monkeypatch)
+    held.error = full()
+    loop.append("first", run(1, 2), HardState(1, 1, 0))
+    for number in range(3):
+        held.wait_for_one()
+        if number == 1:
+            loop.append("second", run(3, 3), HardState(2, 2, 1))
+            assert "No space left on device" in (loop.writer.full or "")
+        held.let_go()
+    held.wait_for_one()
+    assert loop.posted.empty()
+    assert loop.reports == []
+    assert loop.writer.outstanding_since_ns == 1_000
+    held.error = None
+    held.let_go(2)
+    assert loop.run_until(2) == [("first", None), ("second", None)]
+    assert held.commits == 2
+    assert loop.writer.full is None
+    assert content(loop.log) == (HardState(2, 2, 1), 1, run(1, 3))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_reserved_space_is_let_go_of_before_anything_waits(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_writer, "FULL_RETRY_S", 1_000)
+    loop.reserves = 1
+    held = loop.hold_commits(monkeypatch)
+    held.error = full()
+    loop.append("vote", [], HardState(1, 1, 0))
+    held.wait_for_one()
+    held.let_go()
+    held.wait_for_one()
+    held.error = None
+    held.let_go()
+    assert loop.run_until(1) == [("vote", None)]
+    assert loop.log.last_hard_state == HardState(1, 1, 0)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_compaction_may_make_the_room_that_a_group_waits_for(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.append("entries", run(1, 9), HardState(1, 1, 5))
+    loop.run_until(1)
+    held = loop.hold_commits(monkeypatch)
+    held.error = full()
+    loop.append("waiting", run(10, 10), HardState(1, 1, 6))
+    held.wait_for_one()
+    # Compacted is what is applied: further than the commit index that travels with what waits.
+    loop.writer.compact(8, loop.report("compacted"))
+    held.let_go()
+    held.wait_for_one()  # of the compaction, which comes before the next attempt
+    held.error = None
+    held.let_go(2)
+    assert loop.run_until(3)[1:] == [("compacted", None), ("waiting", None)]
+    assert content(loop.log) == (HardState(1, 1, 8), 9, run(9, 10))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_compaction_that_finds_the_disk_full_is_told_and_leaves_the_writer_usable(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.append("entries", run(1, 9), HardState(1, 1, 9))
+    loop.run_until(1)
+    held = loop.hold_commits(monkeypatch)
+    held.error = full()
+    held.let_go()
+    loop.writer.compact(5, loop.report("compacted"))
+    _, error = loop.run_until(2)[1]
+    assert isinstance(error, StorageError)
+    assert is_full(error)
+    held.error = None
+    held.let_go()
+    loop.append("more", run(10, 10))
+    assert loop.run_until(3)[2] == ("more", None)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_waits_for_room_is_given_up_when_the_writer_is_closed(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = loop.hold_commits(monkeypatch)
+    held.error = full()
+    held.let_go(1_000)
+    loop.append("first", run(1, 1))
+    held.wait_for_one()
+    loop.append("second", run(2, 2))
+    loop.writer.close()
+    reports = loop.run_until(2)
+    assert [name for name, _ in reports] == ["first", "second"]
+    assert all("No space left" in str(error) for _, error in reports)
+    assert content(loop.log) == (HardState(), 1, [])
 
 
 def test_a_write_that_breaks_an_invariant_stops_the_writer(loop: Loop) -> None:

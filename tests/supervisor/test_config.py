@@ -7,6 +7,7 @@ import pytest
 
 from raftstate.config import NodeSettings, dump_toml, load_settings
 from raftstate.errors import ConfigError
+from raftstate.machine.types import Member
 from raftstate.server import peer_addresses
 
 TOML = """
@@ -77,6 +78,17 @@ def test_a_peer_may_be_reached_in_another_way(file: Path) -> None:
     settings = load_settings(file, {"peer_addresses": {"n2": "127.0.0.1:9"}, "advertise": "example.org:80"})
     assert peer_addresses(settings, ()) == {2: ("127.0.0.1:9",)}
     assert settings.client_address == "example.org:80"
+
+
+def test_others_are_dialled_where_their_records_say_then_where_the_settings_do(file: Path) -> None:
+    settings = load_settings(file, {"peer_addresses": {"n4": "127.0.0.1:9"}})
+    records = [Member(number, 1, f"n{number}", f"h{number}:2", f"h{number}:1") for number in (1, 2, 3, 4)]
+    assert peer_addresses(settings, records) == {
+        2: ("h2:2", "127.0.0.1:7102"),
+        3: ("h3:2",),
+        4: ("127.0.0.1:9",),
+    }
+    assert peer_addresses(settings, ()) == {2: ("127.0.0.1:7102",)}
 
 
 def test_listening_beyond_loopback_needs_to_be_asked_for(file: Path) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from raftstate import supervisor
-from raftstate.config import load_settings
+from raftstate.config import MemberConfig, load_settings
 from raftstate.errors import ConfigError, FailedPreconditionError
+from raftstate.folder import write_joiner
 from raftstate.supervisor import Death, LocalCluster
 
 FAKE_NODE = (sys.executable, "-m", "tests.supervisor.fake_node")
@@ -102,6 +103,19 @@ def test_the_same_directory_is_the_same_cluster(tmp_path: Path) -> None:
     made = cluster(tmp_path, nodes=1)
     for again in (cluster(tmp_path), cluster(tmp_path, port=None), cluster(tmp_path, nodes=1)):
         assert again.config == made.config
+
+
+def test_nodes_that_joined_are_part_of_the_cluster_that_a_directory_resumes(tmp_path: Path) -> None:
+    first = cluster(tmp_path, nodes=1).config
+    joined = MemberConfig(id=2, name="n2", peer_address="127.0.0.1:2", client_address="127.0.0.1:1")
+    grown = first.model_copy(update={"members": (*first.members, joined)})
+    write_joiner(tmp_path / "c" / "n2", "n2", grown)
+    again = cluster(tmp_path)
+    assert [node.name for node in again.nodes] == ["n1", "n2"]
+    assert again.endpoints == [first.members[0].client_address, "127.0.0.1:1"]
+    assert again.config == first
+    with pytest.raises(ConfigError, match="holds a cluster of 2 nodes, not 1"):
+        cluster(tmp_path, nodes=1)
 
 
 def test_a_node_that_was_killed_from_outside_is_reported_once(tmp_path: Path) -> None:
