@@ -31,7 +31,6 @@ from tests.machine.rig import (
     txn,
 )
 
-
 LEASE_KEYS = 7
 
 
