@@ -53,7 +53,7 @@ def test_clients_need_not_wait_for_a_disk_that_hangs_and_its_node_comes_back() -
     cluster = NoHandover(3, 22)
     leader = cluster.elect()
     cluster.run_for(0.1)
-    leader.disk_delay_ms = 8_000
+    leader.disk_delay_ms = 16_000  # at least a fifth of it: longer than the client waits
     hanging = cluster.put(leader.id, "hanging", timeout_s=3)
     cluster.run_for(0.002)
     leader.disk_delay_ms = 1
@@ -65,7 +65,7 @@ def test_clients_need_not_wait_for_a_disk_that_hangs_and_its_node_comes_back() -
     assert was_applied(answered)
     assert isinstance(hanging[0], Rejected)
     assert not hanging[0].applied_never
-    cluster.run_until(lambda: has(leader, "hanging") and has(leader, "later"), seconds=20)
+    cluster.run_until(lambda: has(leader, "hanging") and has(leader, "later"), seconds=40)
     assert cluster.elect().driver.raw.raft.term == term
     leader.driver.transfer_leader(leader.id)
     cluster.run_for(0.1)
