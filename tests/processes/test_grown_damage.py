@@ -11,6 +11,13 @@ import raftstate
 from examples.grow import free_ports, join, serve
 
 
+def end(node: subprocess.Popen[bytes]) -> None:
+    node.kill()
+    node.wait()
+    assert node.stdout is not None
+    node.stdout.close()
+
+
 @pytest.mark.parametrize("lost", ["state", "log"])
 def test_the_first_node_of_a_grown_cluster_gets_back_what_it_lost(tmp_path: Path, lost: str) -> None:
     first = tmp_path / "n1"
@@ -23,8 +30,7 @@ def test_the_first_node_of_a_grown_cluster_gets_back_what_it_lost(tmp_path: Path
     try:
         with raftstate.connect(url) as store:
             nodes += [join(store, url, name, tmp_path / name) for name in ("n2", "n3")]
-        nodes[0].kill()
-        nodes[0].wait()
+        end(nodes[0])
         if lost == "state":
             (first / "data" / "CURRENT").write_bytes(b"garbage")
         else:
@@ -36,5 +42,4 @@ def test_the_first_node_of_a_grown_cluster_gets_back_what_it_lost(tmp_path: Path
             assert found is not None and found.value == b"value"  # noqa: PT018
     finally:
         for node in nodes:
-            node.kill()
-            node.wait()
+            end(node)
