@@ -18,6 +18,7 @@ def end(node: subprocess.Popen[bytes]) -> None:
     node.stdout.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the example closes no log
 @pytest.mark.parametrize("lost", ["state", "log"])
 def test_the_first_node_of_a_grown_cluster_gets_back_what_it_lost(tmp_path: Path, lost: str) -> None:
     first = tmp_path / "n1"
