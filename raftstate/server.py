@@ -50,6 +50,7 @@ from raftstate.node.environment import Rejected
 from raftstate.node.erase import Eraser
 from raftstate.node.erase_files import NodeFiles
 from raftstate.node.integrity import Integrity
+from raftstate.node.known_members import note_members, noted_members
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.local import LocalNode
 from raftstate.node.member_changes import MembersChanged, ReplaceMember
@@ -122,12 +123,12 @@ async def serve(settings: NodeSettings, *, ready: Callable[[], None] | None = No
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    restarts = Restarts()
+    restarts = Restarts(settings)
     while True:
         try:
             await _serve_once(settings, stop, restarts, ready)
         except StorageError as error:
-            if not restarts.may_follow(error, settings):
+            if not restarts.may_follow(error):
                 raise
             await restarts.wait(stop)
             if stop.is_set():
@@ -223,7 +224,7 @@ async def refetch(
     try:
         fetching = fetch_state(
             local,
-            peer_addresses(settings, ()),
+            peer_addresses(settings, noted_members(directory.path, identity.cluster_id)),
             split_address(settings.peer_listener),
             builds,
             min_index=log_boundary,
@@ -290,7 +291,8 @@ async def either(*events: asyncio.Event) -> None:
 class Restarts:
     """When to start a node again that its disk has stopped, within the same process."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
         self.has_run = False
         """Whether the node has run already."""
         self.distrust: set[str] = set()
@@ -304,16 +306,16 @@ class Restarts:
         self.distrust.clear()
         self._pause_s = RESTART_S_MIN
 
-    def may_follow(self, failure: StorageError, settings: NodeSettings) -> bool:
+    def may_follow(self, failure: StorageError) -> bool:
         """Whether to try again. Not if the node has never run and nothing says that its disk had failed
         before: then whoever starts it for the first time must hear of it."""
         if "distrust" in failure.detail:
             self.distrust.add(str(failure.detail["distrust"]))
-        if not self.has_run and (not is_full(failure) or not must_copy(settings.data_path)):
+        if not self.has_run and (not is_full(failure) or not must_copy(self.settings.data_path)):
             return False
         log.error(
             "the disk has stopped this node; it starts again",
-            node=settings.name,
+            node=self.settings.name,
             reason=str(failure),
             in_s=self._pause_s,
         )
@@ -373,10 +375,11 @@ class Stores:
                     self.machine = Machine(tables)
             except (DataLossError, FailedPreconditionError) as error:
                 # If the log is lost, too, there is nothing to keep.
-                log_store = open_log(settings, directory, (), must_renew=must_renew)
+                known = noted_members(directory.path, directory.identity.cluster_id)
+                log_store = open_log(settings, directory, known, must_renew=must_renew)
                 boundary = log_store.first_index() - 1
                 log_store.close()
-                raise state_is_lost(error, settings, boundary) from error
+                raise state_is_lost(error, settings, known, boundary) from error
             self.log = open_log(settings, directory, self.machine.members, must_renew=must_renew)
             opened.callback(self.log.close)
             fit_log_to_state(self.log, self.machine, self.state.durable_applied_index)
@@ -415,9 +418,12 @@ class StateLostError(DataLossError):
         self.log_boundary = log_boundary
 
 
-def state_is_lost(error: RaftstateError, settings: NodeSettings, log_boundary: int) -> DataLossError:
-    """Return what to raise for a state that can't be opened, beside a log that can."""
-    if {member.id for member in settings.cluster.members} - {settings.node_id}:
+def state_is_lost(
+    error: RaftstateError, settings: NodeSettings, members: Sequence[Member], log_boundary: int
+) -> DataLossError:
+    """Return what to raise for a state that can't be opened, beside a log that can. `members`: as far as they
+    are known otherwise."""
+    if {member.id for member in members or settings.cluster.members} - {settings.node_id}:
         return StateLostError(error.message, log_boundary)
     return DataLossError(
         f"{error.message}. No other node holds it: restore a copy of this node's folder, or see what "
@@ -590,7 +596,7 @@ class Node:
                 stores.directory.identity.incarnation,
                 MACHINE_VERSION,
             ),
-            peer_addresses(settings, machine.members),
+            peer_addresses(settings, machine.members or self._noted_members()),
             LinkEvents(
                 body=lambda sender, body: self.driver.receive(sender, body),
                 turn=lambda: self.driver.turn(),
@@ -706,6 +712,7 @@ class Node:
 
     async def start(self) -> None:
         """Open the ports and take part."""
+        self._note_members(self._stores.machine.members)
         if self._listen_peers:
             host, port = split_address(self._settings.peer_listener)
             await self._links.start(host, port)
@@ -850,7 +857,18 @@ class Node:
         )
 
     def _members_changed(self) -> None:
-        self._links.set_peers(peer_addresses(self._settings, self.driver.applied.members))
+        members = self.driver.applied.members
+        self._note_members(members)
+        self._links.set_peers(peer_addresses(self._settings, members or self._noted_members()))
+
+    def _noted_members(self) -> list[Member]:
+        identity = self._stores.directory.identity
+        return noted_members(self._stores.directory.path, identity.cluster_id)
+
+    def _note_members(self, members: Sequence[Member]) -> None:
+        if members:
+            identity = self._stores.directory.identity
+            note_members(self._stores.directory.path, identity.cluster_id, members)
 
 
 def peer_addresses(settings: NodeSettings, members: Sequence[Member]) -> dict[int, tuple[str, ...]]:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import uvloop
 
@@ -22,9 +22,6 @@ from raftstate.rpc.methods import Method as NodeMethod
 from raftstate.rpc.methods import StreamMethod, methods_of, serve
 from raftstate.rpc.stream import Stream
 from raftstate.server import Node, Restarts, Stores, either
-
-if TYPE_CHECKING:
-    from raftstate.config import NodeSettings
 
 T = TypeVar("T")
 
@@ -253,12 +250,12 @@ class EmbeddedNode:
         settings = settings_alone(self.folder, {"listen_client": self.listen})
         if len(settings.cluster.members) > 1:
             raise _of_several(self.folder, len(settings.cluster.members))
-        restarts = Restarts()
+        restarts = Restarts(settings)
         while True:
             try:
-                await self._run_once(settings, restarts)
+                await self._run_once(restarts)
             except StorageError as error:
-                if not restarts.may_follow(error, settings):
+                if not restarts.may_follow(error):
                     raise
                 await restarts.wait(self._stop)
                 if self._stop.is_set():
@@ -266,7 +263,8 @@ class EmbeddedNode:
             else:
                 return
 
-    async def _run_once(self, settings: NodeSettings, restarts: Restarts) -> None:
+    async def _run_once(self, restarts: Restarts) -> None:
+        settings = restarts.settings
         stores = Stores(settings, distrust=restarts.distrust, with_reserve=False)
         halted = asyncio.Event()
         try:

@@ -260,7 +260,8 @@ class DiskWatch:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftstate-disk")
         self._timer: Timer | None = None
         self._looking: asyncio.Future[Measured] | None = None
-        self._verdicts: dict[str, Verdict] = {}
+        self._told: dict[str, tuple[Writes, bool]] = {}
+        """The limits that hold: which writes are taken by each, and whether this node may lead."""
         self._old_reader = ""
         self._looks = 0
         self._closed = False
@@ -298,7 +299,7 @@ class DiskWatch:
 
     def _look_later(self) -> None:
         if not self._closed:
-            delay_s = LOOK_NEAR_S if self._verdicts or self._is_near() else LOOK_S
+            delay_s = LOOK_NEAR_S if self._told or self._is_near() else LOOK_S
             self._timer = self._clock.call_later(delay_s, self._look)
 
     def _is_near(self) -> bool:
@@ -366,26 +367,24 @@ class DiskWatch:
         cleared = self._state.clear_dead_readers()
         if cleared:
             log.warning("dead readers cleared", count=cleared)
-        with self._state.read() as tables:
-            newest = tables.transaction_id
-        self._old_reader = self._readers.look(self._state.readers(), newest)
+        self._old_reader = self._readers.look(*self._state.readers())
 
     def _found(self, seen: Measured) -> None:
         self.measured = seen
         fitness = self._driver.fitness
         found = self._judge.judge(seen)
         alone = len(self._driver.applied.conf_state.voters) == 1
-        for name in self._verdicts.keys() - found.keys():
+        for name in self._told.keys() - found.keys():
             log.info("enough room again", limit=name)
             fitness.lift(f"room: {name}")
+            del self._told[name]
         for name, verdict in found.items():
-            before = self._verdicts.get(name)
-            if before is not None and before.writes is verdict.writes:
-                found[name] = before  # told once; the figures are those of when it began
-                continue
+            holds = (verdict.writes, verdict.may_lead or alone)
+            if self._told.get(name) == holds:
+                continue  # operators are told once, with the figures of when it began
+            self._told[name] = holds
             log.warning("little room", limit=name, reason=verdict.reason)
             fitness.limit(f"room: {name}", verdict.reason, may_lead=verdict.may_lead or alone)
-        self._verdicts = found
         strictest = max(found.values(), key=lambda verdict: verdict.writes, default=None)
         raft, gate = self._driver.raw.raft, self._driver.requests.gate
         if strictest is None:

@@ -374,6 +374,14 @@ class Driver:
             # A node that joins has no state to apply the first entries to: the leader's log may begin with
             # them, and its state did not. It is answered nothing until the leader has a snapshot to send.
             return
+        if (
+            self.applied.is_blank
+            and message.type is MessageType.HEARTBEAT
+            and message.commit > self.raw.raft.raft_log.last_index()
+        ):
+            # Of a leader that has not heard yet that this node begins anew: it goes by what an earlier
+            # incarnation acknowledged.
+            return
         self._guard(lambda: self._step_peer(message))
         if sender == self.raw.raft.lead:
             self.leader_heard_ns = self._clock.monotonic_ns()
@@ -466,7 +474,8 @@ class Driver:
     def _most_up_to_date(self, *, but: int = NONE) -> int:
         """Return the voter to hand over to; `but`: only if there is no other."""
         tracker = self.raw.raft.tracker
-        voters = set(self.applied.conf_state.voters) - {self.raw.raft.id}
+        # Of the core's configuration, which may be ahead of what is applied: only those can take over.
+        voters = set(tracker.conf_state().voters) - {self.raw.raft.id}
         # One that does not answer can't take over, however much it held when it was last heard of.
         candidates = [
             (tracker.progress[peer].recent_active, peer != but, tracker.progress[peer].match, peer)

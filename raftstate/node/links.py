@@ -403,7 +403,8 @@ class _Inbound(asyncio.Protocol):
         self._links._inbound.discard(self)
         if self._hello_timer is not None:
             self._hello_timer.cancel()
-        if self.hello is not None and not self._links._closing:
+        # One that lost its log takes no part; another incarnation of it may be connected.
+        if self.hello is not None and not self.hello.wiped and not self._links._closing:
             self._links._events.lost(self.hello.from_id)
 
     def abort(self) -> None:
@@ -425,10 +426,16 @@ class _Inbound(asyncio.Protocol):
         self._hello_timer.cancel()
         for other in self._links._inbound:
             before = other.hello
-            if before is not None and (before.from_id, before.channel) == (body.from_id, body.channel):
+            if (
+                before is not None
+                and (before.from_id, before.channel) == (body.from_id, body.channel)
+                and before.from_incarnation <= body.from_incarnation
+            ):
                 # The peer dials again: what it dialled before is dead, whether or not this end has noticed.
+                # But not what its successor dialled: a node that lost its log may ask in vain for long.
                 other.hello = None
                 other.abort()
         self.hello = body
         self._reader.bytes_max = FRAME_BYTES_MAX
-        self._links._events.met(body.from_id, body.machine_version)
+        if not body.wiped:
+            self._links._events.met(body.from_id, body.machine_version)

@@ -197,6 +197,8 @@ def _renew_state(data: Path, identity: Identity, settings: NodeSettings | None) 
                     machine.apply(tables, [entry], conf_states)
                 machine.found_anew(tables, identity.cluster_id, member)
             state.checkpoint(machine.applied_index)
+        # What was noted for as long as others had a better state would keep this only node from leading.
+        state.trust()
         clean = True
         return machine.applied_index, machine.applied_term
     finally:

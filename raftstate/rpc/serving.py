@@ -62,13 +62,13 @@ def _unary(method: UnaryMethod, kind: CallKind, meter: Meter) -> grpc.RpcMethodH
             status = grpc.StatusCode.OK
             return message
         except RefusedError as error:
-            status = error.refusal.status
-            return await _refuse(context, error.refusal)
+            refusal, status = error.refusal, error.refusal.status
         except asyncio.CancelledError:
             status = grpc.StatusCode.CANCELLED
             raise
         finally:
             meter.ended(kind, status.name, began_ns)
+        return await _refuse(context, refusal)
 
     return grpc.unary_unary_rpc_method_handler(run, response_serializer=_serializer(meter))
 
@@ -79,14 +79,15 @@ def _streaming(method: StreamMethod, kind: CallKind, meter: Meter) -> grpc.RpcMe
         try:
             await serve(method, _ContextStream(context, meter))
             status = grpc.StatusCode.OK
+            return
         except RefusedError as error:
-            status = error.refusal.status
-            await _refuse(context, error.refusal)
+            refusal, status = error.refusal, error.refusal.status
         except asyncio.CancelledError:
             status = grpc.StatusCode.CANCELLED
             raise
         finally:
             meter.ended(kind, status.name, began_ns)
+        await _refuse(context, refusal)
 
     return grpc.stream_stream_rpc_method_handler(run, response_serializer=_serializer(meter))
 

@@ -167,10 +167,11 @@ class OpenGeneration:
             except lmdb.Error as error:
                 raise lmdb_failure("measuring the state", self.path, error) from error
 
-    def readers(self) -> list[Reader]:
+    def readers(self) -> tuple[list[Reader], int]:
         """Return who reads it now. Any thread. Raises as `StateStore.readers`."""
         try:
-            return parse_readers(self.environment.readers())
+            newest: int = self.environment.info()["last_txnid"]
+            return parse_readers(self.environment.readers()), newest
         except lmdb.Error as error:
             raise lmdb_failure("listing readers", self.path, error) from error
 

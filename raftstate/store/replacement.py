@@ -25,7 +25,9 @@ from raftstate.store.directory import DataDirectory, decode_identity, encode_ide
 from raftstate.store.files import disk_failure, durable_remove, durable_write, fsync_directory
 
 _REPLACING, _BLANKING, _ASIDE = "replacing", "blanking", "aside"
-_KEPT = frozenset({"identity", "identity.new", "lock", _REPLACING, _BLANKING, _ASIDE, "lost+found"})
+_KEPT = frozenset(
+    {"identity", "identity.new", "lock", "members", _REPLACING, _BLANKING, _ASIDE, "lost+found"}
+)
 
 
 def begin(directory: DataDirectory, incarnation: int) -> None:

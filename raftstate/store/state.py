@@ -26,7 +26,7 @@ from raftstate.errors import ClosedError, FailedPreconditionError, InvariantErro
 from raftstate.machine.tables import ReadTables
 from raftstate.measure import Histogram
 from raftstate.store.checkpoint import Checkpoint
-from raftstate.store.files import disk_failure, durable_write
+from raftstate.store.files import disk_failure, durable_remove, durable_write
 from raftstate.store.generation import remove_leftovers
 from raftstate.store.open_generation import (
     OpenGeneration,
@@ -148,6 +148,13 @@ class StateStore:
         Raises `StorageError` when it could not be noted.
         """
         durable_write(self._opened.generation.distrust_file, reason.encode())
+
+    def trust(self) -> None:
+        """Take back what `distrust` noted: nobody is left whose state could take the place of this one.
+
+        Raises `StorageError` when the disk failed.
+        """
+        durable_remove(self._opened.generation.distrust_file)
 
     def distrusted(self) -> str:
         """Return what was noted of the state that is open; empty: nothing. Raises `StorageError`."""
@@ -345,8 +352,9 @@ class StateStore:
         """
         return self._opened.space()
 
-    def readers(self) -> list[Reader]:
-        """Return who reads the state now, in this process and in others. Any thread.
+    def readers(self) -> tuple[list[Reader], int]:
+        """Return who reads the state now, in this process and in others, and the id of the newest commit: who
+        reads that one keeps no page from being used again. Takes no slot. Any thread.
 
         Raises:
             StorageError: LMDB failed.

@@ -145,9 +145,9 @@ def test_a_client_collected_on_the_thread_of_another_node_blocks_nobody(
         abandon(f"embedded:{tmp_path / 'a'}")
         stores = embedded_node.Stores
 
-        def collect_first(*arguments: object) -> object:
+        def collect_first(*arguments: object, **options: object) -> object:
             gc.collect()
-            return stores(*arguments)  # type: ignore[arg-type]
+            return stores(*arguments, **options)  # type: ignore[arg-type]
 
         monkeypatch.setattr(embedded_node, "Stores", collect_first)
         opened: list[bool] = []
@@ -186,7 +186,7 @@ def test_clients_collected_while_a_call_is_handed_over_or_a_node_made_block_nobo
     assert done == [300]
     made = embedded_node.EmbeddedNode
 
-    def collect_first(*arguments: object) -> object:
+    def collect_first(*arguments: object, **options: object) -> object:
         gc.collect()
         return made(*arguments)  # type: ignore[arg-type]
 
@@ -215,9 +215,9 @@ def opens(url: str) -> bool:
 def test_an_interrupt_while_it_opens_ends_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = embedded_node.Stores
 
-    def interrupt_first(*arguments: object) -> object:
+    def interrupt_first(*arguments: object, **options: object) -> object:
         os.kill(os.getpid(), signal.SIGINT)
-        return stores(*arguments)  # type: ignore[arg-type]
+        return stores(*arguments, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as interrupted:
         interrupted.setattr(embedded_node, "Stores", interrupt_first)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from raftstate.errors import DataLossError
+from raftstate.machine import leases
 from raftstate.machine import scrub as scrub_module
 from raftstate.machine.digest import SumChanges
 from raftstate.machine.layout import attachment_key, change_key, milestone_key, read_index
@@ -30,9 +31,12 @@ from tests.machine.rig import (
     txn,
 )
 
+LEASE_KEYS = 7
+
 
 @pytest.fixture(autouse=True)
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "LEASE_KEYS_MAX", LEASE_KEYS)
     monkeypatch.setattr(scrub_module, "SLICE_WORK", 5 * scrub_module.ROW_WORK)
 
 
@@ -103,8 +107,8 @@ def write_something(rig: Rig, rng: random.Random) -> None:
             abort_a_write(rig, key)
         case 7:
             rig.write(erase(1, key))
-        case 8:  # fails at its second put, and takes back its first
-            rig.write(txn(1, (), (op_put(key), op_put(b"m", lease=999))))
+        case 8:  # fails at its second put, since the lease is full, and takes back its first
+            rig.write(txn(1, (), (op_put(key), op_put(b"m%d" % rig.machine.revision, lease=5))))
         case _:
             rig.write(*(put(n, b"k%03d" % rng.randrange(60)) for n in range(4)))
     if rng.randrange(50) == 0:

@@ -424,10 +424,16 @@ async def test_a_transaction_beside_the_loop_is_tried_again_too(
     delete = batch.commands.add(serial=1).delete
     delete.key, delete.range_end = b"k", b"l"
     deleting = asyncio.ensure_future(rig.apply(rig.entry(batch)))
+    while not rig.applier.is_beside:  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(0)
+    # What comes meanwhile stays behind it.
+    later: asyncio.Future[list[EntryResult]] = asyncio.get_running_loop().create_future()
+    rig.applier.apply([rig.entry(rig.puts(["k"], b"after"))], {}, later.set_result, lazily=False)
     await disk.until_refused(3)
     assert not deleting.done()
     disk.full = False
-    [result] = await deleting
+    [result], [after] = await deleting, await later
+    assert (after.index, after.revision) == (result.index + 1, result.revision + 1)
     [item] = result.items
     assert isinstance(item, BatchResult)
     assert item.answers[0].deleted >= KEYS_ON_LOOP_MAX
@@ -625,6 +631,7 @@ async def test_a_sweep_of_the_old_state_is_not_gone_on_with_in_the_new_one(rig: 
     with rig.state.write() as tables:
         rig.machine.sweep(tables, 300)
     assert rig.machine.sweep_pending
+    await rig.apply(rig.entry(rig.puts(["a"], b"v")))
     await adopt(rig, await prepared_of(rig, tmp_path / "other", 5))
     assert not rig.machine.sweep_pending
     rig.applier._needs_before.clear()

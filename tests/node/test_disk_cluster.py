@@ -53,7 +53,7 @@ def test_clients_need_not_wait_for_a_disk_that_hangs_and_its_node_comes_back() -
     cluster = NoHandover(3, 22)
     leader = cluster.elect()
     cluster.run_for(0.1)
-    leader.disk_delay_ms = 8_000
+    leader.disk_delay_ms = 20_000  # 4 to 36 s
     hanging = cluster.put(leader.id, "hanging", timeout_s=3)
     cluster.run_for(0.002)
     leader.disk_delay_ms = 1
@@ -65,11 +65,28 @@ def test_clients_need_not_wait_for_a_disk_that_hangs_and_its_node_comes_back() -
     assert was_applied(answered)
     assert isinstance(hanging[0], Rejected)
     assert not hanging[0].applied_never
-    cluster.run_until(lambda: has(leader, "hanging") and has(leader, "later"), seconds=20)
+    cluster.run_until(lambda: has(leader, "hanging") and has(leader, "later"), seconds=40)
     assert cluster.elect().driver.raw.raft.term == term
     leader.driver.transfer_leader(leader.id)
     cluster.run_for(0.1)
     assert leader.failures == []
+
+
+@pytest.mark.case(68)
+def test_a_node_whose_disk_hangs_does_not_stand_for_election() -> None:
+    cluster = SimCluster(3, 24)
+    leader = cluster.elect()
+    cluster.run_for(0.1)
+    hung = next(node for node in cluster.nodes.values() if node is not leader)
+    hung.disk_delay_ms = 100_000
+    cluster.put(leader.id, "hanging")
+    cluster.run_for(0.5)
+    cluster.crash(leader.id)
+    roles = set()
+    for _ in range(300):
+        cluster.run_for(0.01)
+        roles.add(hung.driver.raw.raft.state)
+    assert roles == {Role.FOLLOWER}
 
 
 @pytest.mark.case(68)

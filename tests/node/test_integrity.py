@@ -10,7 +10,15 @@ from raftstate.machine.layout import META_KEY, change_key, meta_row, read_index,
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
 from raftstate.machine.types import Code
-from raftstate.node.environment import Outcome, Rejected
+from raftstate.node.environment import (
+    Outcome,
+    PeerBody,
+    Rejected,
+    RepairChunk,
+    RepairOffer,
+    RepairPull,
+    RepairRequest,
+)
 from tests.node.world import SimCluster, SimNode, was_applied
 
 KEYS = 30
@@ -243,3 +251,61 @@ def test_a_lagging_node_is_compared_at_old_indexes_and_is_not_odd() -> None:
     assert [node.rebuilds for node in cluster.nodes.values()] == [0, 0, 0]
     assert all(node.driver.fitness.alarms == () for node in cluster.nodes.values())
     assert late.integrity.exchange.agreed_index > 0
+
+
+@pytest.mark.case(42)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_copy_comes_through_a_network_that_loses_a_part_of_it(seed: int) -> None:
+    cluster = SimCluster(3, seed)
+    leader = cluster.elect()
+    written(cluster)
+    odd = follower_of(cluster, leader)
+    lost = 0
+
+    def tamper(_sender: int, _to: int, body: PeerBody) -> list[float]:
+        nonlocal lost
+        is_repair = isinstance(body, RepairRequest | RepairOffer | RepairPull | RepairChunk)
+        if is_repair and cluster.random.random() < 0.4:
+            lost += 1
+            return []
+        return [cluster.random.uniform(0.0001, 0.002)] * (2 if is_repair else 1)
+
+    cluster.tamper = tamper
+    diverge(odd)
+    written(cluster, prefix="after")
+    cluster.run_until(lambda: odd.rebuilds and of_one_mind(cluster), 60)
+    assert lost > 0
+    assert value_at(odd, "after3") == b"3"
+
+
+@pytest.mark.case(82)
+def test_a_copy_that_is_damaged_on_its_way_is_not_used_and_another_one_is_asked_for() -> None:
+    cluster = SimCluster(3, 3)
+    leader = cluster.elect()
+    written(cluster)
+    odd = follower_of(cluster, leader)
+    sources = [node for node in cluster.nodes.values() if node is not odd]
+    for node in sources:
+        node.damage_snapshots = True
+    diverge(odd)
+    written(cluster, prefix="after")
+    cluster.run_until(lambda: "the last attempt failed" in "".join(odd.driver.fitness.alarms), 20)
+    assert odd.rebuilds == 0
+    assert not odd.driver.fitness.may_read
+    for node in sources:
+        node.damage_snapshots = False
+        node.driver.snapshots.own.state_replaced()
+    cluster.run_until(lambda: odd.rebuilds and of_one_mind(cluster), 60)
+
+
+def test_after_so_many_failed_attempts_a_person_is_told_what_to_do() -> None:
+    cluster = SimCluster(3, 4)
+    leader = cluster.elect()
+    written(cluster)
+    odd = follower_of(cluster, leader)
+    for node in cluster.nodes.values():
+        node.damage_snapshots = True
+    diverge(odd)
+    written(cluster, prefix="after")
+    cluster.run_until(lambda: "raftstate member replace" in "".join(odd.driver.fitness.alarms), 400)
+    assert odd.rebuilds == 0

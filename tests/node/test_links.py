@@ -45,7 +45,7 @@ class End:
 
     def _admit(self, hello: Hello) -> Welcome:
         known = self.incarnations.get(hello.from_id, 0)
-        if hello.from_incarnation < known:
+        if hello.from_incarnation < known and not hello.wiped:
             return Welcome("it was replaced", reason=Reason.REPLACED, incarnation=known)
         return Welcome(
             "" if hello.cluster_id == CLUSTER else f"this is cluster {CLUSTER}, not {hello.cluster_id}"
@@ -314,3 +314,23 @@ async def test_what_is_not_to_be_taken_is_dropped_and_the_connection_goes_on(
     await two.until(lambda: (1, TransferLeader(3)) in two.bodies)
     assert (1, TransferLeader(1)) not in two.bodies
     assert two.lost == []
+
+
+async def test_a_node_that_lost_its_log_does_not_break_its_successors_connections(
+    pair: tuple[End, End, int],
+) -> None:
+    one, two, port = pair
+    await connected(one, 2)
+    two.incarnations[1] = 1
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for channel in Channel:
+        writer.write(encode(Hello(CLUSTER, 1, 0, 2, channel, 11, True)))
+        assert FrameReader().feed(await reader.read(4096))
+        writer.close()
+        await writer.wait_closed()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.close()
+    await asyncio.sleep(0.05)
+    assert (one.lost, two.lost) == ([], [])
+    assert one.links.send(2, TransferLeader(1))
+    await two.until(lambda: bool(two.bodies))

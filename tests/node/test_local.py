@@ -14,9 +14,10 @@ import pytest
 
 from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
-from raftstate.errors import ClosedError, DeadlineError, OutOfRangeError
+from raftstate.errors import ClosedError, DataLossError, DeadlineError, OutOfRangeError
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import LeaseStatus, Sort, SortTarget
+from raftstate.machine.tables import Table
 from raftstate.machine.types import Batch, BatchResult, EntryResult, Member
 from raftstate.node.admission import Place
 from raftstate.node.applier import KEYS_ON_LOOP_MAX, StateApplier
@@ -299,3 +300,40 @@ async def test_a_node_says_whether_it_has_watches(rig: Rig) -> None:
     assert rig.driver.has_watches()
     watches.close()
     assert not rig.driver.has_watches()
+
+
+@pytest.mark.case(73)
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_read_under_way_answers_nothing_from_the_moment_the_state_is_known_to_be_wrong(
+    rig: Rig, mode: ReadConsistency
+) -> None:
+    await rig.put(b"a", b"1")
+    async with reader(rig, mode) as state:
+        rig.driver.fitness.limit("state", "it is odd", may_lead=False, may_read=False)
+        with pytest.raises(DataLossError, match="it is odd"):
+            await state.get(b"a")
+        with pytest.raises(DataLossError, match="it is odd"):
+            await state.range(b"a", None, limit=0, keys_only=False, count_only=False, bytes_max=1 << 20)
+    with pytest.raises(DataLossError, match="it is odd"):
+        async with reader(rig, mode):
+            pass
+    rig.driver.fitness.lift("state")
+    async with reader(rig, mode) as state:
+        assert await state.get(b"a") is not None
+
+
+@pytest.mark.case(56)
+async def test_a_read_that_meets_damage_says_so_to_its_client_and_to_the_node(rig: Rig) -> None:
+    await rig.put(b"a", b"1")
+    found: list[DataLossError] = []
+    rig.node.on_damage = found.append
+    with rig.state.write() as tables:
+        row = tables.get(Table.INDEX, b"a")
+        assert row is not None
+        tables.put(Table.INDEX, b"a", row[:-1] + bytes([row[-1] ^ 1]))
+    async with reader(rig, ReadConsistency.LOCAL) as state:
+        with pytest.raises(DataLossError, match="is damaged"):
+            await state.get(b"a")
+        with pytest.raises(DataLossError, match="is damaged"):
+            await state.range(b"a", b"b", limit=0, keys_only=False, count_only=False, bytes_max=1 << 20)
+    assert len(found) == 2

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raftstate.core.types import ConfState
+from raftstate.core.types import ConfState, Message, MessageType
 from raftstate.machine.reader import Reader
 from raftstate.machine.types import Code, Member
 from raftstate.node import member_changes
@@ -535,3 +535,36 @@ class Trouble:
         # Unless it was replaced meanwhile, by another process.
         if not victim.alive and self.cluster.nodes[victim.id] is victim and victim not in self.lost:
             victim.start()
+
+
+def test_a_leader_hands_over_while_a_removal_waits_to_be_applied() -> None:
+    cluster = MemberCluster(3, 1)
+    leader = cluster.elect()
+    cluster.run_for(1)
+    leaving = next(id for id in cluster.ids if id != leader.id)
+    leader.applier.is_beside = True  # no room on its disk, say
+    cluster.change(leader.id, RemoveMembers([f"n{leaving}"]))
+    cluster.run_until(lambda: leaving not in leader.driver.raw.raft.tracker.progress)
+    assert leaving in leader.driver.applied.conf_state.voters
+    leader.driver.fitness.limit("disk", "full", may_lead=False)
+    other = next(id for id in cluster.ids if id not in (leader.id, leaving))
+    cluster.run_until(lambda: leader.driver.raw.raft.lead == other)
+
+
+@pytest.mark.case(19)
+def test_an_empty_node_outlives_a_leader_that_goes_by_what_its_predecessor_held() -> None:
+    cluster = MemberCluster(3, 1)
+    leader = cluster.elect()
+    done = cluster.put(leader.id, "key")
+    cluster.run_until(lambda: done)
+    lost = next(id for id in cluster.ids if id != leader.id)
+    cluster.crash(lost)
+    cluster.run_for(1)
+    changed = cluster.changed(leader.id, ReplaceMember(f"n{lost}"))
+    fresh = cluster.join(next(member for member in changed.members if member.id == lost))
+    raft = leader.driver.raw.raft
+    fresh.receive(
+        leader.id, Message(MessageType.HEARTBEAT, to=lost, from_=leader.id, term=raft.term, commit=1)
+    )
+    assert fresh.failures == []
+    cluster.run_until_voters(1, 2, 3)

@@ -146,6 +146,7 @@ def test_each_kind_of_body_may_be_lost_once(kind: type) -> None:
 
     bodies_at(cluster, lose_first)
     behind.start()
+    cluster.run_until(lambda: behind.installed, seconds=5)  # it is not left to a second transfer
     healthy(cluster)
     assert len(behind.installed) == 1
 
@@ -524,3 +525,25 @@ def test_a_node_that_joins_takes_no_entries_from_the_first_one_on_but_a_snapshot
     assert not blank.driver.applied.is_blank
     assert blank.machine.digest == leader.machine.digest
     assert blank.failures == []
+
+
+def test_what_was_handed_to_the_applier_and_is_within_the_snapshot_counts_as_applied() -> None:
+    cluster = SimCluster(3, 19, log_margin=3)
+    leader = cluster.elect()
+    behind = next(node for node in cluster.nodes.values() if node is not leader)
+    cluster.run_for(0.2)
+    behind.applier_is_stuck = True
+    for n in range(3):
+        write(cluster, leader.id, f"a/{n}", 3)
+    cluster.run_for(0.1)
+    assert behind.driver._unapplied
+    cluster.isolate(behind.id)
+    for n in range(20):
+        write(cluster, leader.id, f"b/{n}", 3)
+    cluster.run_for(0.5)
+    cluster.cut.clear()
+    cluster.run_until(lambda: behind.installed)
+    behind.applier_is_stuck = False
+    healthy(cluster)
+    assert behind.driver._unapplied == {}
+    assert behind.driver.raw.raft.raft_log._applying_bytes == 0

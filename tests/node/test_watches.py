@@ -6,6 +6,7 @@ import pytest
 
 from raftstate.errors import (
     ClosedError,
+    DataLossError,
     InvalidArgumentError,
     NoLeaderError,
     ResourceExhaustedError,
@@ -572,3 +573,24 @@ async def test_what_a_watch_begins_with_is_not_swept_before_it_was_read() -> Non
     assert rig.hub.needs_before(6)
     rig.settle()
     assert not rig.hub.needs_before(6)
+
+
+async def test_a_state_that_can_not_be_trusted_closes_all_streams_and_opens_none_until_it_can() -> None:
+    rig = WatchRig()
+    rig.put(b"a", b"1")
+    stream = rig.hub.open()
+    await created(stream, spec(1, b"a"))
+    rig.put(b"a", b"wrong")
+    rig.settle()
+    rig.hub.withhold(DataLossError("it shows nothing"))
+    with pytest.raises(ClosedError):
+        await stream.next()
+    with pytest.raises(ClosedError, match="it shows nothing"):
+        rig.hub.open()
+    assert rig.hub.watch_count == 0
+    rig.hub.show()
+    stream = rig.hub.open()
+    await created(stream, spec(1, b"a"))
+    rig.put(b"a", b"2")
+    rig.settle()
+    assert says(poll(stream))["events"] == [((1,), [WatchEvent(False, KeyValue(b"a", b"2", 2, 4, 3))])]

@@ -184,6 +184,7 @@ class SimNode:
         self.is_switched = False
         """Whether the checkpoint is of a state that the running node has not adopted yet."""
         self.disk_is_full = False
+        self.applier_is_stuck = False
         self.damage_snapshots = False
         self.snapshots_made = 0
         self.installed: list[int] = []
@@ -459,7 +460,7 @@ class _Applier:
             self.hurry()
 
     def hurry(self) -> None:
-        while self._waiting and not self.is_beside:
+        while self._waiting and not self.is_beside and not self._node.applier_is_stuck:
             apply = self._waiting.pop(0)
             try:
                 apply()

@@ -157,6 +157,16 @@ def test_a_survivor_of_a_lost_majority_serves_and_no_former_node_joins_it(tmp_pa
             assert [member.name for member in statuses[0].members] == [survivor.name]
 
 
+@pytest.mark.case(73)
+def test_a_state_that_its_former_cluster_distrusted_is_all_there_is(tmp_path: Path) -> None:
+    folder = stopped(tmp_path / "node")
+    state = StateStore.open(folder / "data")
+    state.distrust("this node's state differs from that of nodes 2/3, a majority, at log index 64")
+    state.close(clean=True)
+    recover(folder)
+    assert keys_of(folder) == {f"key{number}" for number in range(KEYS)}
+
+
 def test_the_state_keeps_ids_of_former_members_from_being_used_again(tmp_path: Path) -> None:
     folder = stopped(tmp_path / "node", 3)
     recover(folder)

@@ -110,6 +110,7 @@ async def test_a_scrape_shows_every_metric_of_the_table(tmp_path: Path) -> None:
 async def test_alarms_are_shown_by_kind_and_make_the_node_unready(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path, "127.0.0.1:0")) as node:
         address = node.service.metrics_address
+        await put(node, b"k")  # it leads once this is answered
         assert await get(address, "/readyz") == (200, "ok\n")
         node.driver.fitness.limit("state", "the state is damaged", may_read=False)
         _, text = await get(address, "/metrics")

@@ -108,8 +108,7 @@ async def test_a_node_that_fills_its_disk_refuses_puts_in_time_and_recovers_by_d
                 await asyncio.gather(*(client.delete(key) for key in deleted[start : start + 16]))
             with pytest.raises(ResourceExhaustedError):
                 await client.txn().then(Put("t", VALUE)).commit()
-            revision = (await client.get(stored[-1])).mod_revision  # type: ignore[union-attr]
-            await client.compact(revision)
+            await client.compact((await client.range("v", "w", limit=1)).revision)
             await until_taken(client, "again")
             assert await missing(client, [*stored[len(deleted) :], "again"]) == []
         assert cluster.node(name).pid == pid
@@ -207,13 +206,17 @@ async def serves(endpoint: str, ledger: Ledger) -> bool:
 @with_strace
 @pytest.mark.case(3)
 @pytest.mark.case(53)
-async def test_a_single_node_acknowledges_nothing_that_its_disk_failed_to_sync(tmp_path: Path) -> None:
+@pytest.mark.case(54)
+@pytest.mark.parametrize("call", ["fdatasync", "pwrite64"], ids=["a sync", "a page, meta pages among them"])
+async def test_a_single_node_acknowledges_nothing_that_its_disk_failed_to_write(
+    tmp_path: Path, call: str
+) -> None:
     cluster = LocalCluster(tmp_path / "one", nodes=1, port=0)
     with cluster:
         name = await asyncio.to_thread(cluster.wait_for_leader)
         async with connect_async(cluster.url) as client:
             await client.put("before", b"1")
-            async with traced(cluster.node(name).pid, "fdatasync:error=EIO"):
+            async with traced(cluster.node(name).pid, f"{call}:error=EIO"):
                 with pytest.raises((IndefiniteError, RaftstateError)):
                     await client.put("during", b"1", timeout=3)
             await client.put("after", b"1", timeout=30)

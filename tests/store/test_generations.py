@@ -8,6 +8,7 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 
@@ -333,6 +334,46 @@ def test_a_generation_is_offered_once_and_one_at_a_time(sender: StateStore, stor
 
 
 @pytest.mark.case(64)
+def test_one_that_may_wait_becomes_current_once_the_one_before_is_adopted(
+    sender: StateStore, store: StateStore
+) -> None:
+    first, second = (prepare(store, snapshot_of(sender)) for _ in range(2))
+    store.make_current(first)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(store.make_current, second, wait_s=30.0)
+        assert not waiting.done()
+        store.adopt(first)
+        waiting.result(30)
+    store.adopt(second)
+    assert store.path == second.path
+
+
+def test_one_that_was_made_in_place_of_another_state_is_refused(
+    sender: StateStore, store: StateStore
+) -> None:
+    before = store.path
+    replace(store, prepare(store, snapshot_of(sender)))
+    late = prepare(store, snapshot_of(sender))
+    with pytest.raises(FailedPreconditionError, match="was made in place of"):
+        store.make_current(late, instead_of=before)
+    assert not late.is_offered
+    late.discard()
+
+
+def test_what_is_noted_of_a_state_that_can_not_be_trusted_goes_with_it(
+    sender: StateStore, store: StateStore
+) -> None:
+    assert store.distrusted() == ""
+    store.distrust("a row is damaged")
+    again = reopen(store)
+    assert again.distrusted() == "a row is damaged"
+    replace(again, prepare(again, snapshot_of(sender)))
+    assert again.distrusted() == ""
+    last = reopen(again)
+    assert last.distrusted() == ""
+    last.close(clean=False)
+
+
 def test_once_another_one_is_current_no_more_counts_as_durable_than_both_hold(
     sender: StateStore, store: StateStore
 ) -> None:

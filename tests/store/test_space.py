@@ -49,13 +49,13 @@ def test_pages_of_deleted_rows_are_free_within_the_state(tmp_path: Path) -> None
 
 def test_a_reader_is_listed_with_its_process_and_commit(tmp_path: Path) -> None:
     store = StateStore.create(tmp_path, 1 << 28)
-    pinned = store.readers()
+    pinned, newest = store.readers()
     with store.read() as tables:
-        reading = store.readers()
+        reading, _ = store.readers()
         assert len(reading) == len(pinned) + 1
         assert {each.pid for each in reading} == {os.getpid()}
-        assert tables.transaction_id in {each.transaction_id for each in reading}
-    assert len(store.readers()) == len(pinned)
+        assert newest == tables.transaction_id == max(each.transaction_id for each in reading)
+    assert len(store.readers()[0]) == len(pinned)
     store.close(clean=False)
 
 

@@ -190,3 +190,15 @@ def test_what_is_dumped_loads_as_the_same_settings(file: Path, tmp_path: Path) -
 
 def test_every_field_says_what_it_is() -> None:
     assert [name for name, field in NodeSettings.model_fields.items() if not field.description] == []
+
+
+def test_floors_and_quota_must_fit_each_other_and_the_map(file: Path) -> None:
+    error = refused(file, {"disk_soft_floor_bytes": 100, "disk_hard_floor_bytes": 101})
+    assert (error.field, error.detail["allowed"]) == (
+        "disk_hard_floor_bytes",
+        "at most disk_soft_floor_bytes (100)",
+    )
+    error = refused(file, {"quota_bytes": 1 << 40})
+    assert (error.field, error.detail["allowed"]) == ("quota_bytes", f"at most state_map_bytes ({64 << 30})")
+    settings = load_settings(file, {"disk_soft_floor_bytes": 0, "disk_hard_floor_bytes": 0})
+    assert (settings.disk_soft_floor_bytes, settings.quota_bytes) == (0, None)
