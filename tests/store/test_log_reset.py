@@ -166,10 +166,10 @@ def test_a_failed_reset_is_the_last_write(tmp_path: Path, monkeypatch: pytest.Mo
 
     def failing(txn: lmdb.Transaction[memoryview]) -> None:
         txn.abort()
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(log, "_commit", failing)
-    with pytest.raises(StorageError, match="No space left on device"):
+    with pytest.raises(StorageError, match="Input/output error"):
         log.reset(HardState(4, 2, 100), 100, 4)
     monkeypatch.undo()
     with pytest.raises(StorageError, match="takes no more writes after an earlier failure"):

@@ -240,7 +240,9 @@ def test_on_a_full_disk_the_same_group_is_tried_until_there_is_room_and_nothing_
 ) -> None:
     held = loop.hold_commits(monkeypatch)
     held.error = full()
+    loop.now_ns = 1_000
     loop.append("first", run(1, 2), HardState(1, 1, 0))
+    loop.now_ns = 2_000
     for number in range(3):
         held.wait_for_one()
         if number == 1:

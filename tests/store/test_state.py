@@ -238,7 +238,7 @@ def test_failed_commit_stops_the_state_with_a_clear_message(store: StateStore, e
 def test_full_disk_fails_the_commit_and_not_the_state(
     store: StateStore, error: lmdb.Error, free_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store._opened, "_free_bytes", lambda: free_bytes)
+    monkeypatch.setattr(store._opened, "disk_free_bytes", lambda: free_bytes)
     with pytest.raises(StorageError, match="the disk is full: free or add space"):
         store._opened._commit(FailingTransaction(error), lambda: 4096)  # type: ignore[arg-type]
     assert (store.failure, store.dirtied_bytes) == (None, 0)
