@@ -13,7 +13,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -205,7 +205,17 @@ class StateSnapshots:
 
     def adopt(self, prepared: PreparedState) -> None:
         """Let the state store go on with a state that is current. On the loop, between two transactions."""
-        self._state.adopt(generation_of(prepared), self._builder.submit)
+        self._state.adopt(generation_of(prepared), self._end_replaced)
+
+    def _end_replaced(self, end: Callable[[], None]) -> None:
+        """Have a replaced state closed and removed. Raises `RuntimeError` once the threads have ended."""
+
+        def ended(running: Future[None]) -> None:
+            error = running.exception()
+            if error is not None:
+                log.warning("a replaced state is left over until the next start", error=str(error))
+
+        self._builder.submit(end).add_done_callback(ended)
 
     # -- threads
 
