@@ -563,6 +563,7 @@ class StateApplier:
             self._adopt(prepared, adopted)
 
     def _exchange(self, swap: Callable[[], None], done: Done) -> None:
+        self._machine.lose_sum_changes()
         try:
             swap()
             with self._state.read() as tables:
@@ -592,6 +593,7 @@ class StateApplier:
                 timer.cancel()
         self._timer = self._lazy_timer = self._sweep_timer = self._full_timer = None
         self._waiting.clear()
+        self._machine.lose_sum_changes()
         try:
             self._adopt_state(prepared)
             with self._state.read() as tables:
