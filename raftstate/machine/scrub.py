@@ -234,8 +234,8 @@ class Scrub:
         if found != key or head[:2] != (own, _PUT) or head[3:6] != (create, version, lease):
             raise DataLossError(
                 f"the index says that {name_key(key)} is at revision {revision}.{sub} with checksum "
-                f"{own:016x}, but that change is of {name_key(found)} and has checksum {head[0]:016x}, or its "
-                "versions differ"
+                f"{own:016x}, but that change is of {name_key(found)} and has checksum {head[0]:016x}, or "
+                "its versions differ"
             )
         if lease and tables.get(Table.HOT, attachment_key(lease, key)) is None:
             raise VanishedError(f"{name_key(key)} is attached to lease {lease} by the index alone")

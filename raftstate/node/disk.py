@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from raftstate.errors import ClosedError, RaftstateError, ResourceExhaustedError
+from raftstate.errors import RaftstateError, ResourceExhaustedError
 from raftstate.logs import get_logger
 from raftstate.node.applier import StateApplier
 from raftstate.node.driver import Driver
@@ -317,8 +317,6 @@ class DiskWatch:
             return
         try:
             self._found(looking.result())
-        except ClosedError:
-            return  # the node stops
         except RaftstateError as error:
             log.warning("room not measured", reason=str(error))
         self._look_later()
