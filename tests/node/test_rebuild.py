@@ -4,7 +4,10 @@ does not fit, and whole whatever the moment of a crash."""
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
 from raftstate.machine.types import EntryResult
 from raftstate.machine.verify import check_state
-from raftstate.node.rebuild import StateRebuilder
+from raftstate.node.rebuild import Replay, StateRebuilder
 from raftstate.node.startup import reset_to_finish
 from raftstate.store.snapshot import PreparedGeneration, SnapshotMeta, content_of, write_snapshot
 from raftstate.store.state import StateStore
@@ -130,6 +133,34 @@ async def test_writes_go_on_while_a_copy_is_brought_up_to_date(rig: RebuildRig) 
     await rebuilt
     await rig.put("last")
     assert all(rig.value(f"k{n}") == b"v" for n in range(number))
+    with rig.state.read() as tables:
+        assert check_state(tables).applied_index == rig.applied_index
+
+
+async def test_the_loop_applies_nothing_of_what_is_left(
+    rig: RebuildRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a hundred entries of many commands each: as much as the loop must not be held for."""
+    await rig.put("first")
+    prepared = rig.copy()
+    applied: list[str] = []
+    plain = Replay.run
+
+    def run(replay: Replay, to_index: int) -> None:
+        applied.append(threading.current_thread().name)
+        waiting.append(asyncio.run_coroutine_threadsafe(rig.put("meanwhile"), loop))
+        time.sleep(0.05)
+        assert not waiting[-1].done(), "nothing is applied to the old state meanwhile"
+        plain(replay, to_index)
+
+    loop = asyncio.get_running_loop()
+    waiting: list[Future[list[EntryResult]]] = []
+    monkeypatch.setattr(Replay, "run", run)
+    await rig.rebuilder.rebuild_from(prepared)
+    assert applied
+    assert not any(name.startswith("MainThread") for name in applied)
+    await asyncio.wrap_future(waiting[0])
+    assert rig.value("meanwhile") == b"v"
     with rig.state.read() as tables:
         assert check_state(tables).applied_index == rig.applied_index
 
