@@ -32,7 +32,7 @@ from raftstate.store import generation as generation_module
 from raftstate.store import snapshot as snapshot_module
 from raftstate.store import snapshot_format
 from raftstate.store.checkpoint import CheckpointRecord
-from raftstate.store.files import disk_failure
+from raftstate.store.files import disk_failure, durable_write
 from raftstate.store.generation import Generation, new_generation
 from raftstate.store.open_generation import OpenGeneration
 from raftstate.store.snapshot import PreparedGeneration, content_of, write_snapshot
@@ -683,16 +683,16 @@ def test_where_current_finds_no_room_it_is_written_once_there_is_some(
     """As the log's thread does it: the same call, again and again."""
     store = blank_state(tmp_path / "full")
     prepared = prepare(store, snapshot_of(sender))
-    write = generation_module.durable_write
+    write = durable_write
     tries: list[Path] = []
 
-    def durable_write(path: Path, content: bytes) -> None:
+    def full_at_first(path: Path, content: bytes) -> None:
         tries.append(path)
         if len(tries) < 3:
             raise disk_failure("writing a file", path, OSError(errno.ENOSPC, "No space left on device"))
         write(path, content)
 
-    monkeypatch.setattr(generation_module, "durable_write", durable_write)
+    monkeypatch.setattr(generation_module, "durable_write", full_at_first)
     for _ in range(2):
         with pytest.raises(StorageError, match="the disk is full"):
             store.make_current(prepared, wait_s=10)
