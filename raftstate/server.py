@@ -671,7 +671,12 @@ class Node:
             bytes_min=settings.defragment_bytes_min,
         )
         self._erase_files = NodeFiles(
-            self.driver, stores.state, stores.log, self._log_writer, self._defragmenter
+            self.driver,
+            stores.state,
+            stores.log,
+            self._log_writer,
+            self._defragmenter,
+            cut_index=lambda: self._applier.cut_index(closely=True),
         )
         self._eraser = Eraser(machine, self._erase_files, clock, stores.directory.path)
         self._defragmenter.erased_index = lambda: self._eraser.erased_index
