@@ -147,7 +147,11 @@ class HttpServer:
         return head_bytes if method == "HEAD" else head_bytes + response.body
 
     async def _respond(self, method: str, target: str) -> Response:
-        url = urlsplit(target)
+        try:
+            url = urlsplit(target)
+            query = parse_qs(url.query, keep_blank_values=True, max_num_fields=16)
+        except ValueError as error:
+            raise _BadRequestError(http.HTTPStatus.BAD_REQUEST, f"this is no URL: {error}") from None
         handler = self._handlers.get(url.path)
         if handler is None:
             raise _BadRequestError(
@@ -155,7 +159,7 @@ class HttpServer:
             )
         if method not in ("GET", "HEAD"):
             raise _BadRequestError(http.HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", allow="GET, HEAD")
-        return await handler(parse_qs(url.query, keep_blank_values=True, max_num_fields=16))
+        return await handler(query)
 
 
 def _said(status: http.HTTPStatus, what: str) -> Response:
