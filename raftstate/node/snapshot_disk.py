@@ -1,7 +1,7 @@
 """Snapshots over a real state store: `environment.SnapshotDisk`, on threads beside the loop.
 
     data/snapshot-<index>-<n>   a file that is, or was, sent; nobody needs it after a restart
-    data/state-<n>              what is being built (`store.snapshot`); the next start removes it unless current
+    data/state-<n>              what is being built (`store.snapshot`); a start removes it if not current
 
 One thread makes files, one reads them, one builds. All of it is work that shares the interpreter with the
 loop and the disk with the log, so the first and the last rest after each millisecond or two.
