@@ -6,7 +6,7 @@
       the quota, or with the          and ends of leases and sessions,          the last checkpoint
       log's map full                  membership
     below the hard floor, or once   reads                                     leadership is handed
-      a write found no room                                                     over
+      a write found no room                                                     over, if anybody is better off
 
 What counts is the room of the file system, and of the free pages in the files of log and state: each can use
 its own alone, and an entry takes some of both, so of these the smaller one. It recovers by itself, with a
@@ -382,7 +382,8 @@ class DiskWatch:
                 found[name] = before  # told once; the figures are those of when it began
                 continue
             log.warning("little room", limit=name, reason=verdict.reason)
-            fitness.limit(f"room: {name}", verdict.reason, may_lead=verdict.may_lead or alone)
+            may_lead = verdict.may_lead or alone
+            fitness.limit(f"room: {name}", verdict.reason, may_lead=may_lead, at_need=True)
         self._verdicts = found
         strictest = max(found.values(), key=lambda verdict: verdict.writes, default=None)
         raft, gate = self._driver.raw.raft, self._driver.requests.gate
