@@ -184,7 +184,14 @@ class StateRebuilder:
         self._turn = asyncio.Lock()
         self._going_over: asyncio.Future[None] | None = None
         self._closing = False
-        applier.hold_log_from(lambda: min(self._needed_from.values(), default=None))
+        applier.hold_log_from(self._log_needed_from)
+
+    def _log_needed_from(self) -> int | None:
+        """For whose sake the log is not cut: copies on their way, as long as there is room. One that takes
+        longer than that is given up, rather than writes be refused."""
+        if self._needed_from and self._log.size_bytes() > self._log.map_bytes // 2:
+            return None
+        return min(self._needed_from.values(), default=None)
 
     @property
     def is_under_way(self) -> bool:

@@ -21,6 +21,7 @@ from raftstate.machine.types import EntryResult
 from raftstate.machine.verify import check_state
 from raftstate.node.rebuild import Replay, StateRebuilder
 from raftstate.node.startup import reset_to_finish
+from raftstate.store.log import LogStore
 from raftstate.store.snapshot import PreparedGeneration, SnapshotMeta, content_of, write_snapshot
 from raftstate.store.state import StateStore
 from tests.node.test_applier import Rig
@@ -135,6 +136,26 @@ async def test_writes_go_on_while_a_copy_is_brought_up_to_date(rig: RebuildRig) 
     assert all(rig.value(f"k{n}") == b"v" for n in range(number))
     with rig.state.read() as tables:
         assert check_state(tables).applied_index == rig.applied_index
+
+
+async def test_a_copy_that_takes_too_long_does_not_let_the_log_fill_its_map(
+    rig: RebuildRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.put("first")
+    prepared = rig.copy()
+    rig.rebuilder.hold_log(rig.applied_index)
+    held = rig.rebuilder._log_needed_from
+    assert held() == rig.applied_index
+    monkeypatch.setattr(LogStore, "size_bytes", lambda log: log.map_bytes // 2 + 1)
+    assert held() is None
+    await rig.put("second")
+    await rig.put("third")
+    cut: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+    rig.writer.compact(rig.applied_index, cut.set_result)
+    assert await cut is None
+    with pytest.raises(FailedPreconditionError, match="a newer copy is needed"):
+        await rig.rebuilder.rebuild_from(prepared)
+    assert not prepared.path.exists()
 
 
 async def test_the_loop_applies_nothing_of_what_is_left(
