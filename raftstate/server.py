@@ -787,6 +787,7 @@ class Node:
         self.driver.stop()
         self._eraser.close()
         self._rebuilder.close()
+        self.integrity.stop()
         # Before the services wait for what is under way: a stream of watches has no end of its own.
         self.service.watch_hub.close()
         try:
