@@ -677,7 +677,12 @@ class Node:
             bytes_min=settings.defragment_bytes_min,
         )
         self._erase_files = NodeFiles(
-            self.driver, stores.state, stores.log, self._log_writer, self._defragmenter
+            self.driver,
+            stores.state,
+            stores.log,
+            self._log_writer,
+            self._defragmenter,
+            cut_index=lambda: self._applier.cut_index(closely=True),
         )
         self._eraser = Eraser(machine, self._erase_files, clock, stores.directory.path)
         self._defragmenter.erased_index = lambda: self._eraser.erased_index
@@ -789,6 +794,7 @@ class Node:
         self.driver.stop()
         self._eraser.close()
         self._rebuilder.close()
+        self.integrity.stop()
         # Before the services wait for what is under way: a stream of watches has no end of its own.
         self.service.watch_hub.close()
         try:

@@ -37,7 +37,7 @@ class SumChanges:
         self._changes: deque[tuple[int, list[tuple[bytes, int]]]] = deque()
         self._keys = 0
         self.is_lost = False
-        """Whether there were too many to keep them."""
+        """Whether there were too many to keep them, or the state that they are of was replaced."""
 
     def add(self, applied_index: int, changes: list[tuple[bytes, int]]) -> None:
         """Add what a call of apply has changed, up to and including an entry: (key, difference)."""

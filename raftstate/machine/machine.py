@@ -167,13 +167,20 @@ class Machine:
         """Have all that later calls of `apply` change in the bucket sums recorded; None: no more."""
         self._sum_changes = changes
 
+    def lose_sum_changes(self) -> None:
+        """Take note that the tables are about to be another state's: what is being recorded is of no use to
+        whoever adds up sums meanwhile, and says so. Before a reader can see that state."""
+        if self._sum_changes is not None:
+            self._sum_changes.is_lost = True
+            self._sum_changes = None
+
     def adopt(self, tables: ReadTables) -> None:
         """Go on with another state of the same cluster, as `load` does with this one.
 
         Raises `DataLossError` when a row is damaged.
         """
         self._sweeper = Sweeper()  # it remembers rows of the state that goes
-        self._sum_changes = None
+        self.lose_sum_changes()
         self.load(tables)
 
     def found_anew(self, tables: WriteTables, cluster_id: int, member: Member) -> None:

@@ -45,6 +45,8 @@ from raftstate.machine.layout import (
     change_key,
     checksum,
     milestone_key,
+    name_key,
+    name_row,
     read_answers,
     read_attachment,
     read_attachment_lease,
@@ -187,21 +189,21 @@ class Scrub:
             return  # what it replaced may be gone, and so may its milestone
         is_milestone = kind == _DELETE or (kind == _PUT and not version % MILESTONE_VERSIONS)
         if is_milestone and tables.get(Table.MILESTONES, milestone_key(key, at[0])) is None:
-            raise VanishedError(f"change {at[0]}.{at[1]} of key {key!r} has lost its milestone")
+            raise VanishedError(f"change {at[0]}.{at[1]} of {name_key(key)} has lost its milestone")
         if not previous_revision:
             return
         previous = tables.get(Table.CHANGES, change_key(previous_revision, previous_sub))
         if previous is None:
             raise VanishedError(
-                f"change {at[0]}.{at[1]} of key {key!r} replaced change {previous_revision}.{previous_sub}, "
-                "which is missing and not compacted"
+                f"change {at[0]}.{at[1]} of {name_key(key)} replaced change "
+                f"{previous_revision}.{previous_sub}, which is missing and not compacted"
             )
         (_, found_kind, _, found_create, found_version, _, _, _), found = verified_head(previous)
         follows = kind == _DELETE or (create, version) == (found_create, found_version + 1)
         if found != key or found_kind != _PUT or not follows:
             raise DataLossError(
-                f"change {at[0]}.{at[1]} of key {key!r} can't have replaced change "
-                f"{previous_revision}.{previous_sub}, which is of key {found!r}, version {found_version}"
+                f"change {at[0]}.{at[1]} of {name_key(key)} can't have replaced change "
+                f"{previous_revision}.{previous_sub}, which is of {name_key(found)}, version {found_version}"
             )
 
     # -- index
@@ -225,17 +227,18 @@ class Scrub:
         change = tables.get(Table.CHANGES, change_key(revision, sub))
         if change is None:
             raise DataLossError(
-                f"the index says that key {key!r} is at revision {revision}.{sub}, but there is no such "
+                f"the index says that {name_key(key)} is at revision {revision}.{sub}, but there is no such "
                 "change"
             )
         head, found = verified_head(change)
         if found != key or head[:2] != (own, _PUT) or head[3:6] != (create, version, lease):
             raise DataLossError(
-                f"the index says that key {key!r} is at revision {revision}.{sub} with checksum {own:016x}, "
-                f"but that change is of key {found!r} and has checksum {head[0]:016x}, or its versions differ"
+                f"the index says that {name_key(key)} is at revision {revision}.{sub} with checksum "
+                f"{own:016x}, but that change is of {name_key(found)} and has checksum {head[0]:016x}, or "
+                "its versions differ"
             )
         if lease and tables.get(Table.HOT, attachment_key(lease, key)) is None:
-            raise VanishedError(f"key {key!r} is attached to lease {lease} by the index alone")
+            raise VanishedError(f"{name_key(key)} is attached to lease {lease} by the index alone")
         self._sums[checksum(key) & BUCKET_MASK] += own
 
     def _compare(self, stored: list[int]) -> None:
@@ -252,7 +255,7 @@ class Scrub:
     def _step_milestones(self, tables: ReadTables) -> int:
         work = [0]
         for row_key, row in self._rows(tables, Table.MILESTONES, work):
-            with _readable(f"row {row_key.hex()} of table MILESTONES"):
+            with _readable(f"row {name_row(Table.MILESTONES, row_key)} of table MILESTONES"):
                 sub, kind, version = read_milestone_whole(row_key, row)
                 key = read_milestone_key(row_key)
             revision = int.from_bytes(row_key[-MILESTONE_REVISION_BYTES:], "big")
@@ -260,7 +263,7 @@ class Scrub:
             head, found = (None, b"") if change is None else verified_head(change)
             if head is None or (found, head[1], head[4]) != (key, kind, version):
                 raise DataLossError(
-                    f"key {key!r} has a milestone at revision {revision}.{sub}, but no such change"
+                    f"{name_key(key)} has a milestone at revision {revision}.{sub}, but no such change"
                 )
         return work[0]
 
@@ -268,7 +271,7 @@ class Scrub:
         work = [0]
         beside = 0
         for row_key, row in self._rows(tables, Table.HOT, work):
-            with _readable(f"row {row_key.hex()} of table HOT"):
+            with _readable(f"row {name_row(Table.HOT, row_key)} of table HOT"):
                 beside += self._check_hot(tables, row_key, row)
         return work[0] + beside
 
@@ -291,7 +294,7 @@ class Scrub:
             held = 0 if live is None else read_index(key, live)[4]
             if held != lease:
                 raise VanishedError(
-                    f"key {key!r} is attached to lease {lease}, and by the index to {held or 'none'}"
+                    f"{name_key(key)} is attached to lease {lease}, and by the index to {held or 'none'}"
                 )
         elif kind == LEASES_START:
             lease, (_, _, count) = read_lease_key(row_key), read_lease(row_key, row)
@@ -300,7 +303,7 @@ class Scrub:
                 raise VanishedError(f"lease {lease} has {count} keys by its own row, and {found} by theirs")
             return found * ROW_WORK // 8
         else:
-            raise DataLossError(f"table HOT has a row {row_key.hex()} of no known kind")
+            raise DataLossError(f"table HOT has a row {name_row(Table.HOT, row_key)} of no known kind")
         return 0
 
 

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from raftstate.core.types import ConfState, Entry
 from raftstate.errors import DataLossError, RaftstateError, ResourceExhaustedError
@@ -121,9 +122,9 @@ class StateApplier:
         self._syncing: asyncio.Future[None] | None = None
         self._synced_meanwhile: asyncio.Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftstate-apply")
-        self._beside: asyncio.Future[list[EntryResult]] | None = None
-        """A transaction under way on the thread: the loop begins no other, and no checkpoint, and leaves the
-        machine alone."""
+        self._beside: asyncio.Future[Any] | None = None
+        """A transaction under way on the thread, or another state that is being brought up to this one: the
+        loop begins no transaction, and no checkpoint, and leaves the machine alone."""
         self._timer: Timer | None = None
         self._cut_to = log_boundary
         self._cutting = False
@@ -156,7 +157,7 @@ class StateApplier:
         """Of checkpoints, from their begin until they were durable."""
         self._checkpoint_began_ns = self._durable_as_of_ns = clock.monotonic_ns()
         self._stalled = False
-        self._exchanging: tuple[Callable[[], None], Done] | None = None
+        self._exchanging: tuple[Callable[[], None], Callable[[], None], Done] | None = None
         """As `_adopting`, but for a state that the entries here were applied to as well."""
         self.on_damage: Callable[[DataLossError], bool] = lambda _: False
         """Told of damage that a transaction has met; returns whether another state will be put in the place
@@ -505,18 +506,22 @@ class StateApplier:
             self._last_outside, _ = self._sizes.popleft()
         return self._last_outside
 
-    def _cut_log(self) -> None:
-        """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
+    def cut_index(self, *, closely: bool) -> int:
+        """Return up to where the log may be cut now. `closely`: with a small margin."""
         durable_index = self._state.durable_applied_index
         margin_bytes, margin_entries = self._log_margin_bytes, self._log_margin_entries
-        if self._space_is_short:
+        if closely:
             margin_bytes = min(margin_bytes, SCARCE_MARGIN_BYTES)
             margin_entries = min(margin_entries, SCARCE_MARGIN_ENTRIES)
         # Never the whole log: a node that joins must not be sent the entries from the first one on, which
         # were applied to a state that it has not.
         to_index = max(durable_index - margin_entries, self._index_before_margin(margin_bytes), 1)
         needed = [index for held in self._log_needed_from if (index := held()) is not None]
-        to_index = min(to_index, durable_index, *needed)
+        return min(to_index, durable_index, *needed)
+
+    def _cut_log(self) -> None:
+        """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
+        to_index = self.cut_index(closely=self._space_is_short)
         if self._cutting or self._closing or to_index <= self._cut_to:
             return
         large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes or self._space_is_short
@@ -537,16 +542,17 @@ class StateApplier:
 
         self._log_writer.compact(to_index, done)
 
-    def exchange(self, swap: Callable[[], None], done: Done) -> None:
+    def exchange(self, bring_up: Callable[[], None], swap: Callable[[], None], done: Done) -> None:
         """Go over to another state that this one's entries were applied to.
 
         Args:
-            swap: called on the loop between two transactions, with no checkpoint under way: it brings the
-                other state to the same entry, or further, and has the store adopt it.
+            bring_up: called on a thread, while nothing is applied, and with no checkpoint under way: it
+                brings the other state to the same entry, or further.
+            swap: then called on the loop: it has the store adopt that state.
             done: called when the machine is loaded from it, before anything is applied to it; or with what
-                `swap` has raised.
+                one of the two has raised.
         """
-        self._exchanging = (swap, done)
+        self._exchanging = (bring_up, swap, done)
         self._go_over_if_idle()
 
     def _go_over_if_idle(self) -> None:
@@ -556,13 +562,26 @@ class StateApplier:
         if self._failed or self._closing:
             return  # it is current on disk: the next start goes on with it
         if self._exchanging is not None:
-            (swap, done), self._exchanging = self._exchanging, None
-            self._exchange(swap, done)
+            bring_up, swap, done = self._exchanging
+            self._beside = asyncio.get_running_loop().run_in_executor(self._thread, bring_up)
+            self._beside.add_done_callback(lambda brought_up: self._brought_up(brought_up, swap, done))
         elif self._adopting is not None:
             (prepared, adopted), self._adopting = self._adopting, None
             self._adopt(prepared, adopted)
 
+    def _brought_up(self, brought_up: asyncio.Future[None], swap: Callable[[], None], done: Done) -> None:
+        self._beside = self._exchanging = None
+        error = brought_up.exception()
+        if self._failed or self._closing:
+            return  # it is current on disk: the next start goes on with it
+        if error is not None:
+            done(error)
+        else:
+            self._exchange(swap, done)
+        self._go_over_if_idle()
+
     def _exchange(self, swap: Callable[[], None], done: Done) -> None:
+        self._machine.lose_sum_changes()
         try:
             swap()
             with self._state.read() as tables:
@@ -592,6 +611,7 @@ class StateApplier:
                 timer.cancel()
         self._timer = self._lazy_timer = self._sweep_timer = self._full_timer = None
         self._waiting.clear()
+        self._machine.lose_sum_changes()
         try:
             self._adopt_state(prepared)
             with self._state.read() as tables:

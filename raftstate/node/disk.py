@@ -6,7 +6,7 @@
       the quota, or with the          and ends of leases and sessions,          the last checkpoint
       log's map full                  membership
     below the hard floor, or once   reads                                     leadership is handed
-      a write found no room                                                     over
+      a write found no room                                                     over, if anybody is better off
 
 What counts is the room of the file system, and of the free pages in the files of log and state: each can use
 its own alone, and an entry takes some of both, so of these the smaller one. It recovers by itself, with a
@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from raftstate.errors import ClosedError, RaftstateError, ResourceExhaustedError
+from raftstate.errors import RaftstateError, ResourceExhaustedError
 from raftstate.logs import get_logger
 from raftstate.node.applier import StateApplier
 from raftstate.node.driver import Driver
@@ -318,8 +318,6 @@ class DiskWatch:
             return
         try:
             self._found(looking.result())
-        except ClosedError:
-            return  # the node stops
         except RaftstateError as error:
             log.warning("room not measured", reason=str(error))
         self._look_later()
@@ -384,7 +382,8 @@ class DiskWatch:
                 continue  # operators are told once, with the figures of when it began
             self._told[name] = holds
             log.warning("little room", limit=name, reason=verdict.reason)
-            fitness.limit(f"room: {name}", verdict.reason, may_lead=verdict.may_lead or alone)
+            may_lead = verdict.may_lead or alone
+            fitness.limit(f"room: {name}", verdict.reason, may_lead=may_lead, at_need=True)
         strictest = max(found.values(), key=lambda verdict: verdict.writes, default=None)
         raft, gate = self._driver.raw.raft, self._driver.requests.gate
         if strictest is None:

@@ -81,6 +81,8 @@ anything."""
 LOG_WRITE_STALLS_UNTIL_STEP_DOWN = 4
 """After so many times that long it steps down, if nobody could take leadership over: those who can't hear of
 its stall must be let elect another. Clients then wait for that, rather than for the disk."""
+NEED_ELECTION_TIMEOUTS = 10
+"""After so many of them without a leader those stand for election, too, who had better not lead."""
 STAMP_TICKS = 10
 """A leader tells its lease clock with every tenth heartbeat while anything lives by it: whoever leads next
 has missed little of it."""
@@ -509,7 +511,7 @@ class Driver:
         self.look_at_log()
         if not self._world.applier.is_beside:
             self.upkeep.note_revision(self.ticked_ns)
-        self.raw.raft.may_campaign = self.fitness.may_lead and not self._log_stalled_ns()
+        self.raw.raft.may_campaign = self._may_campaign()
         self._guard(self.raw.tick)
         self.requests.expire()
         self.reads.expire(self.applied_index)
@@ -520,6 +522,16 @@ class Driver:
             self._guard(part.ticked)
         self._schedule_tick()
         self.turn()
+
+    def _may_campaign(self) -> bool:
+        if self._log_stalled_ns():
+            return False
+        if self.fitness.may_lead:
+            return True
+        # Reads go on where all disks are full. Whoever is fit has had its chances by then.
+        silent_ns = self._clock.monotonic_ns() - self.leader_heard_ns
+        need_ns = NEED_ELECTION_TIMEOUTS * self.timing.election_timeout_ms * 1_000_000
+        return self.fitness.may_lead_at_need and silent_ns > need_ns
 
     def _lead_tick(self) -> None:
         now_ns = self._clock.monotonic_ns()

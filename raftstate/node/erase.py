@@ -256,7 +256,7 @@ class Eraser:
             if self._closing or epoch != self._epoch:
                 return
             self._busy = self._is_rewriting = False
-            if isinstance(result, RaftstateError):
+            if isinstance(result, BaseException):
                 self._failed(result)
                 return
             self._retry_ns, self._pause_ns = 0, RETRY_NS_MIN
@@ -282,7 +282,7 @@ class Eraser:
         self._files.alarm("")
         log.info("erased from all files", index=target)
 
-    def _failed(self, error: RaftstateError) -> None:
+    def _failed(self, error: BaseException) -> None:
         self._retry_ns = self._clock.monotonic_ns() + self._pause_ns
         self._pause_ns = min(2 * self._pause_ns, RETRY_NS_MAX)
         log.warning("erase does not come on", error=str(error))

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from raftstate.core.roles import Role
-from raftstate.errors import RaftstateError
+from raftstate.errors import ClosedError, RaftstateError
 from raftstate.node.defragment import Defragmenter, Rewritten
 from raftstate.node.driver import Driver
 from raftstate.store.erased import write_erased
@@ -18,6 +18,8 @@ from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
 
 _LIMIT = "erase"
+COPY_BYTES = 16 << 20
+"""Of a log that is copied as it is, in a tenth of a second or so."""
 
 
 class NodeFiles:
@@ -25,6 +27,7 @@ class NodeFiles:
 
     Args:
         driver, state, log_store, log_writer, defragmenter: the node's.
+        cut_index: returns up to where the log may be cut, with a small margin.
     """
 
     def __init__(
@@ -34,12 +37,14 @@ class NodeFiles:
         log_store: LogStore,
         log_writer: LogWriter,
         defragmenter: Defragmenter,
+        cut_index: Callable[[], int],
     ) -> None:
         self._driver = driver
         self._state = state
         self._log_store = log_store
         self._log_writer = log_writer
         self._defragmenter = defragmenter
+        self._cut_index = cut_index
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftstate-erase")
 
     def generation(self) -> Path:
@@ -76,8 +81,23 @@ class NodeFiles:
         self._log_writer.compact(to_index, done)
 
     def rewrite_log(self, done: Callable[[BaseException | None], None]) -> None:
-        """See `ErasedFiles.rewrite_log`."""
-        self._log_writer.rewrite(done)
+        """See `ErasedFiles.rewrite_log`. A large log is cut closely first: appends wait for as long as it is
+        copied, and each node copies its own at about the same time."""
+        to_index = self._cut_index()
+        if self._log_store.size_bytes() <= COPY_BYTES or to_index <= self.log_boundary():
+            self._log_writer.rewrite(done)
+            return
+
+        def cut(error: BaseException | None) -> None:
+            if error is not None:
+                done(error)
+                return
+            try:
+                self._log_writer.rewrite(done)
+            except ClosedError as closed:
+                done(closed)
+
+        self._log_writer.compact(to_index, cut)
 
     def write_erased(self, index: int, done: Callable[[BaseException | None], None]) -> None:
         """See `ErasedFiles.write_erased`."""

@@ -18,6 +18,8 @@ class Limit(NamedTuple):
     may_read: bool
     """Whether what this node holds may be shown: to clients' reads and watches, and to peers as a
     snapshot."""
+    at_need: bool = False
+    """Whether it may lead nevertheless where nobody who is better off does."""
 
 
 class Fitness:
@@ -31,7 +33,15 @@ class Fitness:
         """Have `callback` called at each change."""
         self._watchers.append(callback)
 
-    def limit(self, what: str, reason: str, *, may_lead: bool = True, may_read: bool = True) -> None:
+    def limit(
+        self,
+        what: str,
+        reason: str,
+        *,
+        may_lead: bool = True,
+        may_read: bool = True,
+        at_need: bool = False,
+    ) -> None:
         """Say what is wrong, in place of what was said under the same name before.
 
         Args:
@@ -39,8 +49,9 @@ class Fitness:
             reason: for operators: what is wrong, and what to do.
             may_lead: whether this node may lead nevertheless.
             may_read: whether what it holds may be shown.
+            at_need: whether it may lead, nevertheless, where nobody who is better off does.
         """
-        limit = Limit(reason, may_lead, may_read)
+        limit = Limit(reason, may_lead, may_read, at_need)
         if self._limits.get(what) != limit:
             self._limits[what] = limit
             self._tell()
@@ -54,6 +65,11 @@ class Fitness:
     def may_lead(self) -> bool:
         """Whether this node may stand for election, and go on leading."""
         return all(limit.may_lead for limit in self._limits.values())
+
+    @property
+    def may_lead_at_need(self) -> bool:
+        """Whether this node may stand for election where nobody else has led for a while."""
+        return all(limit.may_lead or limit.at_need for limit in self._limits.values())
 
     @property
     def may_read(self) -> bool:

@@ -145,6 +145,11 @@ class Integrity:
         """Begin to compare."""
         self._timer = self._clock.call_later(TELL_S, self._look)
 
+    def stop(self) -> None:
+        """Give up a copy that is on its way, and its files: they would take room on the disk until somebody
+        collected them, and a node may start again in this process. The driver was stopped."""
+        self._fetch.cancel("this node is stopping")
+
     @property
     def quarantined(self) -> bool:
         """Whether this node's state is not to be trusted."""

@@ -3,8 +3,9 @@
     prepared at index s   log boundary <= s; this node has applied s, or knows it to be committed
     thread                its own machine applies the log's entries behind s, until few are left
     thread                a checkpoint of it, then it is made current: from here on a start opens it
-    loop, between two     the last entries, then readers, machine and applier go over to it; what waits to be
-    transactions          applied is applied to it
+    thread, between two   the last entries; nothing is applied meanwhile
+    transactions
+    loop                  readers, machine and applier go over to it; what waits to be applied is applied
 
 The log is kept from s on meanwhile, and nothing in it changes: neither last index, nor term or vote. Whatever
 step a crash comes after, a start finds the old state with the log behind its checkpoint, or the new one with
@@ -45,11 +46,13 @@ PAUSE_S = 0.001
 """Between two of them."""
 CHECKPOINT_BYTES = 32 << 20
 """As for the state in use: what the disk is given at once, and what a crash leaves to be done again."""
+LAST_BYTES = 1 << 20
+"""Of those for which nothing is applied otherwise."""
 FEW_ENTRIES = 100
-"""What is left for the loop: 10 ms or so."""
+"""What is left for the moment in which nothing is applied: 10 ms or so, but a second where all are large."""
 ROUNDS_MAX = 20
-"""How often the thread looks whether only few are left, after the checkpoint; beyond it the loop takes what
-there is: entries come faster than they can be applied twice, and will have to wait once."""
+"""How often the thread looks whether only few are left, after the checkpoint; beyond it the rest is
+taken as it is: entries come faster than they can be applied twice, and will have to wait once."""
 REACH_S = 60.0
 """How long this node may take to apply what the copy holds: it was sent while the cluster went on."""
 LOOK_S = 0.02
@@ -109,14 +112,14 @@ class Replay:
         return self._machine.digest
 
     def run(self, to_index: int) -> None:
-        """Apply the entries up to `to_index`, which are committed, in one transaction.
+        """Apply the entries up to `to_index`, which are committed.
 
         Raises:
             DataLossError: an entry is damaged, or a row.
             FailedPreconditionError: the log was cut behind an entry that is needed.
             StorageError: the disk failed.
         """
-        for entries in self._portions(to_index, 1 << 62):
+        for entries in self._portions(to_index, LAST_BYTES):
             self._apply(entries)
 
     def run_paced(self, to_index: int, pause: Callable[[], None]) -> None:
@@ -181,7 +184,14 @@ class StateRebuilder:
         self._turn = asyncio.Lock()
         self._going_over: asyncio.Future[None] | None = None
         self._closing = False
-        applier.hold_log_from(lambda: min(self._needed_from.values(), default=None))
+        applier.hold_log_from(self._log_needed_from)
+
+    def _log_needed_from(self) -> int | None:
+        """For whose sake the log is not cut: copies on their way, as long as there is room. One that takes
+        longer than that is given up, rather than writes be refused."""
+        if self._needed_from and self._log.size_bytes() > self._log.map_bytes // 2:
+            return None
+        return min(self._needed_from.values(), default=None)
 
     @property
     def is_under_way(self) -> bool:
@@ -304,8 +314,11 @@ class StateRebuilder:
         self._require_open()
         ended = self._going_over = asyncio.get_running_loop().create_future()
 
-        def swap() -> None:
+        def bring_up() -> None:
+            # Nothing is applied meanwhile.
             replay.run(self._driver.applied_index)
+
+        def swap() -> None:
             self._state.adopt(prepared, self._run_beside)
 
         def done(error: BaseException | None) -> None:
@@ -319,7 +332,7 @@ class StateRebuilder:
             else:
                 ended.set_exception(error)
 
-        self._applier.exchange(swap, done)
+        self._applier.exchange(bring_up, swap, done)
         try:
             await ended
         finally:

@@ -38,6 +38,7 @@ from raftstate.node.environment import (
     RecordsRequest,
     Timer,
 )
+from raftstate.store.files import is_full
 
 log = get_logger(__name__)
 
@@ -257,6 +258,9 @@ class Refill:
     def _written(self, error: BaseException | None) -> None:
         self._writing = False
         if not self._driver.running:
+            return
+        if error is not None and is_full(error):
+            self._pause()  # nothing was written, and there will be room again
             return
         if error is not None:
             self._driver.halt(error)

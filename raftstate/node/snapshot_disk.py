@@ -1,7 +1,7 @@
 """Snapshots over a real state store: `environment.SnapshotDisk`, on threads beside the loop.
 
-    data/snapshot-<index>   a file that is, or was, sent; nobody needs it after a restart
-    data/state-<n>          what is being built (`store.snapshot`), removed by the next start unless current
+    data/snapshot-<index>-<n>   a file that is, or was, sent; nobody needs it after a restart
+    data/state-<n>              what is being built (`store.snapshot`); a start removes it if not current
 
 One thread makes files, one reads them, one builds. All of it is work that shares the interpreter with the
 loop and the disk with the log, so the first and the last rest after each millisecond or two.
@@ -10,6 +10,7 @@ loop and the disk with the log, so the first and the last rest after each millis
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -93,6 +94,7 @@ class StateSnapshots:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="raftstate-snapshot-read")
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="raftstate-snapshot-build")
         self._closing = False
+        self._numbers = itertools.count(1)
         for path in data_directory.glob(_FILES):
             self._unlink(path)
 
@@ -134,7 +136,8 @@ class StateSnapshots:
                 rows=rows,
                 raw_bytes=raw_bytes,
             )
-            name = f"snapshot-{about.index}"
+            # One that was made at this very entry before may still be sent.
+            name = f"snapshot-{about.index}-{next(self._numbers)}"
             path = self._data_directory / name
             rests = 0
 

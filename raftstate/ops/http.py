@@ -27,7 +27,8 @@ HEAD_S_MAX = 5.0
 ANSWER_S_MAX = 10.0
 """Until the client has taken the answer: Prometheus' own default patience."""
 CONNECTIONS_MAX = 32
-"""More are closed unheard; a few scrapers and probes need no more."""
+"""A few scrapers and probes need no more. One more takes the place of the one that has been silent for the
+longest, so that nobody keeps a probe out by connecting; it is closed unheard while all are being answered."""
 
 PLAIN = "text/plain; charset=utf-8"
 
@@ -59,6 +60,8 @@ class HttpServer:
         self._handlers = dict(handlers)
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._silent: dict[asyncio.StreamWriter, None] = {}
+        """Those who have not asked yet, in the order in which they came."""
 
     @property
     def connections_open(self) -> int:
@@ -94,8 +97,12 @@ class HttpServer:
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._connections) >= CONNECTIONS_MAX:
-            writer.transport.abort()
-            return
+            silent = next(iter(self._silent), writer)
+            self._silent.pop(silent, None)
+            silent.transport.abort()
+            if silent is writer:
+                return
+        self._silent[writer] = None
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
@@ -103,7 +110,7 @@ class HttpServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request, whatever becomes of it."""
         try:
-            answer = await self._answer(reader)
+            answer = await self._answer(reader, writer)
             if answer is not None:
                 async with asyncio.timeout(ANSWER_S_MAX):
                     writer.write(answer)
@@ -113,16 +120,18 @@ class HttpServer:
         except (OSError, TimeoutError) as error:
             log.debug("metrics client lost", error=str(error) or type(error).__name__)
         finally:
+            self._silent.pop(writer, None)
             # After a good end there is nothing left to abort.
             writer.transport.abort()
 
-    async def _answer(self, reader: asyncio.StreamReader) -> bytes | None:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes | None:
         """Return what to send; None: the client asked nothing."""
         method = "GET"
         allow = ""
         try:
             async with asyncio.timeout(HEAD_S_MAX):
                 head = await _read_head(reader)
+            self._silent.pop(writer, None)
             if head is None:
                 return None
             method, target = _request_line(head)
@@ -147,7 +156,11 @@ class HttpServer:
         return head_bytes if method == "HEAD" else head_bytes + response.body
 
     async def _respond(self, method: str, target: str) -> Response:
-        url = urlsplit(target)
+        try:
+            url = urlsplit(target)
+            query = parse_qs(url.query, keep_blank_values=True, max_num_fields=16)
+        except ValueError as error:
+            raise _BadRequestError(http.HTTPStatus.BAD_REQUEST, f"this is no URL: {error}") from None
         handler = self._handlers.get(url.path)
         if handler is None:
             raise _BadRequestError(
@@ -155,7 +168,7 @@ class HttpServer:
             )
         if method not in ("GET", "HEAD"):
             raise _BadRequestError(http.HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", allow="GET, HEAD")
-        return await handler(parse_qs(url.query, keep_blank_values=True, max_num_fields=16))
+        return await handler(query)
 
 
 def _said(status: http.HTTPStatus, what: str) -> Response:
@@ -165,6 +178,8 @@ def _said(status: http.HTTPStatus, what: str) -> Response:
 async def _read_head(reader: asyncio.StreamReader) -> bytes | None:
     try:
         return await reader.readuntil(b"\r\n\r\n")
+    except ConnectionError:
+        return None
     except asyncio.LimitOverrunError:
         raise _BadRequestError(
             http.HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,

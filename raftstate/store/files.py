@@ -11,9 +11,10 @@ from pathlib import Path
 
 import lmdb
 
-from raftstate.errors import StorageError
+from raftstate.errors import DataLossError, StorageError
 
 _COPY_BYTES = 16 << 20
+_READ_BYTES = 1 << 20
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free or add space, and the node goes on by itself",
@@ -103,6 +104,27 @@ def durable_remove(path: Path) -> None:
     except OSError as error:
         raise disk_failure("removing a file", path, error) from error
     fsync_directory(path.parent)
+
+
+def require_readable(path: Path) -> None:
+    """Read a file through, to tell a disk that can't give it back from one that could not take a copy.
+
+    Raises:
+        DataLossError: a part of it can't be read: waiting for the disk does not bring it back.
+        StorageError: it can't be opened, or not be read for another reason.
+    """
+    at = 0
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            while piece := len(os.pread(descriptor, _READ_BYTES, at)):
+                at += piece
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno == errno.EIO:
+            raise DataLossError(f"{path} can't be read from byte {at} on: {error}") from error
+        raise disk_failure("reading a file", path, error) from error
 
 
 def copy_bytes(source: int, target: int, size: int) -> None:

@@ -513,10 +513,15 @@ class LogStore:
         try:
             copy.put_in_place(self._path)
         except StorageError as error:
-            # Which of the two files a start will find is not known: neither may be written to.
-            self._failure = error
+            # Which of the two files a power cut would leave is not known, and a later sync that says that all
+            # is well would prove nothing: neither may be written to, and the next start begins a third one.
             copy.discard()
-            raise
+            failure = StorageError(
+                error.message,
+                detail=error.detail | {"errno": errno.EIO, "said": error.detail.get("errno", 0)},
+            )
+            self._fail(failure)
+            raise failure from error
         old, old_file = self._environment, self._data_file
         with self._in_use:
             self._environment, self._data_file = copy.environment, copy.data_file

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from raftstate.errors import DataLossError, StorageError
 from raftstate.store.directory import clear_eio, read_eio
-from raftstate.store.files import copy_bytes, disk_failure, fsync_directory
+from raftstate.store.files import copy_bytes, disk_failure, fsync_directory, require_readable
 from raftstate.store.log import LogStore
 from raftstate.store.log_copy import DATA_FILE, LOCK_FILE
 from raftstate.store.space import file_system, needed_for_copy
@@ -69,6 +69,8 @@ def renew_log(path: Path, *, map_bytes: int) -> None:
         fsync_directory(path)
         shutil.rmtree(copy)
     except OSError as error:
+        if error.errno == errno.EIO:
+            require_readable(source)
         raise disk_failure("copying the log", path, error) from error
     clear_eio(path.parent)
 

@@ -33,7 +33,13 @@ from lmdb.verify import verify as verify_pages
 from raftstate.errors import DataLossError, FailedPreconditionError, StorageError
 from raftstate.machine.tables import ReadTables, Table
 from raftstate.store.checkpoint import CheckpointRecord, sync_data
-from raftstate.store.files import copy_bytes, disk_failure, durable_remove, durable_write
+from raftstate.store.files import (
+    copy_bytes,
+    disk_failure,
+    durable_remove,
+    durable_write,
+    require_readable,
+)
 from raftstate.store.generation import Generation, current_generation, generations
 from raftstate.store.meta_page import MetaPage, read_meta_pages
 from raftstate.store.transactions import Handles, Rows, lmdb_failure, table_name
@@ -248,6 +254,8 @@ def _copy(
         finally:
             os.close(source)
     except OSError as error:
+        if error.errno == errno.EIO:
+            require_readable(generation.data_file)
         raise disk_failure(f"copying {generation.data_file}", copy.data_file, error) from error
     if verify is not None:
         _verify(copy, verify)
@@ -297,6 +305,9 @@ def check_pages(generation: Generation) -> None:
             f"the pages of {generation.data_file} are damaged: {error}; {_REPLACE}"
         ) from error
     except OSError as error:
+        if error.errno == errno.EIO:
+            # LMDB would be killed by it: it reads through a map.
+            raise DataLossError(f"{generation.data_file} can't be read: {error}; {_REPLACE}") from error
         raise disk_failure("checking the pages of the state", generation.data_file, error) from error
     if problems:
         raise DataLossError(

@@ -21,8 +21,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Condition
+from typing import TypeVar
 
-from raftstate.errors import ClosedError, FailedPreconditionError, InvariantError, RaftstateError
+from raftstate.errors import (
+    ClosedError,
+    FailedPreconditionError,
+    InvariantError,
+    RaftstateError,
+    StorageError,
+)
 from raftstate.machine.tables import ReadTables
 from raftstate.measure import Histogram
 from raftstate.store.checkpoint import Checkpoint
@@ -45,6 +52,8 @@ from raftstate.store.start import (
     walk,
 )
 
+T = TypeVar("T")
+
 Run = Callable[[Callable[[], None]], object]
 """Has a callable called, soon, on a thread that may block; as `Executor.submit` does."""
 
@@ -57,7 +66,9 @@ class StateStore:
         self._opened = opened
         self._data_directory = opened.generation.data_directory
         self._offered: PreparedGeneration | None = None
-        """Named by CURRENT, and not adopted yet."""
+        """Named by CURRENT, or about to be, and not adopted yet."""
+        self._unnamed: PreparedGeneration | None = None
+        """The same, if CURRENT could not be written yet. Of the thread that offered it."""
         self._adopted = Condition()
         """Notified when what was made current is adopted."""
         self._retired: set[OpenGeneration] = set()
@@ -205,14 +216,18 @@ class StateStore:
             StorageError: LMDB failed.
             ClosedError: the store is closed.
         """
+        return self._of_opened(OpenGeneration.read)
+
+    def _of_opened(self, call: Callable[[OpenGeneration], T]) -> T:
+        """Call something of the generation that is open. Any thread: another one may be adopted at that
+        moment, and the old one closed."""
         while True:
             opened = self._opened
             try:
-                return opened.read()
-            except ClosedError:
+                return call(opened)
+            except (ClosedError, StorageError):
                 if opened is self._opened:
                     raise
-                # Another one was adopted at this moment.
 
     def write(self) -> WriteTransaction:
         """Begin a transaction. As a context manager it commits at the end, or aborts when the body raises.
@@ -249,8 +264,9 @@ class StateStore:
         self._opened.checkpoint(applied_index)
 
     def clear_dead_readers(self) -> int:
-        """Give back the slots, and so the pages, of readers whose process is gone; return how many."""
-        return self._opened.clear_dead_readers()
+        """Give back the slots, and so the pages, of readers whose process is gone; return how many. Any
+        thread."""
+        return self._of_opened(OpenGeneration.clear_dead_readers)
 
     # -- replacing the state
 
@@ -273,6 +289,8 @@ class StateStore:
         Until then this store goes on with its own; what is written to it is lost with it, and so is what its
         checkpoints make durable. Blocks on the disk; any thread.
 
+        Where the disk has no room for it, it may be called again: CURRENT names the old one or this one.
+
         Args:
             prepared: which one.
             instead_of: the path of the one that it was made for; None: any.
@@ -282,8 +300,16 @@ class StateStore:
         Raises:
             FailedPreconditionError: another one than `instead_of` is open by now; nothing was done.
             InvariantError: it was offered or discarded before, or another one is waiting to be adopted.
-            StorageError: CURRENT could not be written. Which one a start would open is not known: stop.
+            StorageError: CURRENT could not be written. Which one a start would open is not known: call again
+                if the disk is full, or stop.
         """
+        if prepared is not self._unnamed:
+            self._offer_in_turn(prepared, instead_of, wait_s)
+            self._unnamed = prepared
+        prepared.opened.generation.make_current()
+        self._unnamed = None
+
+    def _offer_in_turn(self, prepared: PreparedGeneration, instead_of: Path | None, wait_s: float) -> None:
         with self._adopted:
             self._adopted.wait_for(lambda: self._offered is None or self._opened.is_closed, wait_s)
             if instead_of is not None and self.path != instead_of:
@@ -292,7 +318,6 @@ class StateStore:
                     f"{instead_of.name}"
                 )
             self._offer(prepared)
-        prepared.opened.generation.make_current()
 
     def _offer(self, prepared: PreparedGeneration) -> None:
         if self._offered is not None or prepared.is_offered or prepared.opened.is_closed:
@@ -350,7 +375,7 @@ class StateStore:
             StorageError: LMDB failed.
             ClosedError: the store is closed.
         """
-        return self._opened.space()
+        return self._of_opened(OpenGeneration.space)
 
     def readers(self) -> tuple[list[Reader], int]:
         """Return who reads the state now, in this process and in others, and the id of the newest commit: who
@@ -360,7 +385,7 @@ class StateStore:
             StorageError: LMDB failed.
             ClosedError: the store is closed.
         """
-        return self._opened.readers()
+        return self._of_opened(OpenGeneration.readers)
 
     def close(self, *, clean: bool) -> None:
         """Close the environment. No other thread may be in a read, nor do what `adopt` was given `run` for.

@@ -112,6 +112,33 @@ def test_an_unfit_leader_hands_over_to_whoever_is_fit() -> None:
         cluster.run_until(lambda fit=fit: fit.driver.raw.raft.state is Role.LEADER, seconds=3)  # type: ignore[misc]
 
 
+def test_where_all_are_unfit_for_want_of_room_one_leads_nevertheless() -> None:
+    """Below the hard floor reads go on, and those at one moment need a leader."""
+    cluster = SimCluster(3, 51)
+    leader = cluster.elect()
+    cluster.run_for(0.1)
+    for node in cluster.nodes.values():
+        node.driver.fitness.limit("disk", "full", may_lead=False, at_need=True)
+    cluster.crash(leader.id)
+    cluster.run_until(cluster.leader, seconds=20)
+    reads = cluster.read(cluster.elect().id)
+    cluster.run_until(lambda: reads, seconds=2)
+    assert isinstance(reads[0], int)
+    # Whoever is better off takes over; a record that is damaged is another matter.
+    leading = cluster.elect()
+    fit = next(node for node in cluster.nodes.values() if node.alive and node is not leading)
+    fit.driver.fitness.lift("disk")
+    cluster.run_until(lambda: fit.driver.raw.raft.state is Role.LEADER, seconds=5)
+    fit.driver.fitness.limit("log", "damaged", may_lead=False)
+    leading.driver.fitness.limit("log", "damaged", may_lead=False)
+    cluster.run_for(1)
+    cluster.crash(fit.id)
+    leader.start()
+    leader.driver.fitness.limit("log", "damaged", may_lead=False)
+    cluster.run_for(30)
+    assert cluster.leader() is None
+
+
 def batch_of(*kinds: str) -> CommandBatch:
     batch = CommandBatch()
     for serial, kind in enumerate(kinds, 1):

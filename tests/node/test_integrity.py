@@ -309,3 +309,25 @@ def test_after_so_many_failed_attempts_a_person_is_told_what_to_do() -> None:
     written(cluster, prefix="after")
     cluster.run_until(lambda: "raftstate member replace" in "".join(odd.driver.fitness.alarms), 400)
     assert odd.rebuilds == 0
+
+
+def test_a_node_that_stops_gives_up_the_copy_that_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files would take room until somebody collected them: a node may start again in the same process."""
+    cluster = SimCluster(3, 1)
+    leader = cluster.elect()
+    written(cluster)
+    odd = follower_of(cluster, leader)
+    diverge(odd)
+    written(cluster, prefix="after")
+    fetch = odd.integrity._fetch
+    cluster.run_until(lambda: fetch._build is not None, 10)
+    discarded: list[object] = []
+    monkeypatch.setattr(type(fetch._build), "discard", lambda build: discarded.append(build))
+    build = fetch._build
+    odd.driver.stop()
+    odd.integrity.stop()
+    assert discarded == [build]
+    odd.integrity.stop()
+    cluster.run_for(3)
+    assert discarded == [build]
+    assert not odd.rebuilds

@@ -4,7 +4,10 @@ does not fit, and whole whatever the moment of a crash."""
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -16,8 +19,9 @@ from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
 from raftstate.machine.types import EntryResult
 from raftstate.machine.verify import check_state
-from raftstate.node.rebuild import StateRebuilder
+from raftstate.node.rebuild import Replay, StateRebuilder
 from raftstate.node.startup import reset_to_finish
+from raftstate.store.log import LogStore
 from raftstate.store.snapshot import PreparedGeneration, SnapshotMeta, content_of, write_snapshot
 from raftstate.store.state import StateStore
 from tests.node.test_applier import Rig
@@ -130,6 +134,54 @@ async def test_writes_go_on_while_a_copy_is_brought_up_to_date(rig: RebuildRig) 
     await rebuilt
     await rig.put("last")
     assert all(rig.value(f"k{n}") == b"v" for n in range(number))
+    with rig.state.read() as tables:
+        assert check_state(tables).applied_index == rig.applied_index
+
+
+async def test_a_copy_that_takes_too_long_does_not_let_the_log_fill_its_map(
+    rig: RebuildRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await rig.put("first")
+    prepared = rig.copy()
+    rig.rebuilder.hold_log(rig.applied_index)
+    held = rig.rebuilder._log_needed_from
+    assert held() == rig.applied_index
+    monkeypatch.setattr(LogStore, "size_bytes", lambda log: log.map_bytes // 2 + 1)
+    assert held() is None
+    await rig.put("second")
+    await rig.put("third")
+    cut: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+    rig.writer.compact(rig.applied_index, cut.set_result)
+    assert await cut is None
+    with pytest.raises(FailedPreconditionError, match="a newer copy is needed"):
+        await rig.rebuilder.rebuild_from(prepared)
+    assert not prepared.path.exists()
+
+
+async def test_the_loop_applies_nothing_of_what_is_left(
+    rig: RebuildRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a hundred entries of many commands each: as much as the loop must not be held for."""
+    await rig.put("first")
+    prepared = rig.copy()
+    applied: list[str] = []
+    plain = Replay.run
+
+    def run(replay: Replay, to_index: int) -> None:
+        applied.append(threading.current_thread().name)
+        waiting.append(asyncio.run_coroutine_threadsafe(rig.put("meanwhile"), loop))
+        time.sleep(0.05)
+        assert not waiting[-1].done(), "nothing is applied to the old state meanwhile"
+        plain(replay, to_index)
+
+    loop = asyncio.get_running_loop()
+    waiting: list[Future[list[EntryResult]]] = []
+    monkeypatch.setattr(Replay, "run", run)
+    await rig.rebuilder.rebuild_from(prepared)
+    assert applied
+    assert not any(name.startswith("MainThread") for name in applied)
+    await asyncio.wrap_future(waiting[0])
+    assert rig.value("meanwhile") == b"v"
     with rig.state.read() as tables:
         assert check_state(tables).applied_index == rig.applied_index
 

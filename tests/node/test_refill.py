@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from raftstate.core.roles import Role
 from raftstate.core.types import Entry, HardState, Message, MessageType
+from raftstate.errors import StorageError
 from raftstate.machine.tables import Table
-from raftstate.node.environment import Outcome, PeerBody, RecordsReply
+from raftstate.node.environment import Done, Outcome, PeerBody, RecordsReply
 from tests.node.world import SimCluster, SimLog, SimNode, was_applied
 
 
@@ -83,6 +85,33 @@ def test_a_followers_damaged_records_come_back_from_its_peers(which: str) -> Non
     cluster.run_until(mended(follower))
     assert follower.driver.fitness.may_lead
     agree(cluster)
+
+
+@pytest.mark.case(52)
+def test_where_the_disk_has_no_room_to_mend_it_that_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = SimCluster(3, seed=1)
+    written(cluster, 20)
+    leader = cluster.elect()
+    follower = cluster.nodes[leader.id % 3 + 1]
+    cluster.crash(follower.id)
+    rot(follower, 7)
+    follower.start()
+    refused = 0
+    disk = follower.driver._world.log_disk
+    plain = disk.refill
+
+    def write(entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        nonlocal refused
+        if refused < 3:
+            refused += 1
+            done(StorageError("no room", detail={"errno": errno.ENOSPC}))
+        else:
+            plain(entries, anchor, done)
+
+    monkeypatch.setattr(disk, "refill", write)
+    cluster.run_until(mended(follower), seconds=60)
+    assert follower.failures == []
+    assert refused == 3
 
 
 @pytest.mark.case(85)

@@ -80,7 +80,8 @@ async def test_a_head_has_the_length_and_no_body(port: int) -> None:
         (b"GET /hello HTTP/2\r\n\r\n", b"400 Bad Request", b"only HTTP/1"),
         (b"\xff\xfe\r\n\r\n", b"400 Bad Request", b"this is not HTTP"),
         (b"GET\r\n\r\n", b"400 Bad Request", b"this is not HTTP"),
-        (asked("GET", "/hello?" + "a&" * 40), b"500", b"the node's log says more"),
+        (asked("GET", "/hello?" + "a&" * 40), b"400 Bad Request", b"this is no URL"),
+        (asked("GET", "//["), b"400 Bad Request", b"this is no URL"),
         (b"GET /hello HTTP/1.1\r\nX: " + b"y" * 9_000 + b"\r\n\r\n", b"431 ", b"longer than 8192 bytes"),
     ],
 )
@@ -134,17 +135,42 @@ async def test_who_does_not_take_the_answer_is_given_up(monkeypatch: pytest.Monk
         await server.close()
 
 
-async def test_connections_beyond_the_limit_are_closed_unheard(
-    port: int, monkeypatch: pytest.MonkeyPatch
+async def test_who_connects_and_says_nothing_keeps_nobody_out(
+    port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(ops_http, "CONNECTIONS_MAX", 2)
     waiting = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
     for _, writer in waiting:
         writer.write(b"GET ")  # accepted by the time that the next one is
+    assert (await exchange(port, asked("GET", "/hello"))).startswith(b"HTTP/1.1 200")
+    first, second = (reader for reader, _ in waiting)
     with pytest.raises((ConnectionResetError, AssertionError)):
-        assert await exchange(port, asked("GET", "/hello"))
+        assert await first.read(1)
+    assert not second.at_eof()
     for _, writer in waiting:
         writer.close()
+    assert caplog.records == []
+
+
+async def test_connections_beyond_the_limit_are_closed_unheard_while_all_are_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = asyncio.Event()
+
+    async def slow(query: Query) -> Response:
+        await free.wait()
+        return Response(http.HTTPStatus.OK, b"slow\n")
+
+    monkeypatch.setattr(ops_http, "CONNECTIONS_MAX", 2)
+    server = HttpServer({"/slow": slow})
+    port = await server.start("127.0.0.1", 0)
+    slow_ones = [asyncio.create_task(exchange(port, asked("GET", "/slow"))) for _ in range(2)]
+    await until(lambda: server.connections_open == 2 and not server._silent)
+    with pytest.raises((ConnectionResetError, AssertionError)):
+        assert await exchange(port, asked("GET", "/slow"))
+    free.set()
+    assert all(answer.endswith(b"slow\n") for answer in await asyncio.gather(*slow_ones))
+    await server.close()
 
 
 async def test_a_port_that_is_taken_is_refused_by_name(port: int) -> None:

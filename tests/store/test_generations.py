@@ -29,10 +29,13 @@ from raftstate.machine.machine import Machine
 from raftstate.machine.tables import ReadTables, Table
 from raftstate.machine.verify import check_state
 from raftstate.store import checkpoint as checkpoint_module
+from raftstate.store import generation as generation_module
 from raftstate.store import snapshot as snapshot_module
 from raftstate.store import snapshot_format
 from raftstate.store.checkpoint import CheckpointRecord
+from raftstate.store.files import disk_failure, durable_write
 from raftstate.store.generation import Generation, new_generation
+from raftstate.store.open_generation import OpenGeneration
 from raftstate.store.snapshot import PreparedGeneration, content_of, write_snapshot
 from raftstate.store.snapshot_format import SnapshotMeta
 from raftstate.store.state import StateStore
@@ -712,3 +715,57 @@ def test_a_meta_is_read_back_as_it_was_written(store: StateStore) -> None:
     assert builder.meta == meta_of(store)
     assert isinstance(builder.meta, SnapshotMeta)
     builder.discard()
+
+
+@pytest.mark.case(52)
+def test_where_current_finds_no_room_it_is_written_once_there_is_some(
+    sender: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the log's thread does it: the same call, again and again."""
+    store = blank_state(tmp_path / "full")
+    prepared = prepare(store, snapshot_of(sender))
+    write = durable_write
+    tries: list[Path] = []
+
+    def full_at_first(path: Path, content: bytes) -> None:
+        tries.append(path)
+        if len(tries) < 3:
+            raise disk_failure("writing a file", path, OSError(errno.ENOSPC, "No space left on device"))
+        write(path, content)
+
+    monkeypatch.setattr(generation_module, "durable_write", full_at_first)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="the disk is full"):
+            store.make_current(prepared, wait_s=10)
+        assert not store.is_settled
+    store.make_current(prepared, wait_s=10)
+    with pytest.raises(InvariantError, match="can't become the current generation"):
+        store.make_current(prepared)
+    store.adopt(prepared)
+    assert meta_of(store).index == INDEX
+    store.close(clean=True)
+    reopened = StateStore.open(tmp_path / "full")
+    assert meta_of(reopened).index == INDEX
+    reopened.close(clean=False)
+
+
+@pytest.mark.parametrize("ask", [StateStore.space, StateStore.readers, StateStore.clear_dead_readers])
+def test_who_asks_while_another_one_is_adopted_is_answered_by_that_one(
+    sender: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[StateStore], object]
+) -> None:
+    store = blank_state(tmp_path / "asked")
+    prepared = prepare(store, snapshot_of(sender))
+    store.make_current(prepared)
+    plain = getattr(OpenGeneration, ask.__name__)
+
+    def after_adoption(opened: OpenGeneration) -> object:
+        if not store.is_settled:
+            store.adopt(prepared)
+        return plain(opened)
+
+    monkeypatch.setattr(OpenGeneration, ask.__name__, after_adoption)
+    ask(store)
+    assert store.is_settled
+    store.close(clean=False)
+    with pytest.raises((ClosedError, StorageError)):
+        ask(store)

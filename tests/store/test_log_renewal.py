@@ -140,3 +140,21 @@ def test_a_disk_that_fails_again_is_said_to(failed: Path, monkeypatch: pytest.Mo
     with pytest.raises(StorageError, match="failed while copying the log"):
         renew_log(failed, map_bytes=MAP_BYTES)
     assert must_copy(failed.parent)
+
+
+@pytest.mark.case(53)
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_log_that_the_disk_can_not_give_back_is_lost_and_one_that_it_can_not_take_is_not(
+    failed: Path, monkeypatch: pytest.MonkeyPatch, is_readable: bool
+) -> None:
+    """Otherwise a node with a bad sector would try to copy it for ever, instead of being replaced."""
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(log_renewal, "copy_bytes", fail)
+    if not is_readable:
+        monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(StorageError if is_readable else DataLossError, match="Input/output error"):
+        renew_log(failed, map_bytes=MAP_BYTES)
+    assert must_copy(failed.parent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -13,6 +14,8 @@ import pytest
 from raftstate.core.types import HardState
 from raftstate.errors import ClosedError, DataLossError, StorageError
 from raftstate.store import log_copy
+from raftstate.store.directory import read_eio
+from raftstate.store.files import is_full
 from raftstate.store.log import LogStore
 from tests.store.log_helpers import NO_LIMIT, content, entry, new_log, put, reopen, run
 from tests.store.test_log_writer import Loop
@@ -143,13 +146,15 @@ def test_a_crash_at_each_step_leaves_the_old_log_or_the_new_one(
     assert sorted(os.listdir(image)) == ["log"]
 
 
+@pytest.mark.case(53)
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
 def test_a_log_whose_new_files_may_not_be_durable_takes_no_more_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     log = cut_log(tmp_path / "log")
 
     def fail(path: Path) -> None:
-        raise StorageError("no", detail={"errno": 5})
+        raise StorageError("no", detail={"errno": number})
 
     def put_in_place(copy: log_copy.LogCopy, path: Path) -> None:
         monkeypatch.setattr(log_copy, "fsync_directory", fail)
@@ -159,8 +164,12 @@ def test_a_log_whose_new_files_may_not_be_durable_takes_no_more_writes(
     monkeypatch.setattr(log_copy.LogCopy, "put_in_place", put_in_place)
     with pytest.raises(StorageError, match="no"):
         log.rewrite()
-    with pytest.raises(StorageError, match="takes no more writes"):
+    # Not even once the disk has room again: it is not known which files a power cut would leave.
+    with pytest.raises(StorageError, match="takes no more writes") as refused:
         log.write(None, run(41, 41))
+    assert not is_full(refused.value)
+    assert refused.value.detail["distrust"] == "log"
+    assert read_eio(tmp_path) is not None, "the next start begins another file, and syncs its name anew"
     assert log.entries(31, 41, NO_LIMIT) == run(31, 40)
     log.close()
 

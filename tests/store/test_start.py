@@ -17,7 +17,7 @@ import pytest
 from raftstate.errors import DataLossError, FailedPreconditionError, StorageError
 from raftstate.machine.tables import Table
 from raftstate.store import checkpoint as checkpoint_module
-from raftstate.store import files
+from raftstate.store import files, start
 from raftstate.store.checkpoint import CheckpointRecord
 from raftstate.store.generation import current_generation
 from raftstate.store.meta_page import read_meta_pages
@@ -427,3 +427,23 @@ def test_crash_at_any_step_of_a_checkpoint_and_a_clean_stop_loses_nothing(tmp_pa
         store.close(clean=False)
 
     assert crash_at_every_step(tmp_path, stopped_uncleanly, checkpoint_and_stop, check) > 20
+
+
+@pytest.mark.case(53)
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_a_state_that_the_disk_can_not_give_back_is_lost_and_one_that_it_can_not_take_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_readable: bool
+) -> None:
+    """Otherwise a node with a bad sector would try to copy it for ever, instead of fetching a copy."""
+    stopped_uncleanly(tmp_path)
+    start.distrust_state(tmp_path)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(start, "copy_bytes", fail)
+    if not is_readable:
+        real = os.pread
+        monkeypatch.setattr(os, "pread", lambda fd, size, at: fail() if size > 8192 else real(fd, size, at))
+    with pytest.raises(StorageError if is_readable else DataLossError, match="Input/output error"):
+        StateStore.open(tmp_path)
