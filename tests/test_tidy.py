@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "joining": {"client", "config", "folder"},
     "supervisor": {"config", "folder", "joining", "lifeline", "client", "address", "errors"},
     "server": {
+        "server",
         "ops",
         "rpc",
         "node",
@@ -62,7 +63,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "client": {"client", "pb", "address", "errors", "state", "embedded"},
     "offline": {"offline", "store", "machine", "core", "config", "folder", "errors"},
-    "embedded": {"embedded", "server", "rpc", "client", "config", "folder", "errors", "logs"},
+    "embedded": {"embedded", "server", "rpc", "client", "folder", "errors", "logs"},
     "doctor": {"doctor", "config", "client", "address", "errors"},
     "testing": {"client", "supervisor"},
     "state": {"state", "compression", "errors"},

@@ -19,7 +19,7 @@ PROBE_S_MAX = 10.0
 P99_S_GOOD = 0.010
 """etcd's own advice: a p99 below 10 ms. Every write of the cluster waits for a majority's slowest part."""
 P99_S_MAX = 0.200
-"""Half of what makes a leader hand over (`driver.LOG_WRITE_STALL_NS`)."""
+"""Half of what makes a leader hand over (`succession.LOG_WRITE_STALL_NS`)."""
 P50_S_DOUBTFUL = 0.000_020
 """No disk is so quick: a write-back cache that a power cut empties is, and memory."""
 

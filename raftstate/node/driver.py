@@ -71,30 +71,17 @@ from raftstate.node.parts import DriverPart
 from raftstate.node.reads import ReadDone, Reads
 from raftstate.node.requests import Requests, last_stamp
 from raftstate.node.snapshots import Snapshots
+from raftstate.node.succession import Succession
 from raftstate.node.upkeep import LEASES_SINCE, Upkeep
 
 log = get_logger(__name__)
 
-LOG_WRITE_STALL_NS = 400_000_000
-"""A leader whose log write has been under way for so long gives leadership up: it can't acknowledge
-anything."""
-LOG_WRITE_STALLS_UNTIL_STEP_DOWN = 4
-"""After so many times that long it steps down, if nobody could take leadership over: those who can't hear of
-its stall must be let elect another. Clients then wait for that, rather than for the disk."""
-NEED_ELECTION_TIMEOUTS = 10
-"""After so many of them without a leader those stand for election, too, who had better not lead."""
 STAMP_TICKS = 10
 """A leader tells its lease clock with every tenth heartbeat while anything lives by it: whoever leads next
 has missed little of it."""
 HOLD_COMMIT_S = 0.004
 """How long news of a commit waits for an append that carries it along. It is half of all messages otherwise,
 and no client waits for it; a read on a follower hears of the commit with its round's heartbeat."""
-EARLY_CAMPAIGN_S = 0.02
-"""After the connection to the leader broke: longer than a heartbeat, with which a leader that lives says
-so."""
-EARLY_CAMPAIGN_STEP_S = 0.05
-"""Between the survivors, by rank of their ids: time to win before the next one stands, so that votes do not
-split."""
 _NOT_FOR_PEERS = frozenset({MessageType.PROP, MessageType.FORGET_LEADER, MessageType.SNAP})
 """Beside the core's own list of local messages. Forwarding proposals is the node's affair, not the core's,
 and a snapshot's message travels in an offer: the core must not have it before the bytes are here."""
@@ -192,8 +179,6 @@ class Driver:
         self._ticks_until_stamp = 0
         self._held_commits: dict[int, Message] = {}
         self._holding = False
-        self._handed_to = NONE
-        """Whom leadership was offered to last, since this node began to lead."""
         self.has_watches: Callable[[], bool] = lambda: False
         """Whether somebody wants to be told at once of what is applied."""
         self.leader_watchers: list[Callable[[int], None]] = []
@@ -211,6 +196,18 @@ class Driver:
         """Called with the results of the entries that were applied, before anybody is answered."""
         self.fitness = Fitness()
         """What keeps this node from leading or being read."""
+        self.succession = Succession(
+            raw,
+            world.clock,
+            world.network,
+            world.log_disk,
+            self.fitness,
+            election_timeout_ms=timing.election_timeout_ms,
+            voters=lambda: self.applied.conf_state.voters,
+            leader_silent_ns=lambda: world.clock.monotonic_ns() - self.leader_heard_ns,
+            guard=self._guard,
+            turn=self.turn,
+        )
         self._installs = Installs(world.log_disk, world.snapshot_disk, world.applier)
         self.snapshots = Snapshots(
             raw,
@@ -439,51 +436,13 @@ class Driver:
         if peer == self.raw.raft.lead:
             # A leader that lives says so with its next heartbeat; PreVote keeps this harmless when only one
             # connection broke.
-            self.leader_gone()
+            self.succession.leader_gone()
         self.schedule_turn()
-
-    def leader_gone(self) -> None:
-        """The leader that this node follows has probably ended: forget it, and stand for election soon.
-
-        Forgetting it lets this node promise its vote at once, instead of after an election timeout.
-        """
-        raft = self.raw.raft
-        gone = raft.lead
-        if gone == NONE or raft.state is not Role.FOLLOWER or raft.is_learner:
-            return
-        self._guard(self.raw.forget_leader)
-        survivors = sorted({*self.applied.conf_state.voters, raft.id} - {gone})
-        delay_s = EARLY_CAMPAIGN_S + EARLY_CAMPAIGN_STEP_S * survivors.index(raft.id)
-        self._clock.call_later(delay_s, self._campaign_if_leaderless)
-
-    def _campaign_if_leaderless(self) -> None:
-        raft = self.raw.raft
-        if self.running and raft.lead == NONE and raft.state is Role.FOLLOWER:
-            self._guard(self.raw.campaign)
-            self.turn()
 
     def transfer_leader(self, target: int) -> None:
         """Hand leadership over, or ask the leader to. Whether it happened is seen by the leader changing."""
-        raft = self.raw.raft
-        if raft.state is Role.LEADER:
-            chosen = target or self._most_up_to_date()
-            if chosen != NONE:
-                self._guard(lambda: self.raw.transfer_leader(chosen))
-        elif raft.lead != NONE:
-            self._world.network.send(raft.lead, TransferLeader(target))
+        self.succession.transfer(target)
         self.schedule_turn()
-
-    def _most_up_to_date(self, *, but: int = NONE) -> int:
-        """Return the voter to hand over to; `but`: only if there is no other."""
-        tracker = self.raw.raft.tracker
-        # Of the core's configuration, which may be ahead of what is applied: only those can take over.
-        voters = set(tracker.conf_state().voters) - {self.raw.raft.id}
-        # One that does not answer can't take over, however much it held when it was last heard of.
-        candidates = [
-            (tracker.progress[peer].recent_active, peer != but, tracker.progress[peer].match, peer)
-            for peer in sorted(voters)
-        ]
-        return max(candidates)[3] if candidates else NONE
 
     # -- time
 
@@ -511,7 +470,7 @@ class Driver:
         self.look_at_log()
         if not self._world.applier.is_beside:
             self.upkeep.note_revision(self.ticked_ns)
-        self.raw.raft.may_campaign = self._may_campaign()
+        self.raw.raft.may_campaign = self.succession.may_campaign
         self._guard(self.raw.tick)
         self.requests.expire()
         self.reads.expire(self.applied_index)
@@ -523,44 +482,18 @@ class Driver:
         self._schedule_tick()
         self.turn()
 
-    def _may_campaign(self) -> bool:
-        if self._log_stalled_ns():
-            return False
-        if self.fitness.may_lead:
-            return True
-        # Reads go on where all disks are full. Whoever is fit has had its chances by then.
-        silent_ns = self._clock.monotonic_ns() - self.leader_heard_ns
-        need_ns = NEED_ELECTION_TIMEOUTS * self.timing.election_timeout_ms * 1_000_000
-        return self.fitness.may_lead_at_need and silent_ns > need_ns
-
     def _lead_tick(self) -> None:
         now_ns = self._clock.monotonic_ns()
         self.leader_heard_ns = now_ns
         self.log_ages.note(now_ns, self.raw.raft.raft_log.last_index())
-        stalled_ns = self._log_stalled_ns()
-        others = len(self.applied.conf_state.voters) > 1
-        if others and stalled_ns > LOG_WRITE_STALLS_UNTIL_STEP_DOWN * LOG_WRITE_STALL_NS:
-            log.warning("log write stalled; stepping down", stalled_ms=stalled_ns // 1_000_000)
-            self._guard(self.raw.step_down)
+        if not self.succession.look():
             return
-        if others and self.raw.raft.lead_transferee == NONE and (stalled_ns or not self.fitness.may_lead):
-            if stalled_ns:
-                log.warning("log write stalled; handing leadership over", stalled_ms=stalled_ns // 1_000_000)
-            # Whoever was asked before, and still does not lead, may be no better off.
-            self._handed_to = self._most_up_to_date(but=self._handed_to)
-            self.transfer_leader(self._handed_to)
         if not self._world.applier.is_beside:
             self._guard(lambda: self.upkeep.look(now_ns, self.applied_index))
         self._ticks_until_stamp -= 1
         if self._ticks_until_stamp <= 0:
             self._ticks_until_stamp = STAMP_TICKS
             self._send_stamp()
-
-    def _log_stalled_ns(self) -> int:
-        """For how long a write of the log has been under way that takes far too long; 0: none does."""
-        since_ns = self._world.log_disk.outstanding_since_ns
-        waited_ns = 0 if since_ns is None else self._clock.monotonic_ns() - since_ns
-        return waited_ns if waited_ns > LOG_WRITE_STALL_NS else 0
 
     def _send_stamp(self) -> None:
         # Code that knows no leases takes the stamp for garbage, and closes the connection.
@@ -816,7 +749,7 @@ class Driver:
 
     def _become_leader(self) -> None:
         now_ns = self._clock.monotonic_ns()
-        self._handed_to = NONE
+        self.succession.began_to_lead()
         self._lease_clock.raise_to(max(self.applied.lease_clock_ms, self._last_log_stamp_ms()))
         self.upkeep.began_to_lead(now_ns)
         self.log_ages.clear()

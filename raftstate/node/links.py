@@ -66,8 +66,8 @@ UNACKNOWLEDGED_MS_MAX = 3_000
 """After a partition a connection is dialled again, rather than wait for the kernel's next retransmission,
 which may be minutes away. Several election timeouts, so that a slow moment is no loss."""
 WRITE_BUFFER_BYTES_MAX = 64 << 20
-"""Four times what the core sends ahead of a peer's answers (`server.INFLIGHT_BYTES_MAX`). A peer with more to
-take is too slow, and messages to it are dropped rather than kept in memory."""
+"""Four times what the core sends ahead of a peer's answers (`server.configured.INFLIGHT_BYTES_MAX`). A peer
+with more to take is too slow, and messages to it are dropped rather than kept in memory."""
 _BULK = frozenset({MessageType.APP, MessageType.SNAP})
 _URGENT = (
     LeaseStamp,

@@ -361,7 +361,7 @@ class Membership(DriverPart):
         lead = self._raw.raft.lead
         if before.member(lead) is not None and applied.member(lead) is None:
             # It removed itself, and has stepped down.
-            self._driver.leader_gone()
+            self._driver.succession.leader_gone()
         gone = self.admission.why_gone()
         if gone:
             self._leave(gone)

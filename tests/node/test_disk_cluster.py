@@ -8,9 +8,9 @@ from raftstate.core.roles import Role
 from raftstate.core.types import Message, MessageType
 from raftstate.machine.tables import Table
 from raftstate.machine.types import Answer, BatchResult, Code
-from raftstate.node.driver import LOG_WRITE_STALL_NS, LOG_WRITE_STALLS_UNTIL_STEP_DOWN
 from raftstate.node.environment import Executed, Outcome, PeerBody, Rejected
 from raftstate.node.room import Writes
+from raftstate.node.succession import LOG_WRITE_STALL_NS, LOG_WRITE_STALLS_UNTIL_STEP_DOWN
 from raftstate.pb.v1.pipeline_pb2 import CommandBatch
 from tests.node.world import MS, SimCluster, SimNode, was_applied
 
