@@ -207,14 +207,14 @@ class NodeSettings(BaseSettings):
         ge=0,
         description="With less room than this, in bytes, on the data directory's disk (free pages of the"
         " files count, too), a leader takes no puts, transactions that put, or new leases; what frees room"
-        " goes on. None: 1 GiB, or a tenth of a small disk. 0: no such floor.",
+        " goes on. None: 1 GiB, or a fifth of a small disk. 0: no such floor.",
     )
     disk_hard_floor_bytes: int | None = Field(
         default=None,
         ge=0,
         description="With less room than this, in bytes, only reads go on, and leadership is handed over:"
-        " what is left is for the log's terms and votes, and for what is under way. None: 256 MiB, or a 25th"
-        " of a small disk. 0: no such floor.",
+        " what is left is for the log's terms and votes, and for what is under way. None: 256 MiB, or a"
+        " tenth of a small disk. 0: no such floor.",
     )
     disk_reserve_bytes: int | None = Field(
         default=None,

@@ -14,7 +14,8 @@ If the leader holds another entry there, what stands here from the anchor on was
 own in their place, as an append, and the core replaces them.
 
 What is durably applied is needed no more: if all that is damaged is, the log is cut behind it. What no peer
-holds any more, since all have compacted it, comes with a snapshot.
+holds any more, since all have compacted it, is not to be had: this node's operator is told, and has it begin
+anew.
 
 May live here: whom to ask, what to believe, what to do with it. Writing is the log's affair.
 """
@@ -42,8 +43,8 @@ from raftstate.store.files import is_full
 
 log = get_logger(__name__)
 
-LIMIT = "log"
-"""The name under which the node's fitness is limited."""
+LIMIT, LOST = "log", "log: lost entries"
+"""The names under which the node's fitness is limited: while records are damaged; and if nobody has them."""
 RECORDS_BYTES_MAX = 256 << 10
 """Entries in one answer: a millisecond of the answering loop, however many are asked for."""
 REPLY_S = 0.5
@@ -71,8 +72,8 @@ class Refill:
         network: to the peers.
         clock: the node's.
         durable_index: returns the last index that the state holds durably.
-        need_snapshot: called when entries up to the given index can't be had from any peer's log any more: a
-            state of that index, or of a later one, is needed. Called again and again until it is there.
+        need_snapshot: called when entries up to the given index can't be had from any peer's log any more.
+            Called again and again while it is so.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Refill:
         if not damaged:
             self._forget()
             self._driver.fitness.lift(LIMIT)
+            self._driver.fitness.lift(LOST)
             log.info("log mended", node=self._id)
             return
         self._driver.fitness.limit(LIMIT, self._reason(damaged), may_lead=False)

@@ -128,8 +128,6 @@ class SnapshotReceiver:
         """Of snapshots, from the offer until the node went on with them."""
         self.given_up = 0
         """How many were not installed after all."""
-        self.refusals: list[Callable[[SnapshotOffer], str]] = []
-        """Asked before a snapshot is received: each returns why not, for people; empty: it may be."""
 
     @property
     def is_installing(self) -> bool:
@@ -192,8 +190,7 @@ class SnapshotReceiver:
         if own not in (*conf_state.voters, *conf_state.learners, *conf_state.voters_outgoing):
             self._answer(sender, offer, f"node {own} is no member in it")
             return
-        why_not = next((reason for refusal in self.refusals if (reason := refusal(offer))), "")
-        why_not = why_not or self._disk.why_no_room(offer.raw_bytes)
+        why_not = self._disk.why_no_room(offer.raw_bytes)
         if why_not:
             self._fitness.limit(
                 ALARM, f"this node is behind, and can't take the snapshot that it needs: {why_not}"

@@ -37,7 +37,7 @@ from raftstate.node.local import LocalNode
 from raftstate.node.member_changes import MembersChanged, ReplaceMember
 from raftstate.node.membership import Membership
 from raftstate.node.rebuild import NodeRepair, StateRebuilder
-from raftstate.node.refill import Refill
+from raftstate.node.refill import LOST, Refill
 from raftstate.node.rejoin import Replaced, WipedPeers
 from raftstate.node.scrub import Scrubber
 from raftstate.node.snapshot_disk import StateSnapshots
@@ -424,10 +424,14 @@ class Node:
         self.membership.submit(ReplaceMember(record.name), REPLACE_NS_MAX, done)
 
     def _need_snapshot(self, min_index: int) -> None:
-        log.warning(
-            "no peer's log holds the damaged entries any more; a state that contains them is needed",
-            node=self._settings.name,
-            min_index=min_index,
+        # As much of the log as is damaged, and no more, is beyond what the others can send: rare enough to be
+        # left to an operator, since to begin anew takes a vote from the cluster for a while.
+        self.driver.fitness.limit(
+            LOST,
+            f"damaged entries of this node's log, up to {min_index}, can't be had from the other nodes any "
+            "more: they have compacted them. Let it begin anew: stop it, move its data away, and `raftstate "
+            f"member replace {self._settings.name} --out DIR`",
+            may_lead=False,
         )
 
     def _members_changed(self) -> None:
