@@ -98,8 +98,11 @@ class Stores:
     def close(self) -> None:
         """Close everything."""
         self.log.close()
-        self.state.close(clean=self.clean)
-        self.directory.close()
+        try:
+            self.state.close(clean=self.clean)
+        finally:
+            # Whatever could not be noted at the end: a start in this process must find it unlocked.
+            self.directory.close()
 
 
 def check_sole_copy(log_store: LogStore, machine: Machine, node_id: int) -> None:
