@@ -39,8 +39,8 @@ SETTINGS = """
 A node's settings are a TOML file, given with `raftstate serve --config FILE`; `serve --data DIR` takes
 DIR/node.toml, and writes one where there is none. An argument of the command comes before an environment
 variable, and that before the file. Values that are tables or lists are JSON in the environment. A setting
-that is unknown, missing or not allowed stops the start, with the name of the file or variable, what was got
-and what is allowed.
+that is missing, not allowed, or unknown in the file stops the start, with the name of the file or variable,
+what was got and what is allowed.
 """
 UNITS = """
 Sizes are in bytes where the name ends in `_bytes`, times in seconds (`_s`) or milliseconds (`_ms`).

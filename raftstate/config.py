@@ -30,6 +30,7 @@ from pydantic_settings import (
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
@@ -143,7 +144,12 @@ class NodeSettings(BaseSettings):
     """Everything that one node needs to start. Made by `load_settings`, or in tests by its constructor."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="forbid", frozen=True, validate_default=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
     )
 
     config_file: Path | None = Field(default=None, description="The TOML file that the settings come from.")
@@ -392,6 +398,13 @@ def load_settings(config_file: Path | None, arguments: Mapping[str, object] | No
         return NodeSettings(**given)  # type: ignore[arg-type]
     except ValidationError as error:
         raise _config_error(error, config_file, given) from None
+    except SettingsError as error:
+        # Of the environment: a table of settings that is no JSON.
+        raise ConfigError(
+            f"{error}; give a JSON object in an environment variable that stands for several settings, for "
+            'example RAFTSTATE_PEER_ADDRESSES=\'{"n1": "127.0.0.1:7101"}\', or unset it',
+            field="environment",
+        ) from None
 
 
 def dump_toml(values: Mapping[str, object]) -> str:

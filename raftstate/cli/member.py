@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -21,11 +22,15 @@ from raftstate.cli.common import (
 )
 from raftstate.client import MemberAdded, MemberList, MemberStatus
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
+from raftstate.errors import StorageError
 from raftstate.folder import PEER_PORT_OFFSET, check_joinable
 from raftstate.joining import write_joiner
 
 app = typer.Typer(
+    name="member",
     no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
     help="Show and change who belongs to the cluster. One change is made at a time; each returns when it is"
     " committed. Exit code 1: refused, nothing was changed. 3: its outcome is unknown; `member list` tells.",
 )
@@ -95,7 +100,7 @@ def add(
     caught up. Given again before the node was started, it does the same once more: so --out may come later.
     """
     if out is not None:
-        check_joinable(out)
+        _make(out)
     with open_client(url, timeout) as client:
         added = client.add_member(
             name,
@@ -165,12 +170,26 @@ def replace(
     votes again when it has caught up. Refused unless a majority answers without it.
     """
     if out is not None:
-        check_joinable(out)
+        _make(out)
     with open_client(url, timeout) as client:
         replaced = client.replace_member(name, peer_address=peer_address, client_address=address)
     member = replaced.member
     what = f"{name} begins anew as incarnation {member.incarnation} of node {member.id}"
     _tell_how_to_start(replaced, what, out, json=json)
+
+
+def _make(out: Path) -> None:
+    """Make the folder of a node before the cluster is asked: what was changed is not to be found out to be of
+    no use afterwards. Raises `FailedPreconditionError`, `StorageError`."""
+    check_joinable(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"can't write to {out}: {error.strerror}; the cluster was asked for nothing. Give another --out"
+        ) from error
 
 
 def _tell_how_to_start(added: MemberAdded, what: str, out: Path | None, *, json: bool) -> None:

@@ -159,9 +159,11 @@ def unused(path: Path) -> Iterator[None]:
         FailedPreconditionError: it is no data directory, or a node uses it.
     """
     lock = path / "lock"
-    if not (path / "identity").exists() and not (path / LOG_FOLDER).exists() and not lock.exists():
+    if not any((path / name).exists() for name in ("identity", LOG_FOLDER, "CURRENT")):
+        nodes = sorted(settings.parent.name for settings in path.glob("*/node.toml"))
         raise FailedPreconditionError(
-            f"{path} is no data directory of a node: it holds neither an identity nor a log"
+            f"{path} is no data directory of a node: it holds no identity, log or state"
+            + (f"; nodes are in its folders {', '.join(nodes)}: give one of them" if nodes else "")
         )
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
