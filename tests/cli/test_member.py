@@ -137,3 +137,19 @@ def test_a_newcomer_is_told_what_there_is(run: Run, client: FakeClient) -> None:
     for name in ("list", "add", "promote", "remove", "replace"):
         assert name in out.decode()
     assert run("member", "add", "n4").code == 2
+
+
+@pytest.mark.parametrize("command", [["add", "n4", "--address", "127.0.0.1:7004"], ["replace", "n2"]])
+def test_a_folder_that_can_not_be_written_is_refused_before_the_cluster_is_asked(
+    run: Run, client: FakeClient, tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "file").touch()
+    code, _, err = run("member", *command, "--out", str(tmp_path / "file" / "n4"))
+    assert code == 1
+    assert "the cluster was asked for nothing" in err
+    assert client.calls == []
+
+
+def test_every_command_is_named_in_the_help(run: Run) -> None:
+    shown = run("--help").out.decode()
+    assert all(f" {name} " in shown for name in ("member", "lease", "check", "recover", "erase", "doctor"))

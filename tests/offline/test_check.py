@@ -175,3 +175,12 @@ def test_the_command_says_it_in_words_and_in_json(tmp_path: Path) -> None:
     assert (told["ok"], told["findings"][0]["part"]) == (False, "identity")
     assert "DAMAGE   identity" in command("check", str(folder / "data")).stdout
     assert KEYS > 5
+
+
+def test_a_folder_of_several_nodes_is_no_node_and_names_them(tmp_path: Path) -> None:
+    for name in ("n1", "n2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "node.toml").touch()
+    (tmp_path / "lock").touch()
+    with pytest.raises(FailedPreconditionError, match=r"nodes are in its folders n1, n2: give one of them"):
+        check(tmp_path)

@@ -202,3 +202,18 @@ def test_floors_and_quota_must_fit_each_other_and_the_map(file: Path) -> None:
     assert (error.field, error.detail["allowed"]) == ("quota_bytes", f"at most state_map_bytes ({64 << 30})")
     settings = load_settings(file, {"disk_soft_floor_bytes": 0, "disk_hard_floor_bytes": 0})
     assert (settings.disk_soft_floor_bytes, settings.quota_bytes) == (0, None)
+
+
+def test_a_variable_that_should_hold_json_and_does_not_is_said(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAFTSTATE_PEER_ADDRESSES", "{n1: x}")
+    with pytest.raises(ConfigError, match=r'peer_addresses.*give a JSON object.*\{"n1"'):
+        load_settings(file)
+
+
+def test_an_empty_variable_is_as_if_it_was_not_set(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAFTSTATE_PEER_ADDRESSES", "RAFTSTATE_LOG_LEVEL", "RAFTSTATE_ADVERTISE"):
+        monkeypatch.setenv(name, "")
+    assert load_settings(file) == load_settings(file)
+    assert load_settings(file).log_level == "info"
