@@ -679,6 +679,9 @@ class Driver:
             self.raw.step(response)
         except Damaged as error:
             self.met_damage(error)
+        except StepPeerNotFound:
+            # It has gone over to a configuration without itself meanwhile, and counts for nothing there.
+            log.debug("own response ignored", type=response.type.name)
 
     def _apply(self, message: Message) -> None:
         entries = message.entries

@@ -147,6 +147,21 @@ def test_a_leader_removes_itself_and_another_leads_soon(seed: int) -> None:
     assert "was removed" in halted(leader)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_leader_may_hear_what_its_log_has_stored_after_it_went_over_to_its_own_removal(seed: int) -> None:
+    cluster = MemberCluster(3, seed)
+    leader = cluster.elect()
+    cluster.run_for(0.2)
+    leader.disk_delay_ms = 10
+    cluster.change(leader.id, RemoveMembers([f"n{leader.id}"]))
+    for number in range(60):
+        cluster.put(leader.id, f"k{number}")
+        cluster.run_for(0.001)
+    cluster.run_for(1)
+    assert leader.id not in leader.driver.raw.raft.tracker.progress
+    assert [str(failure) for failure in leader.failures if "was removed" not in str(failure)] == []
+
+
 def test_a_node_that_leaves_sends_those_who_ask_it_elsewhere_at_once() -> None:
     cluster = MemberCluster(3, 4)
     leader = cluster.elect()

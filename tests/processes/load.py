@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from raftstate import AsyncClient, IndefiniteError, NoLeaderError, RaftstateError
+from raftstate import AsyncClient, ClosedError, IndefiniteError, NoLeaderError, RaftstateError
 
 
 @dataclass
@@ -45,6 +45,9 @@ class Load:
         ledger = self.ledger
         try:
             result = await self._client.put(key, b"v" * 100, timeout=20)
+        except ClosedError:
+            # A test that failed closes its client: to go on would keep it from ending.
+            self._stopping = True
         except IndefiniteError:
             ledger.unknown[key] = ledger.unknown.get(key, 0) + 1
         except (NoLeaderError, RaftstateError):

@@ -62,8 +62,25 @@ async def until_voters(client: AsyncClient, names: list[str]) -> None:
         await asyncio.sleep(0.1)
 
 
+class Spared:
+    """The nodes that are not to be killed at present."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.killing = asyncio.Lock()
+        """Held from a kill until the node is started again."""
+
+    async def add(self, *names: str) -> None:
+        """From here on, none of them is down or being started because of a kill."""
+        async with self.killing:
+            self.names.update(names)
+
+    def discard(self, name: str) -> None:
+        self.names.discard(name)
+
+
 @contextlib.asynccontextmanager
-async def kills(cluster: LocalCluster, seed: int, spared: set[str]) -> AsyncIterator[list[str]]:
+async def kills(cluster: LocalCluster, seed: int, spared: Spared) -> AsyncIterator[list[str]]:
     """Kill a running node now and then with SIGKILL, and start it again."""
     rng = random.Random(seed)
     killed: list[str] = []
@@ -73,12 +90,14 @@ async def kills(cluster: LocalCluster, seed: int, spared: set[str]) -> AsyncIter
         while not over.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), rng.uniform(1.0, 4.0))
-            names = [node.name for node in cluster.nodes if node.pid is not None and node.name not in spared]
-            if names and not over.is_set():
-                name = rng.choice(names)
-                await asyncio.to_thread(cluster.kill, name)
-                await asyncio.to_thread(cluster.restart, name)
-                killed.append(name)
+            async with spared.killing:
+                running = [node.name for node in cluster.nodes if node.pid is not None]
+                names = [name for name in running if name not in spared.names]
+                if names and not over.is_set():
+                    name = rng.choice(names)
+                    await asyncio.to_thread(cluster.kill, name)
+                    await asyncio.to_thread(cluster.restart, name)
+                    killed.append(name)
 
     killer = asyncio.create_task(work())
     try:
@@ -103,23 +122,23 @@ async def test_nothing_is_lost_while_a_cluster_grows_is_replaced_and_shrinks(tmp
             watching = asyncio.create_task(watch())
             load = Load(client, writers=16, prefix="load")
             await load.until(200)
-            spared: set[str] = set()
+            spared = Spared()
             async with kills(cluster, seed=5, spared=spared) as killed:
                 for name in ("n4", "n5"):
-                    spared.add(name)
+                    await spared.add(name)
                     await asyncio.to_thread(add, cluster, name)
                     spared.discard(name)
                 names = ["n1", "n2", "n3", "n4", "n5"]
                 await until_voters(client, names)
                 for name in ("n1", "n2", "n3"):
-                    spared.add(name)
+                    await spared.add(name)
                     await asyncio.to_thread(lose_data, cluster, name)
                     replaced = await replace(client, name)
                     await asyncio.to_thread(come_back, cluster, name, replaced)
                     await until_voters(client, names)
                     spared.discard(name)
                     await load.until(load.total + 200)
-                spared |= {"n1", "n2"}
+                await spared.add("n1", "n2")
                 await remove(client, ["n1", "n2"])
                 await until_voters(client, ["n3", "n4", "n5"])
                 await load.until(load.total + 500)
