@@ -161,6 +161,9 @@ class Membership(DriverPart):
             return
         raft = self._raw.raft
         if raft.state is Role.LEADER:
+            # Whoever joins is told the members as they are then, and hears of no change before it reaches the
+            # leader: so where that is goes first.
+            self._announce(self._clock.monotonic_ns())
             while self._held and self._why_not_now() is None:
                 self._propose(self._held.pop(0))
         elif raft.lead != NONE:

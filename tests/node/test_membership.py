@@ -411,6 +411,18 @@ def test_a_node_that_starts_with_other_addresses_has_them_recorded_and_is_dialle
     assert cluster.elect().driver.raw.raft.raft_log.last_index() == index  # it is proposed once
 
 
+def test_who_joins_is_told_where_the_leader_is_by_now() -> None:
+    # A store that was embedded has no address in its record. Who was told none could not answer its leader.
+    cluster = MemberCluster(1, 18)
+    node = cluster.elect()
+    cluster.crash(node.id)
+    node.addresses = ("other:9", "other:8")
+    node.start()
+    changed = cluster.changed(cluster.elect().id, AddMember("n2", "h2:1", "h2:2"))
+    record = next(member for member in changed.members if member.id == node.id)
+    assert (record.peer_address, record.client_address) == ("other:9", "other:8")
+
+
 def test_a_node_within_a_program_changes_no_members() -> None:
     cluster = MemberCluster(1, 19)
     node = cluster.elect()
