@@ -535,6 +535,8 @@ class StateApplier:
             self._cutting = False
             if error is None:
                 self._cut_to = to_index
+                if self._space_is_short:
+                    self._cut_log()  # it may have become so since this cut was asked for
             elif is_full(error):
                 log.warning("log not cut", reason=str(error))  # a later checkpoint tries again
             elif not self._closing:

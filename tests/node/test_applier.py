@@ -6,7 +6,7 @@ import asyncio
 import errno
 import logging
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -350,6 +350,12 @@ async def until_durable(rig: Rig, index: int) -> None:
             await asyncio.sleep(0.001)
 
 
+async def until_cut(rig: Rig, first_index: int) -> None:
+    async with asyncio.timeout(20):
+        while rig.log.first_index() != first_index:  # noqa: ASYNC110 - nor does a cut
+            await asyncio.sleep(0.001)
+
+
 class FullDisk:
     """Has the state's transactions and checkpoints fail for want of room, while `full`."""
 
@@ -504,13 +510,31 @@ async def test_while_room_is_short_the_log_goes_almost_up_to_the_checkpoint(
         await rig.apply(rig.entry(rig.puts(["k"], b"%d" % number)))
     rig.applier._begin_checkpoint()
     await until_durable(rig, 12)
+    await until_cut(rig, 2)
+    rig.applier.space_is_short(True)
+    await until_cut(rig, 10)
+    rig.applier.space_is_short(False)
+
+
+async def test_space_that_becomes_short_while_the_log_is_cut_has_it_cut_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applier_module, "SCARCE_MARGIN_ENTRIES", 3)
+    compact = rig.writer.compact
+    held: list[Callable[[], None]] = []
+    monkeypatch.setattr(rig.writer, "compact", lambda index, done: held.append(lambda: compact(index, done)))
+    for number in range(12):
+        await rig.apply(rig.entry(rig.puts(["k"], b"%d" % number)))
+    rig.applier._begin_checkpoint()
+    await until_durable(rig, 12)
     async with asyncio.timeout(20):
-        while rig.log.first_index() != 2:  # noqa: ASYNC110 - nor does a cut
+        while not held:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
-        await asyncio.sleep(0)
-        rig.applier.space_is_short(True)
-        while rig.log.first_index() != 10:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    rig.applier.space_is_short(True)
+    assert len(held) == 1
+    monkeypatch.setattr(rig.writer, "compact", compact)
+    held[0]()
+    await until_cut(rig, 10)
     rig.applier.space_is_short(False)
 
 
