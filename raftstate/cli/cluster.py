@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from raftstate.cli.common import JsonOption, TimeoutOption, UrlOption, open_client, print_json
+from raftstate.cli.common import JsonOption, print_json
+from raftstate.cli.remote import TimeoutOption, UrlOption, open_client
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
 
 

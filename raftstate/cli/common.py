@@ -1,4 +1,4 @@
-"""What the commands share: options, output, signals."""
+"""What all commands share: output and signals. Nothing of the client is imported here: `serve` needs none."""
 
 from __future__ import annotations
 
@@ -15,38 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raftstate.client import Client, KeyValue, connect
-from raftstate.client.async_client import TIMEOUT_S_DEFAULT
-from raftstate.client.limits import TIMEOUT_S_MAX
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-UrlOption = Annotated[
-    str | None,
-    typer.Option(
-        envvar="RAFTSTATE_URL",
-        help="The cluster: \\[raftstate://]host:port,host:port,... Or embedded:DIR, a store in a directory,"
-        " whose one node runs in this process.",
-        show_default="the three nodes of `raftstate dev`",
-    ),
-]
-TimeoutOption = Annotated[
-    float, typer.Option(min=0.001, max=TIMEOUT_S_MAX, help="Seconds until a request is given up.")
-]
-RevisionOption = Annotated[
-    int | None, typer.Option(min=1, help="Read as of this revision.", show_default="the latest")
-]
+    from raftstate.client import KeyValue
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 
 
 _TABLE_WIDTH_MAX = 1_000
-
-
-def open_client(url: str | None, timeout: float = TIMEOUT_S_DEFAULT) -> Client:
-    """Return a client of the cluster at `url`, for `with`."""
-    return connect(url, timeout=timeout)
 
 
 def console(*, err: bool = False) -> Console:

@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from raftstate.cli.common import JsonOption, TimeoutOption, console, print_json
+from raftstate.cli.common import JsonOption, console, print_json
+from raftstate.cli.remote import TimeoutOption
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
 from raftstate.config import NodeSettings, load_settings
 from raftstate.doctor import cluster, disk, host

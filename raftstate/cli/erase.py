@@ -9,16 +9,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from raftstate.cli.common import (
-    JsonOption,
-    TimeoutOption,
-    UrlOption,
-    megabytes,
-    open_client,
-    print_json,
-    print_text,
-    raw_argument,
-)
+from raftstate.cli.common import JsonOption, megabytes, print_json, print_text, raw_argument
+from raftstate.cli.remote import TimeoutOption, UrlOption, open_client
 from raftstate.client import Client, MemberErase, NodeStatus
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
 from raftstate.errors import FailedPreconditionError, InvalidArgumentError

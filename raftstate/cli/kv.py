@@ -10,10 +10,6 @@ import typer
 
 from raftstate.cli.common import (
     JsonOption,
-    RevisionOption,
-    TimeoutOption,
-    UrlOption,
-    open_client,
     pair_fields,
     print_json,
     print_text,
@@ -21,6 +17,7 @@ from raftstate.cli.common import (
     raw_argument,
     write_out,
 )
+from raftstate.cli.remote import RevisionOption, TimeoutOption, UrlOption, open_client
 from raftstate.client import Client, RangeResult, SortBy
 from raftstate.client.async_client import MAX_LAG_MS_DEFAULT, TIMEOUT_S_DEFAULT
 from raftstate.client.limits import VALUE_BYTES_MAX

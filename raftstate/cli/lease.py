@@ -9,16 +9,14 @@ import typer
 
 from raftstate.cli.common import (
     JsonOption,
-    TimeoutOption,
-    UrlOption,
     bytes_field,
     interrupted_once,
-    open_client,
     print_json,
     print_table,
     print_text,
     printable,
 )
+from raftstate.cli.remote import TimeoutOption, UrlOption, open_client
 from raftstate.client import Lease, LeaseStatus
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
 

@@ -15,15 +15,13 @@ import typer
 
 from raftstate.cli.common import (
     JsonOption,
-    TimeoutOption,
-    UrlOption,
     bytes_field,
     interrupted_once,
-    open_client,
     print_json,
     print_text,
     raw_argument,
 )
+from raftstate.cli.remote import TimeoutOption, UrlOption, open_client
 from raftstate.client import Lock
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
 from raftstate.client.claim import TTL_S_DEFAULT

@@ -12,14 +12,8 @@ import typer
 from rich.table import Table
 
 from raftstate.address import split_address
-from raftstate.cli.common import (
-    JsonOption,
-    TimeoutOption,
-    UrlOption,
-    open_client,
-    print_json,
-    print_table,
-)
+from raftstate.cli.common import JsonOption, print_json, print_table
+from raftstate.cli.remote import TimeoutOption, UrlOption, open_client
 from raftstate.client import MemberAdded, MemberList, MemberStatus
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
 from raftstate.errors import StorageError

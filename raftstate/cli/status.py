@@ -16,16 +16,14 @@ from rich.text import Text
 
 from raftstate.cli.common import (
     JsonOption,
-    TimeoutOption,
-    UrlOption,
     console,
     interrupted_once,
     megabytes,
-    open_client,
     print_json,
     print_table,
     reader_has_gone,
 )
+from raftstate.cli.remote import TimeoutOption, UrlOption, open_client
 from raftstate.client import Client, NodeStatus
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
 from raftstate.errors import NoLeaderError

@@ -9,10 +9,7 @@ import typer
 
 from raftstate.cli.common import (
     JsonOption,
-    TimeoutOption,
-    UrlOption,
     interrupted_once,
-    open_client,
     pair_fields,
     print_json,
     print_text,
@@ -20,6 +17,7 @@ from raftstate.cli.common import (
     raw_argument,
     reader_has_gone,
 )
+from raftstate.cli.remote import TimeoutOption, UrlOption, open_client
 from raftstate.client import Watch, WatchEvent
 from raftstate.client.async_client import TIMEOUT_S_DEFAULT
 from raftstate.errors import DeadlineError
