@@ -263,7 +263,7 @@ def _read_records(tree: PageTree, meta: MetaRow, tell: Tell) -> tuple[dict[int, 
                 f"log entry {index} is missing: its place is taken by key {key.hex() or 'none'}"
             )
         try:
-            terms[index] = log_format.decode_record(index, memoryview(value)).term
+            terms[index], _ = log_format.verify_record(index, memoryview(value))
         except Damaged:
             terms[index] = None
             damaged.append(index)

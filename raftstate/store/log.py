@@ -165,16 +165,27 @@ class LogStore:
         A record that is not found under its index is no damaged record but a damaged tree: nothing may be
         put into that.
         """
-        self._window = LogWindow(window_bytes, next_index=self._meta.boundary_index + 1)
+        recent: list[Entry] = []
+        recent_bytes = 0
         damaged: list[int] = []
         with txn.cursor() as cursor:
-            for index in range(self._meta.boundary_index + 1, self._meta.last_index + 1):
+            # From the end, since only what the window has room for is copied: of a long log the copies would
+            # take longer than the checksums.
+            for index in range(self._meta.last_index, self._meta.boundary_index, -1):
+                value = _stored_record(cursor, index)
                 try:
-                    self._window.append((_read_record(cursor, index),))
+                    if damaged or recent_bytes > window_bytes:
+                        log_format.verify_record(index, value)
+                    else:
+                        recent.append(log_format.decode_record(index, value))
+                        recent_bytes += len(value)
                 except Damaged:
                     damaged.append(index)
-                    self._window = LogWindow(window_bytes, next_index=index + 1)
-        self.damaged = tuple(damaged)
+        recent.reverse()
+        self._window = LogWindow(window_bytes, next_index=self._meta.last_index + 1 - len(recent))
+        if recent:
+            self._window.append(recent)
+        self.damaged = tuple(reversed(damaged))
 
     # -- reading: the loop thread
 
@@ -314,7 +325,7 @@ class LogStore:
                     )
                 for index in range(lo, hi):
                     try:
-                        entry = _read_record(cursor, index)
+                        entry = log_format.decode_record(index, _stored_record(cursor, index))
                     except Damaged:
                         if note:
                             self.note_damage(index)
@@ -425,7 +436,7 @@ class LogStore:
                     if index == self._meta.last_index:
                         return index, self._meta.last_term
                     with suppress(Damaged):
-                        return index, _read_record(cursor, index).term
+                        return index, _read_term(cursor, index)
         except lmdb.Error as error:
             raise _read_failure(self._path, error) from error
         return None
@@ -466,7 +477,7 @@ class LogStore:
         self, txn: lmdb.Transaction[memoryview], cursor: lmdb.Cursor[memoryview], entry: Entry
     ) -> None:
         try:
-            _read_record(cursor, entry.index)
+            _read_term(cursor, entry.index)
         except Damaged:
             key, value = log_format.encode_record(entry)
             held = len(cursor.value())
@@ -485,7 +496,7 @@ class LogStore:
         if not self._meta.boundary_index < index < self._meta.last_index:
             return False
         try:
-            return _read_record(cursor, index).term == term
+            return _read_term(cursor, index) == term
         except Damaged:
             return False
 
@@ -586,7 +597,7 @@ class LogStore:
             return meta.boundary_term
         try:
             with self._environment.begin(buffers=True) as txn, txn.cursor() as cursor:
-                return _read_record(cursor, index).term
+                return _read_term(cursor, index)
         except lmdb.Error as error:
             raise _read_failure(self._path, error) from error
 
@@ -712,11 +723,15 @@ def _read_failure(path: Path, error: lmdb.Error) -> DataLossError | StorageError
     return disk_failure("reading the log", path, error)
 
 
-def _read_record(cursor: lmdb.Cursor[memoryview], index: int) -> Entry:
+def _read_term(cursor: lmdb.Cursor[memoryview], index: int) -> int:
+    return log_format.verify_record(index, _stored_record(cursor, index))[0]
+
+
+def _stored_record(cursor: lmdb.Cursor[memoryview], index: int) -> memoryview:
     value = cursor.get(entry_key(index))
     if value is None:
         raise DataLossError(f"log entry {index} is missing", detail={"index": index})
-    return log_format.decode_record(index, value)
+    return value
 
 
 def _delete(txn: lmdb.Transaction[memoryview], first: int, last: int) -> None:

@@ -152,7 +152,7 @@ def _records(reading: lmdb.Transaction[bytes], meta: MetaRow) -> Iterator[Row]:
             value = cursor.get(key)
             if value is None:
                 raise DataLossError(f"log entry {index} is missing", detail={"index": index})
-            log_format.decode_record(index, memoryview(value))
+            log_format.verify_record(index, memoryview(value))
             yield key, value
 
 

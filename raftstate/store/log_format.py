@@ -70,12 +70,23 @@ def decode_record(index: int, value: memoryview) -> Entry:
     Raises:
         Damaged: nothing of it is to be believed.
     """
+    term, kind = verify_record(index, value)
+    return Entry(index=index, term=term, type=kind, data=bytes(value[_PAYLOAD_AT:]))
+
+
+def verify_record(index: int, value: memoryview) -> tuple[int, EntryType]:
+    """Return term and type of the entry stored at `index`, once all of its record is found sound; without a
+    copy of its payload.
+
+    Raises:
+        Damaged: nothing of it is to be believed.
+    """
     if len(value) >= _PAYLOAD_AT:
         digest = xxhash.xxh3_64(_INDEX.pack(index))
         digest.update(value[_CHECKSUM_BYTES:])
         term, kind = _RECORD.unpack_from(value, _CHECKSUM_BYTES)
         if digest.digest() == value[:_CHECKSUM_BYTES] and kind in _TYPES:
-            return Entry(index=index, term=term, type=_TYPES[kind], data=bytes(value[_PAYLOAD_AT:]))
+            return term, _TYPES[kind]
     raise Damaged(
         f"log entry {index} is damaged: its record of {len(value)} bytes does not match its checksum",
         detail={"index": index},

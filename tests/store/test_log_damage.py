@@ -39,6 +39,25 @@ def closed_log(path: Path, entries: list[Entry], hard_state: HardState) -> None:
     log.close()
 
 
+def test_records_before_the_window_are_verified_at_an_opening_and_not_kept(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    entries = [entry(index, data=b"<%02d>" % index + b"x" * 10_000) for index in range(1, 41)]
+    closed_log(path, entries, HardState(1, 1, 40))
+    log = reopen(path, window_bytes=50_000)
+    assert log.damaged == ()
+    assert 37 <= log._window.first_index <= 39
+    assert log.entries(1, 41, NO_LIMIT) == entries
+    log.close()
+    for index, window_from in ((3, 37), (39, 40), (40, 41)):
+        damage(path, b"<%02d>" % index, b"<??>")
+        log = reopen(path, window_bytes=50_000)
+        assert index in log.damaged
+        assert list(log.damaged) == sorted(log.damaged)
+        assert log._window.first_index >= window_from
+        assert log._window.next_index == 41
+        log.close()
+
+
 @pytest.mark.case(50)
 def test_a_damaged_record_is_named_and_not_served(tmp_path: Path) -> None:
     path = tmp_path / "log"
