@@ -21,6 +21,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -140,6 +141,8 @@ class LocalCluster:
             self._check_asked(nodes, port)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lifeline: Lifeline | None = None
+        self._lifeline_made = threading.Lock()
+        """Held while it is made: nodes may be restarted by several threads at once."""
 
     @property
     def nodes(self) -> list[NodeProcess]:
@@ -182,7 +185,6 @@ class LocalCluster:
                 " start a new cluster in another directory"
             )
             self._wait_for_ports(self.members, advice)
-            self._lifeline = Lifeline()
             deadline = time.monotonic() + timeout_s
             waiting = [(name, self._spawn(name)) for name in (member.name for member in self.members)]
             for name, ready_fd in waiting:
@@ -420,14 +422,19 @@ class LocalCluster:
         process = self._processes.get(name)
         return process.pid if process is not None and process.poll() is None else None
 
+    def _lifeline_fd(self) -> int:
+        with self._lifeline_made:
+            if self._lifeline is None:
+                self._lifeline = Lifeline()
+            return self._lifeline.child_fd
+
     def _spawn(self, name: str) -> int:
         """Start a node's process; return the file descriptor on which it says that it serves."""
-        if self._lifeline is None:
-            self._lifeline = Lifeline()
+        lifeline_fd = self._lifeline_fd()
         ready_fd, child_ready_fd = os.pipe()
         folder = self._data_dir / name
         options = ["--config", str(folder / "node.toml"), "--ready-fd", str(child_ready_fd)]
-        options += ["--die-with-parent", str(self._lifeline.child_fd)]
+        options += ["--die-with-parent", str(lifeline_fd)]
         if not (self._data_dir / "formed").exists():
             options.append("--bootstrap")
         try:
@@ -437,7 +444,7 @@ class LocalCluster:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(child_ready_fd, self._lifeline.child_fd),
+                    pass_fds=(child_ready_fd, lifeline_fd),
                     # A Ctrl-C at the terminal is the parent's to handle.
                     start_new_session=True,
                     # What is set for the parent (RAFTSTATE_NAME, ...) would be every node's.

@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from raftstate import supervisor
 from raftstate.config import MemberConfig, load_settings
 from raftstate.errors import ConfigError, FailedPreconditionError
 from raftstate.folder import write_joiner
+from raftstate.lifeline import Lifeline
 from raftstate.supervisor import Death, LocalCluster
 
 FAKE_NODE = (sys.executable, "-m", "tests.supervisor.fake_node")
@@ -143,6 +146,32 @@ def test_a_node_is_killed_and_restarted_without_a_report(tmp_path: Path) -> None
             running.kill("n2")
         running.restart("n2")
         assert running.node("n2").pid not in (None, old)
+
+
+def test_nodes_are_restarted_by_several_threads_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cluster(tmp_path) as running:
+        names = [node.name for node in running.nodes]
+    made: list[Lifeline] = []
+
+    class Slow(Lifeline):
+        """Made so slowly that another thread comes meanwhile."""
+
+        def __init__(self) -> None:
+            time.sleep(0.05)
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(supervisor, "Lifeline", Slow)
+    again = cluster(tmp_path)
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(again.restart, names))
+        assert len(made) == 1
+        assert all(node.pid is not None for node in again.nodes)
+    finally:
+        again.stop()
 
 
 def test_a_node_that_ends_at_its_start_stops_all_and_tells_why(
