@@ -7,6 +7,8 @@ Three nodes are filled, checkpoints and the log's margin as they come. Then one 
 writes and started again; then all three at once. Times count from the start of the process: until a local
 read is answered, and until a linearizable one is; `leader` is when a leader answered for the first time.
 Every write that was acknowledged is looked for afterwards: `lost` must be 0.
+
+The nodes run from bytecode, as an installed package does, even if the environment has Python write none.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import random
 import tempfile
 import time
@@ -28,6 +31,7 @@ from bench.options import positive_int
 from bench.power import PowerCutDisk
 from bench.processes import anonymous_bytes
 from raftstate import AsyncClient, IndefiniteError, RaftstateError, connect_async
+from raftstate.address import split_address
 from raftstate.supervisor import LocalCluster
 
 HELP = "restart nodes that hold much, after kill -9 or a power cut"
@@ -45,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with _folder(args.power_cut, args.megabytes) as (folder, disk):
         cluster = LocalCluster(folder / "cluster", nodes=3, port=0)
         with contextlib.ExitStack() as stack:
@@ -166,6 +171,7 @@ async def _all(cluster: LocalCluster, disk: PowerCutDisk | None) -> dict[str, fl
     for node in cluster.nodes:
         cluster.kill(node.name)
     if disk is not None:
+        cluster.stop()  # none runs; but the cluster's lock is on that disk, and would keep it busy
         disk.restore()
     began = time.perf_counter()
     endpoints = [node.endpoint for node in cluster.nodes]
@@ -186,6 +192,7 @@ async def _all(cluster: LocalCluster, disk: PowerCutDisk | None) -> dict[str, fl
 
 async def _first_answer(endpoint: str, consistency: Any, began: float) -> float:
     """Return how long after `began` a node answers a read by itself."""
+    await _listening(endpoint, began)
     async with connect_async(endpoint, timeout=0.2) as client:
         while time.perf_counter() - began < _PATIENCE_S:
             try:
@@ -197,14 +204,42 @@ async def _first_answer(endpoint: str, consistency: Any, began: float) -> float:
     raise TimeoutError(f"{endpoint} answered no {consistency} read within {_PATIENCE_S} s")
 
 
+async def _listening(endpoint: str, began: float) -> None:
+    """Wait until somebody listens there. By the socket alone: a channel that was refused pauses before it
+    tries again, and that would be measured, too."""
+    host, port = split_address(endpoint)
+    while time.perf_counter() - began < _PATIENCE_S:
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            await asyncio.sleep(0.01)
+        else:
+            writer.close()
+            return
+    raise TimeoutError(f"nobody listened on {endpoint} within {_PATIENCE_S} s")
+
+
 async def _first_leader(endpoints: list[str], began: float) -> float:
-    async with connect_async(",".join(endpoints), timeout=0.2) as client:
+    """Return how long after `began` one of some nodes says that it leads."""
+    asked = [asyncio.ensure_future(_leads(each, began)) for each in endpoints]
+    try:
+        done, _ = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+        return min(each.result() for each in done)
+    finally:
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def _leads(endpoint: str, began: float) -> float:
+    await _listening(endpoint, began)
+    async with connect_async(endpoint, timeout=0.2) as client:
         while time.perf_counter() - began < _PATIENCE_S:
             with contextlib.suppress(RaftstateError):
-                if any(node.role == "leader" for node in await client.status()):
+                if (await client.status(endpoint))[0].role == "leader":
                     return time.perf_counter() - began
             await asyncio.sleep(0.01)
-    raise TimeoutError(f"none of {endpoints} led within {_PATIENCE_S} s")
+    raise TimeoutError(f"{endpoint} did not lead within {_PATIENCE_S} s")
 
 
 def print_figures(console: Console, args: argparse.Namespace, figures: dict[str, Any]) -> None:
