@@ -4,7 +4,8 @@
     python -m bench recovery --megabytes 1024 --power-cut       root only: an ext4 image of its own, cut off
 
 Three nodes are filled, checkpoints and the log's margin as they come. Then one follower is killed under
-writes and started again; then all three at once. Times count from the start of the process: until a local
+writes and started again; then all three at once. After a power cut, which all three share, one is started
+alone at first, and can answer local reads only. Times count from the start of the process: until a local
 read is answered, and until a linearizable one is; `leader` is when a leader answered for the first time.
 Every write that was acknowledged is looked for afterwards: `lost` must be 0.
 
@@ -39,6 +40,7 @@ VALUE_BYTES = 10_000
 WRITERS = 16
 SEED = 9
 _PATIENCE_S = 120
+_COLUMNS = ("local_s", "linearizable_s", "leader_s")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +78,10 @@ async def _measure(cluster: LocalCluster, megabytes: int, disk: PowerCutDisk | N
         await writer.fill(megabytes * 1_000_000 // VALUE_BYTES)
         if disk is None:
             figures["follower"] = await _one_follower(cluster, writer)
+        else:
+            await writer.go_on(2.0)
+            await writer.stop()
+            figures["alone"] = await _alone(cluster, disk)
         await writer.go_on(2.0)
         await writer.stop()
         figures["all"] = await _all(cluster, disk)
@@ -164,8 +170,21 @@ async def _one_follower(cluster: LocalCluster, writer: _Writer) -> dict[str, flo
     return {"local_s": local_s, "linearizable_s": linearizable_s}
 
 
-async def _all(cluster: LocalCluster, disk: PowerCutDisk | None) -> dict[str, float]:
-    """End all nodes at one blow, start them, and see when each is of use: the slowest counts."""
+async def _alone(cluster: LocalCluster, disk: PowerCutDisk) -> dict[str, float]:
+    """Cut the power of all nodes, and start one of them before the others."""
+    _end_all(cluster, disk)
+    first, *others = cluster.nodes
+    began = time.perf_counter()
+    starting = asyncio.create_task(asyncio.to_thread(cluster.restart, first.name))
+    local_s = await _first_answer(first.endpoint, "local", began)
+    await starting
+    for node in others:
+        await asyncio.to_thread(cluster.restart, node.name)
+    await asyncio.to_thread(cluster.wait_for_leader)
+    return {"local_s": local_s}
+
+
+def _end_all(cluster: LocalCluster, disk: PowerCutDisk | None) -> None:
     if disk is not None:
         disk.cut()
     for node in cluster.nodes:
@@ -173,6 +192,11 @@ async def _all(cluster: LocalCluster, disk: PowerCutDisk | None) -> dict[str, fl
     if disk is not None:
         cluster.stop()  # none runs; but the cluster's lock is on that disk, and would keep it busy
         disk.restore()
+
+
+async def _all(cluster: LocalCluster, disk: PowerCutDisk | None) -> dict[str, float]:
+    """End all nodes at one blow, start them, and see when each is of use: the slowest counts."""
+    _end_all(cluster, disk)
     began = time.perf_counter()
     endpoints = [node.endpoint for node in cluster.nodes]
     starting = [asyncio.create_task(asyncio.to_thread(cluster.restart, node.name)) for node in cluster.nodes]
@@ -248,11 +272,11 @@ def print_figures(console: Console, args: argparse.Namespace, figures: dict[str,
     table = Table(title=f"restart after {how}, {args.megabytes:,} MB of values")
     for column in ("which", "local read s", "linearizable read s", "leader s"):
         table.add_column(column, justify="left" if column == "which" else "right")
-    for which in ("follower", "all"):
+    for which in ("follower", "alone", "all"):
         if which in figures:
             row = figures[which]
-            leader = f"{row['leader_s']:.2f}" if "leader_s" in row else ""
-            table.add_row(which, f"{row['local_s']:.2f}", f"{row['linearizable_s']:.2f}", leader)
+            cells = (f"{row[name]:.2f}" if name in row else "" for name in _COLUMNS)
+            table.add_row(which, *cells)
     console.print(table)
     console.print(
         f"{figures['acknowledged']:,} writes acknowledged, {figures['lost']} lost;"

@@ -16,7 +16,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from raftstate.config import ClusterConfig, MemberConfig, NodeSettings, dump_toml, load_settings
@@ -81,6 +81,27 @@ def data_made(settings: NodeSettings) -> None:
             _fsync(marker.parent)
     except OSError as error:
         raise StorageError(f"can't remove the marker {marker}: {error.strerror}") from error
+
+
+LOG_FOLDER = "log"
+"""In the node's directory: where the log's environment is."""
+
+
+def read_ahead(settings: NodeSettings) -> None:
+    """Have the system begin to read the log, which a start verifies from end to end.
+
+    After a power cut nothing of it is in the page cache, and page by page, as they are met, they take twice
+    as long. Does nothing where the system has no such call.
+    """
+    if not hasattr(os, "posix_fadvise"):
+        return
+    # Whatever is wrong with the file is met again, and told, by those that read it.
+    with suppress(OSError):
+        file = os.open(settings.data_path / LOG_FOLDER / "data.mdb", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
 
 
 def new_cluster_id() -> int:

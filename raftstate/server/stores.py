@@ -12,7 +12,7 @@ from pathlib import Path
 
 from raftstate.config import NodeSettings
 from raftstate.errors import DataLossError, FailedPreconditionError, RaftstateError
-from raftstate.folder import data_made
+from raftstate.folder import LOG_FOLDER, data_made
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import Member
@@ -31,7 +31,6 @@ from raftstate.store.state import StateStore
 
 log = get_logger(__name__)
 
-LOG_FOLDER = "log"
 LOG_MARGIN_PART = 16
 """What the log keeps for followers that were away is no more than one part in so many of the disk."""
 
