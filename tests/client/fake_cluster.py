@@ -18,6 +18,7 @@ from typing import Any, Self, cast
 import grpc
 import grpc.aio
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.machine.layout import Change, ChangeKind, read_change
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
@@ -45,7 +46,6 @@ from raftstate.pb.v1 import (
 from raftstate.rpc.conversion import answer_message
 from raftstate.rpc.methods import UnaryMethod, call, methods_of
 from raftstate.rpc.status import TRAILER, RefusedError, refusal_of_fault
-from tests.machine.memory_tables import MemoryTables
 from tests.machine.rig import CLUSTER, Rig
 from tests.rpc.fake_node import FakeReader
 

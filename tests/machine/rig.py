@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.core.types import Entry
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
@@ -35,7 +36,6 @@ from raftstate.pb.v1.pipeline_pb2 import (
     LeaseRevokeCommand,
 )
 from raftstate.pb.v1.txn_pb2 import Compare, RangeOp, RequestOp, TxnCommand
-from tests.machine.memory_tables import MemoryTables
 
 CLUSTER = 0xC1
 MEMBERS = [Member(n, 1, f"n{n}", f"127.0.0.1:{7100 + n}", f"127.0.0.1:{7000 + n}") for n in (1, 2, 3)]

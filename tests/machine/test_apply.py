@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.core.types import ConfState, Entry, EntryType
 from raftstate.errors import FailedPreconditionError, InvariantError, StorageError
 from raftstate.machine.digest import recount
@@ -29,7 +30,6 @@ from raftstate.machine.types import (
     Registered,
     SessionId,
 )
-from tests.machine.memory_tables import MemoryTables
 from tests.machine.rig import (
     CLUSTER,
     MEMBERS,

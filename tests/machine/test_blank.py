@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.core.types import ConfState, Entry
 from raftstate.errors import FailedPreconditionError
 from raftstate.machine.layout import Meta, read_meta
 from raftstate.machine.machine import Machine
-from tests.machine.memory_tables import MemoryTables
 from tests.machine.rig import CLUSTER, MEMBERS
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.errors import DataLossError
 from raftstate.machine import compaction
 from raftstate.machine.compaction import Sweeper, pending
@@ -17,7 +18,6 @@ from raftstate.machine.tables import ReadTables, Table
 from raftstate.machine.types import KeyValue
 from raftstate.store.state import StateStore
 from tests.machine.chronicle import AWKWARD_KEYS, Chronicle
-from tests.machine.memory_tables import MemoryTables
 
 
 def change_revisions(tables: ReadTables) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.errors import DataLossError, OutOfRangeError
 from raftstate.machine.command import check
 from raftstate.machine.digest import recount
@@ -13,7 +14,6 @@ from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from raftstate.machine.types import Answer, Cancel, Code, LongApply, SessionId
 from raftstate.machine.verify import check_state
-from tests.machine.memory_tables import MemoryTables
 from tests.machine.rig import (
     CLUSTER,
     MEMBERS,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.errors import DataLossError
 from raftstate.machine.history import (
     changes_from,
@@ -34,7 +35,6 @@ from raftstate.machine.layout import (
 from raftstate.machine.tables import Table
 from raftstate.machine.types import Code, KeyValue
 from tests.machine.chronicle import AWKWARD_KEYS, Chronicle
-from tests.machine.memory_tables import MemoryTables
 
 
 def found_at(tables: MemoryTables, key: bytes, revision: int) -> KeyValue | None:

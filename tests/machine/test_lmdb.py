@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.machine.digest import recount
 from raftstate.machine.layout import read_sums
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import ReadTables, Table
 from raftstate.store.state import StateStore
-from tests.machine.memory_tables import MemoryTables
 from tests.machine.rig import CLUSTER, MEMBERS
 from tests.machine.test_apply import CONF_STATES, PROGRAM
 

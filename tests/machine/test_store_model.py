@@ -7,6 +7,7 @@ from random import Random
 
 import pytest
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.errors import StorageError
 from raftstate.machine.command import check
 from raftstate.machine.digest import recount
@@ -29,7 +30,6 @@ from raftstate.machine.types import (
 from raftstate.machine.verify import check_state
 from raftstate.pb.v1.pipeline_pb2 import Command
 from raftstate.pb.v1.txn_pb2 import RequestOp
-from tests.machine.memory_tables import MemoryTables
 from tests.machine.rig import (
     CLUSTER,
     MEMBERS,

@@ -8,6 +8,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.errors import DataLossError
 from raftstate.machine.digest import recount
 from raftstate.machine.layout import (
@@ -36,7 +37,6 @@ from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from raftstate.machine.types import CompactTo
 from raftstate.machine.verify import check_state
-from tests.machine.memory_tables import MemoryTables
 from tests.machine.rig import CLUSTER, MEMBERS, Rig, delete, grant, put
 from tests.machine.test_apply import CONF_STATES, PROGRAM
 

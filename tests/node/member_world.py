@@ -5,6 +5,8 @@ What a connection would refuse is refused, and told to the one who dialled.
 
 from __future__ import annotations
 
+from chaos.sim.memory_tables import MemoryTables
+from chaos.sim.world import CLUSTER_ID, MS, SimCluster, SimNode, _EpochClock, _Sender
 from raftstate.core.types import Message, MessageType
 from raftstate.errors import FailedPreconditionError
 from raftstate.machine.machine import Machine
@@ -14,8 +16,6 @@ from raftstate.node.environment import PeerBody, Rejected
 from raftstate.node.frames import Channel, Hello
 from raftstate.node.member_changes import AddMember, MemberRequest, MembersChanged
 from raftstate.node.membership import Membership
-from tests.machine.memory_tables import MemoryTables
-from tests.node.world import CLUSTER_ID, MS, SimCluster, SimNode, _EpochClock, _Sender
 
 Outcomes = list[MembersChanged | Rejected]
 

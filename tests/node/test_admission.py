@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from chaos.sim.memory_tables import MemoryTables
+from chaos.sim.world import CLUSTER_ID
 from raftstate.core.types import ConfChangeSingle, ConfChangeType, ConfChangeV2, Message, MessageType
 from raftstate.errors import FailedPreconditionError
 from raftstate.machine.machine import Machine
@@ -12,9 +14,7 @@ from raftstate.node.admission import Admission, Place
 from raftstate.node.environment import TransferLeader
 from raftstate.node.frames import Channel, Hello, Reason
 from raftstate.node.member_changes import RemoveMembers, ReplaceMember, _encode
-from tests.machine.memory_tables import MemoryTables
 from tests.node.member_world import MemberCluster, MemberNode
-from tests.node.world import CLUSTER_ID
 
 COUNTED = (
     MessageType.APP_RESP,

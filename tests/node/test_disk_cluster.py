@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from chaos.sim.world import MS, SimCluster, SimNode, was_applied
 from raftstate.core.roles import Role
 from raftstate.core.types import Message, MessageType
 from raftstate.machine.tables import Table
@@ -12,7 +13,6 @@ from raftstate.node.environment import Executed, Outcome, PeerBody, Rejected
 from raftstate.node.room import Writes
 from raftstate.node.succession import LOG_WRITE_STALL_NS, LOG_WRITE_STALLS_UNTIL_STEP_DOWN
 from raftstate.pb.v1.pipeline_pb2 import CommandBatch
-from tests.node.world import MS, SimCluster, SimNode, was_applied
 
 NO_ROOM = 1 << 62
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from chaos.sim.world import MS, SimCluster, SimNode, was_applied
 from raftstate.core.roles import Role
 from raftstate.machine.reader import Reader
 from raftstate.machine.types import Batch, Code, Register
 from raftstate.node.environment import Executed, ForwardReply, Outcome, Rejected, TransferLeader
 from raftstate.node.requests import Request, fill_entries
-from tests.node.world import MS, SimCluster, SimNode, was_applied
 
 
 def value_at(node: SimNode, key: str) -> bytes | None:

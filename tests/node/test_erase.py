@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from chaos.sim.world import MS, SimTime
 from raftstate.errors import FailedPreconditionError, RaftstateError, StorageError
 from raftstate.node.defragment import Rewritten
 from raftstate.node.erase import FOLLOWERS_NS_MAX, Eraser
 from raftstate.store.erased import read_erased, write_erased
-from tests.node.world import MS, SimTime
 
 
 class Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from chaos.sim.world import SimCluster, SimNode, was_applied
 from raftstate.core.roles import Role
 from raftstate.machine.layout import META_KEY, change_key, meta_row, read_index, read_meta
 from raftstate.machine.reader import Reader
@@ -19,7 +20,6 @@ from raftstate.node.environment import (
     RepairPull,
     RepairRequest,
 )
-from tests.node.world import SimCluster, SimNode, was_applied
 
 KEYS = 30
 

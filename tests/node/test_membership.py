@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from chaos.sim.world import was_applied
 from raftstate.core.types import ConfState, Message, MessageType
 from raftstate.machine.reader import Reader
 from raftstate.machine.types import Code, Member
@@ -21,7 +22,6 @@ from raftstate.node.member_changes import (
     ReplaceMember,
 )
 from tests.node.member_world import MS, MemberCluster, MemberNode, halted
-from tests.node.world import was_applied
 
 
 def write(cluster: MemberCluster, prefix: str, count: int) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from chaos.sim.world import SimCluster, SimLog, SimNode, was_applied
 from raftstate.core.roles import Role
 from raftstate.core.types import Entry, HardState, Message, MessageType
 from raftstate.errors import StorageError
 from raftstate.machine.tables import Table
 from raftstate.node.environment import Done, Outcome, PeerBody, RecordsReply
-from tests.node.world import SimCluster, SimLog, SimNode, was_applied
 
 
 def written(cluster: SimCluster, count: int, prefix: str = "key") -> None:

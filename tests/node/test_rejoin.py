@@ -10,13 +10,13 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
+from chaos.sim.world import SimCluster, SimNode, was_applied
 from raftstate.errors import FailedPreconditionError
 from raftstate.machine.types import MACHINE_VERSION, Member
 from raftstate.node.environment import PeerBody, ReplaceReply, ReplaceRequest
 from raftstate.node.frames import Hello, Reason, Welcome
 from raftstate.node.links import LinkEvents, LocalPeer, PeerLinks
 from raftstate.node.rejoin import Replaced, WipedPeers, ask_for_replacement
-from tests.node.world import SimCluster, SimNode, was_applied
 
 HOST = "127.0.0.1"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from chaos.sim.world import SimCluster, SimNode, was_applied
 from raftstate.core.types import ConfState, Entry, Message, MessageType, Snapshot, SnapshotMetadata
 from raftstate.machine.layout import read_meta
 from raftstate.machine.tables import Table
@@ -24,7 +25,6 @@ from raftstate.node.environment import (
     SnapshotWithdrawn,
 )
 from tests.node.member_world import MemberCluster
-from tests.node.world import SimCluster, SimNode, was_applied
 
 SNAPSHOT_BODIES = (SnapshotOffer, SnapshotPull, SnapshotChunk, SnapshotFinished, SnapshotWithdrawn)
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 import msgspec
 import pytest
 
+from chaos.sim.world import MS, SimCluster, SimNode, was_applied
 from raftstate.core.types import EntryType, Message
 from raftstate.machine.reader import Reader
 from raftstate.machine.types import (
@@ -24,7 +25,6 @@ from raftstate.machine.types import (
 from raftstate.node import upkeep
 from raftstate.node.environment import Executed, LeaseStamp, Outcome
 from raftstate.node.upkeep import GRACE_NS, LEASE_KEYS_AT_ONCE_MAX, SAMPLES_MAX, RevisionAges
-from tests.node.world import MS, SimCluster, SimNode, was_applied
 
 TTL_MS = 5_000
 LATE_MS_MAX = 3_000

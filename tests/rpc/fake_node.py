@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import msgspec
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.core.types import Entry
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import LeaseStatus, RangePage, Reader, Sort
@@ -23,7 +24,6 @@ from raftstate.node.service import (
     ReadConsistency,
     Role,
 )
-from tests.machine.memory_tables import MemoryTables
 from tests.rpc.fake_watches import FakeWatches
 
 CLUSTER_ID = 0xC1

@@ -17,6 +17,7 @@ from itertools import count
 import msgspec
 import xxhash
 
+from chaos.sim.memory_tables import MemoryTables
 from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.config import Config
 from raftstate.core.errors import Damaged
@@ -44,7 +45,6 @@ from raftstate.node.integrity import Integrity
 from raftstate.node.refill import Refill
 from raftstate.node.startup import StartStorage, reset_to_finish
 from raftstate.pb.v1 import pipeline_pb2
-from tests.machine.memory_tables import MemoryTables
 
 CLUSTER_ID = 77
 MS = 1_000_000

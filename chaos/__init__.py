@@ -1,0 +1,8 @@
+"""What tries to break raftstate, and judges whether it did: a simulator, a checker of histories.
+
+    history   what clients did and saw, one event a line; the format that everything here speaks
+    sim/      the deterministic simulator: real consensus, driver and machine over a simulated world
+
+Beside `sim`, which runs the inner parts over a world of its own, nothing here knows more of raftstate than
+its public faces.
+"""
