@@ -31,6 +31,13 @@ class MemoryTables:
                 self._set(table, key, value)
             raise
 
+    def copy(self) -> MemoryTables:
+        """Another one with the same rows."""
+        copied = MemoryTables()
+        copied._rows = {table: dict(rows) for table, rows in self._rows.items()}
+        copied._keys = {table: list(keys) for table, keys in self._keys.items()}
+        return copied
+
     def get(self, table: Table, key: bytes) -> bytes | None:
         return self._rows[table].get(key)
 

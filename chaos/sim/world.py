@@ -7,12 +7,13 @@ state falls back to the last checkpoint.
 
 from __future__ import annotations
 
-import copy
 import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import count
+from typing import Any
 
 import msgspec
 import xxhash
@@ -49,6 +50,13 @@ from raftstate.pb.v1 import pipeline_pb2
 CLUSTER_ID = 77
 MS = 1_000_000
 TIMING = Timing(heartbeat_ms=15, election_timeout_ms=405)
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+@cache
+def _decoder(body: type) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(body)
 
 
 class SimTimer:
@@ -196,7 +204,7 @@ class SimNode:
         self.alive = True
         self.storage.find_damage()
         self.is_switched = False
-        self.tables = copy.deepcopy(self.checkpoint)
+        self.tables = self.checkpoint.copy()
         self.machine = Machine(self.tables)
         hard_state = reset_to_finish(self.storage, self.machine.applied_index, self.machine.applied_term)
         if hard_state is not None:
@@ -296,7 +304,7 @@ class SimNode:
 
     def take_checkpoint(self) -> None:
         if not self.is_switched:
-            self.checkpoint = copy.deepcopy(self.tables)
+            self.checkpoint = self.tables.copy()
 
     def cut_log(self, margin: int) -> None:
         """Cut the log behind the checkpoint, as the applier does."""
@@ -356,7 +364,8 @@ class _Sender:
         receiver = cluster.nodes.get(to)
         if receiver is None or not receiver.alive or not self._node.alive:
             return False
-        body = copy.deepcopy(body)
+        sent = _encode(body)
+        decode = _decoder(type(body)).decode
         delay_s = cluster.random.uniform(0.0001, 0.002)
         epoch = self._epoch
         delays = cluster.tamper(sender, to, body) if cluster.tamper is not None else [delay_s]
@@ -364,7 +373,7 @@ class _Sender:
         def arrive() -> None:
             # Peers see a reset when a node dies: after that nothing of it is on its way any more.
             if self._node.epoch == epoch:
-                cluster.deliver(sender, to, body)
+                cluster.deliver(sender, to, decode(sent))
 
         for delay_s in delays:
             cluster.time.call_later(delay_s, arrive)
@@ -543,7 +552,7 @@ class _Repair:
             except RaftstateError as error:
                 done(error)
                 return
-            node.checkpoint, node.distrusted = copy.deepcopy(tables), ""
+            node.checkpoint, node.distrusted = tables.copy(), ""
             node.rebuilds += 1
             node.applier.exchange(tables, index)
             done(None)
@@ -577,7 +586,7 @@ class _SnapshotDisk:
 
         def begin() -> None:
             if not cancelled:
-                tables = copy.deepcopy(self._node.tables)
+                tables = self._node.tables.copy()
                 self._clock.call_later(self._node.cluster.random.uniform(0.001, 0.1), lambda: end(tables))
 
         def end(tables: MemoryTables) -> None:
@@ -620,7 +629,7 @@ class _SnapshotDisk:
 
     def make_current(self, prepared: PreparedState) -> None:
         assert isinstance(prepared, _Prepared)
-        self._node.checkpoint = copy.deepcopy(prepared.tables)
+        self._node.checkpoint = prepared.tables.copy()
         self._node.is_switched = True
         self._node.installed.append(prepared.metadata.index)
 

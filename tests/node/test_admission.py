@@ -14,7 +14,7 @@ from raftstate.node.admission import Admission, Place
 from raftstate.node.environment import TransferLeader
 from raftstate.node.frames import Channel, Hello, Reason
 from raftstate.node.member_changes import RemoveMembers, ReplaceMember, _encode
-from tests.node.member_world import MemberCluster, MemberNode
+from chaos.sim.members import MemberCluster, MemberNode
 
 COUNTED = (
     MessageType.APP_RESP,

@@ -21,7 +21,7 @@ from raftstate.node.member_changes import (
     RemoveMembers,
     ReplaceMember,
 )
-from tests.node.member_world import MS, MemberCluster, MemberNode, halted
+from chaos.sim.members import MS, MemberCluster, MemberNode, halted
 
 
 def write(cluster: MemberCluster, prefix: str, count: int) -> None:

@@ -24,7 +24,7 @@ from raftstate.node.environment import (
     SnapshotPull,
     SnapshotWithdrawn,
 )
-from tests.node.member_world import MemberCluster
+from chaos.sim.members import MemberCluster
 
 SNAPSHOT_BODIES = (SnapshotOffer, SnapshotPull, SnapshotChunk, SnapshotFinished, SnapshotWithdrawn)
 
