@@ -59,6 +59,8 @@ SWEEP_PAUSE_S = 0.015
 """Between two slices: a heartbeat, in which the loop gets most of the time."""
 SWEEP_PAUSE_BUSY_S = 0.030
 """Between two slices if entries were applied meanwhile."""
+SWEEP_PAUSE_S_MIN = 0.003
+"""However far the sweep is behind: half of the loop's time, about, is left for everything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,9 @@ class StateApplier:
         self._sweep_timer: Timer | None = None
         self._sweep_changes = SWEEP_CHANGES
         self._applied_since_slice = False
+        self._sweeping = False
+        self._compactions_behind = 0
+        """How many compactions came while there was still something to sweep of earlier ones."""
         self._full_timer: Timer | None = None
         self._syncing_again = False
         self._checkpoint: Checkpoint | None = None
@@ -371,13 +376,20 @@ class StateApplier:
     def _tell(self) -> None:
         now = (self._machine.revision, self._machine.compacted_revision)
         if now != self._told:
+            if now[1] != self._told[1] and self._sweeping:
+                self._compactions_behind += 1
             self._told = now
             for observer in self._observers:
                 observer()
 
     def _sweep_later(self) -> None:
-        if self._sweep_timer is None and self._machine.sweep_pending and not self._closing:
+        self._sweeping = self._machine.sweep_pending
+        if not self._sweeping:
+            self._compactions_behind = 0
+        elif self._sweep_timer is None and not self._closing:
             pause_s = SWEEP_PAUSE_BUSY_S if self._applied_since_slice else SWEEP_PAUSE_S
+            # A sweep that does not keep up would let the files grow for as long as the writes go on.
+            pause_s = max(SWEEP_PAUSE_S_MIN, pause_s / (1 + self._compactions_behind))
             self._applied_since_slice = False
             self._sweep_timer = self._clock.call_later(pause_s, self._sweep)
 

@@ -21,7 +21,14 @@ from raftstate.machine.tables import ReadTables, Table, WriteTables
 from raftstate.machine.types import Batch, BatchResult, CompactTo, EntryResult, Envelope, Item, Member
 from raftstate.machine.verify import check_state
 from raftstate.node import applier as applier_module
-from raftstate.node.applier import KEYS_ON_LOOP_MAX, SWEEP_CHANGES, SWEEP_NS, StateApplier
+from raftstate.node.applier import (
+    KEYS_ON_LOOP_MAX,
+    SWEEP_CHANGES,
+    SWEEP_NS,
+    SWEEP_PAUSE_S,
+    SWEEP_PAUSE_S_MIN,
+    StateApplier,
+)
 from raftstate.node.clock import LoopClock
 from raftstate.node.environment import PreparedState, SnapshotFile
 from raftstate.node.snapshot_disk import StateSnapshots
@@ -270,6 +277,32 @@ async def test_slices_grow_while_they_are_quick_and_shrink_when_they_are_not(rig
     assert sizes[-1] == 1
     applier._set_pace(0, 1)
     assert applier._sweep_changes == 1  # a slice that found little says nothing of how long a full one takes
+
+
+async def test_a_sweep_that_later_compactions_overtake_pauses_for_less_long(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, applier = rig.applier._clock, rig.applier
+    pauses: list[float] = []
+    call_later = clock.call_later
+
+    def watched(delay_s: float, callback: Callable[[], None]) -> object:
+        if callback == applier._sweep:
+            pauses.append(delay_s)
+        return call_later(delay_s, callback)
+
+    monkeypatch.setattr(clock, "call_later", watched)
+    applier.hold_sweep_while(lambda _: len(pauses) < 40)  # so that none ends in between
+    await rig.overwrite(4)
+    for revision in range(500, 1_500, 100):
+        await rig.apply(rig.entry_of(CompactTo(revision)))
+    await rig.until_swept()
+    assert pauses[0] >= SWEEP_PAUSE_S
+    assert min(pauses) == SWEEP_PAUSE_S_MIN
+    pauses.clear()
+    await rig.apply(rig.entry_of(CompactTo(rig.machine.revision)))
+    assert pauses[0] >= SWEEP_PAUSE_S
+    pauses += [0.0] * 40  # let it go on
 
 
 async def test_no_slice_is_made_while_somebody_reads_what_it_would_take(rig: Rig) -> None:
