@@ -27,7 +27,7 @@ from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
 from raftstate.core.storage import MemoryStorage
 from raftstate.core.types import ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata
-from raftstate.errors import DataLossError, RaftstateError
+from raftstate.errors import DataLossError, RaftstateError, StorageError
 from raftstate.machine.layout import META_KEY, meta_row, read_meta
 from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
@@ -186,6 +186,13 @@ class SimNode:
         self.failures: list[BaseException] = []
         self.write_since_ns: int | None = None
         self.disk_delay_ms = 1.0
+        self.disk_fails = False
+        """Whether the next write of the log fails, though it may have reached the disk."""
+        self.log_disk: _Disk | None = None
+        self.clock_rate = 1.0
+        """How many of its seconds pass in one of the world's; changed by `set_clock_rate`."""
+        self._rate_since_ns = self._local_then_ns = cluster.time.now_ns
+        self.wall_offset_ns = 0
         self.paused = False
         self._inbox: list[tuple[int, PeerBody]] = []
         self._late: list[Callable[[], None]] = []
@@ -231,10 +238,11 @@ class SimNode:
         epoch = self.epoch
         clock = _EpochClock(self, epoch)
         self.applier = _Applier(self, clock)
+        self.log_disk = _Disk(self, epoch)
         world = World(
             clock=clock,
             network=_Sender(self, epoch),
-            log_disk=_Disk(self, epoch),
+            log_disk=self.log_disk,
             applier=self.applier,
             random=rng,
             on_halt=self.failures.append,
@@ -267,11 +275,22 @@ class SimNode:
                 other.driver.upkeep.met(self.id, self.knows)
 
     def crash(self) -> None:
+        if self.log_disk is not None and self.cluster.crashes_keep_writes:
+            self.log_disk.keep_some(self.cluster.random)
         self.alive = False
         self.epoch += 1
         self.write_since_ns = None
         self.paused = False
         self._inbox, self._late = [], []
+
+    def local_ns(self) -> int:
+        """This node's monotonic clock."""
+        return self._local_then_ns + int((self.cluster.time.now_ns - self._rate_since_ns) * self.clock_rate)
+
+    def set_clock_rate(self, rate: float) -> None:
+        """Have this node's clock run faster or slower than the world's from now on."""
+        self._local_then_ns, self._rate_since_ns = self.local_ns(), self.cluster.time.now_ns
+        self.clock_rate = rate
 
     def pause(self) -> None:
         """Stop the process: what is sent to it waits in its sockets, and no timer fires."""
@@ -337,16 +356,16 @@ class _EpochClock:
         self._time = node.cluster.time
 
     def monotonic_ns(self) -> int:
-        return self._time.monotonic_ns()
+        return self._node.local_ns()
 
     def boot_ns(self) -> int:
-        return self._time.monotonic_ns()
+        return self._node.local_ns()
 
     def wall_ns(self) -> int:
-        return self._time.wall_ns()
+        return self._time.wall_ns() + self._node.wall_offset_ns
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> SimTimer:
-        return self._time.call_later(delay_s, self._living(callback))
+        return self._time.call_later(delay_s / self._node.clock_rate, self._living(callback))
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._time.call_soon(self._living(callback))
@@ -381,11 +400,19 @@ class _Sender:
 
 
 class _Disk:
-    """Writes take a moment, in order; a crash loses those under way."""
+    """Writes take a moment, in order. A crash loses those under way, or some of the last of them."""
 
     def __init__(self, node: SimNode, epoch: int) -> None:
         self._node, self._epoch = node, epoch
         self._free_ns = 0
+        self._under_way: deque[Callable[[], None]] = deque()
+
+    def keep_some(self, random: random.Random) -> None:
+        """At a crash: some of what was under way had reached the disk, though nobody was told. In order: each
+        is a transaction of its own."""
+        for _ in range(random.randint(0, len(self._under_way))):
+            self._under_way.popleft()()
+        self._under_way.clear()
 
     def install(
         self, publish: Callable[[], None], hard_state: HardState, index: int, term: int, done: Done
@@ -407,16 +434,28 @@ class _Disk:
         node, time = self._node, self._node.cluster.time
         delay_ns = int(node.cluster.random.uniform(0.2, 1.8) * node.disk_delay_ms * MS)
         self._free_ns = max(self._free_ns, time.now_ns) + delay_ns
-        node.write_since_ns = node.write_since_ns or time.now_ns
+        node.write_since_ns = node.write_since_ns or node.local_ns()
+        self._under_way.append(write)
 
         def finish() -> None:
             if node.epoch != self._epoch:
                 return
-            write()
-            if time.now_ns >= self._free_ns:
+            if node.disk_is_full or self._under_way[0] is not write:
+                # It waits until there is room, and what comes behind it does, too.
+                self._free_ns = max(self._free_ns, time.now_ns)
+                time.call_later(0.02, finish)
+                return
+            self._under_way.popleft()
+            error: BaseException | None = None
+            if node.disk_fails:
+                node.disk_fails = False
+                error = StorageError("the disk failed a write of the log")
+            if error is None or node.cluster.random.random() < 0.5:
+                write()
+            if not self._under_way:
                 node.write_since_ns = None
             if done is not None:
-                node.call(self._epoch, lambda: done(None))
+                node.call(self._epoch, lambda: done(error))
 
         time.call_later((self._free_ns - time.now_ns) / 1e9, finish)
 
@@ -690,6 +729,8 @@ class SimCluster:
         self.log_margin = log_margin
         self.tamper: Callable[[int, int, PeerBody], list[float]] | None = None
         """Given (from, to, body), returns after how many seconds it arrives: [] is lost, two come twice."""
+        self.crashes_keep_writes = False
+        """Whether a crash loses all that was under way to the log, or some of the last of it."""
         self.seed = seed
         self.machine_version = machine_version
         self.retention_s = retention_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from chaos.sim.members import MemberCluster, MemberNode
 from chaos.sim.memory_tables import MemoryTables
 from chaos.sim.world import CLUSTER_ID
 from raftstate.core.types import ConfChangeSingle, ConfChangeType, ConfChangeV2, Message, MessageType
@@ -14,7 +15,6 @@ from raftstate.node.admission import Admission, Place
 from raftstate.node.environment import TransferLeader
 from raftstate.node.frames import Channel, Hello, Reason
 from raftstate.node.member_changes import RemoveMembers, ReplaceMember, _encode
-from chaos.sim.members import MemberCluster, MemberNode
 
 COUNTED = (
     MessageType.APP_RESP,

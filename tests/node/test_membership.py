@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from chaos.sim.members import MS, MemberCluster, MemberNode, halted
 from chaos.sim.world import was_applied
 from raftstate.core.types import ConfState, Message, MessageType
 from raftstate.machine.reader import Reader
@@ -21,7 +22,6 @@ from raftstate.node.member_changes import (
     RemoveMembers,
     ReplaceMember,
 )
-from chaos.sim.members import MS, MemberCluster, MemberNode, halted
 
 
 def write(cluster: MemberCluster, prefix: str, count: int) -> None:

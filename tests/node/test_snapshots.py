@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from chaos.sim.members import MemberCluster
 from chaos.sim.world import SimCluster, SimNode, was_applied
 from raftstate.core.types import ConfState, Entry, Message, MessageType, Snapshot, SnapshotMetadata
 from raftstate.machine.layout import read_meta
@@ -24,7 +25,6 @@ from raftstate.node.environment import (
     SnapshotPull,
     SnapshotWithdrawn,
 )
-from chaos.sim.members import MemberCluster
 
 SNAPSHOT_BODIES = (SnapshotOffer, SnapshotPull, SnapshotChunk, SnapshotFinished, SnapshotWithdrawn)
 

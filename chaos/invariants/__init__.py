@@ -1,0 +1,31 @@
+"""What must hold, whatever happens: a module for each invariant, with its source.
+
+    election_safety        at most one leader a term
+    log_matching           entries with the same index and term are the same, and so is all before them
+    leader_completeness    a leader's log holds what was committed in earlier terms
+    state_machine_safety   no two nodes apply different entries at an index, nor come to different digests
+    commit_monotonic       what a node knows to be committed never goes back while it runs
+    configuration_safety   one configuration at each index, and no two in turn without a common voter
+    exactly_once           an acknowledged write was done once, a refused one never, an unknown one once at most
+    linearizability        what clients saw is explained by one order of their operations
+    session_reads          a client never reads older than what it has read or written
+    leases                 no lease ends while its holder may count on it
+
+Each is told what happens, in plain numbers, and raises `Violation` at the first thing that must not be. None
+knows where it is told from.
+"""
+
+from __future__ import annotations
+
+
+class Violation(AssertionError):  # noqa: N818 - it is what was looked for, not a fault of who looked
+    """An invariant did not hold.
+
+    Args:
+        invariant: its module's name.
+        what: what was seen, with both numbers.
+    """
+
+    def __init__(self, invariant: str, what: str) -> None:
+        super().__init__(f"{invariant}: {what}")
+        self.invariant = invariant
