@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+from chaos.sim import command as sim
+
 
 class Command(NamedTuple):
     """A command: what --help says, its options, and what runs it and returns the exit code."""
@@ -16,7 +18,9 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace], int]
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "sim": Command("simulate clusters under faults, deterministically", sim.add_arguments, sim.run),
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -6,7 +6,7 @@
     state_machine_safety   no two nodes apply different entries at an index, nor come to different digests
     commit_monotonic       what a node knows to be committed never goes back while it runs
     configuration_safety   one configuration at each index, and no two in turn without a common voter
-    exactly_once           an acknowledged write was done once, a refused one never, an unknown one once at most
+    exactly_once           an acknowledged write was done once, a refused one never, others at most once
     linearizability        what clients saw is explained by one order of their operations
     session_reads          a client never reads older than what it has read or written
     leases                 no lease ends while its holder may count on it

@@ -1,8 +1,8 @@
 """One configuration at each index, and every two in turn have a common voter in any two of their quorums.
 
 Ongaro, "Consensus: Bridging Theory and Practice" (2014), section 4.1, and the correction of 2015 (raft-dev,
-"bug in single-server membership changes"): two configurations that follow one another must not be able to decide
-apart.
+"bug in single-server membership changes"): two configurations that follow one another must not be able to
+decide apart.
 """
 
 from __future__ import annotations

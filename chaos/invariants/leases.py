@@ -1,6 +1,6 @@
-"""No lease ends before its holder's last acknowledged renewal is older than the time to live: measured from when
-the renewal was sent, by a clock that may differ from the leader's by as much as clocks drift. Gray and Cheriton,
-"Leases", 1989."""
+"""No lease ends before its holder's last acknowledged renewal is older than the time to live: measured from
+when the renewal was sent, by a clock that may differ from the leader's by as much as clocks drift. Gray and
+Cheriton, "Leases", 1989."""
 
 from __future__ import annotations
 

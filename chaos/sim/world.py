@@ -400,26 +400,27 @@ class _Sender:
 
 
 class _Disk:
-    """Writes take a moment, in order. A crash loses those under way, or some of the last of them."""
+    """The log's writer: what waits while it writes shares the next commit. A crash loses what is under way,
+    or some of the last of it."""
 
     def __init__(self, node: SimNode, epoch: int) -> None:
         self._node, self._epoch = node, epoch
-        self._free_ns = 0
-        self._under_way: deque[Callable[[], None]] = deque()
+        self._failed = False
+        self._waiting: list[tuple[Callable[[], None], Done | None]] = []
+        self._under_way: list[tuple[Callable[[], None], Done | None]] = []
 
     def keep_some(self, random: random.Random) -> None:
-        """At a crash: some of what was under way had reached the disk, though nobody was told. In order: each
-        is a transaction of its own."""
-        for _ in range(random.randint(0, len(self._under_way))):
-            self._under_way.popleft()()
-        self._under_way.clear()
+        """At a crash: some of what was under way had reached the disk, in order, though nobody was told."""
+        for write, _ in self._under_way[: random.randint(0, len(self._under_way))]:
+            write()
+        self._under_way, self._waiting = [], []
 
     def install(
         self, publish: Callable[[], None], hard_state: HardState, index: int, term: int, done: Done
     ) -> None:
         # A crash may come between the two.
-        self._later(publish, None)
-        self._later(lambda: self._node.begin_log_anew(hard_state, index, term), done)
+        self._write(publish, None)
+        self._write(lambda: self._node.begin_log_anew(hard_state, index, term), done)
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
         def write() -> None:
@@ -428,36 +429,47 @@ class _Disk:
             if entries:
                 self._node.storage.append(list(entries))
 
-        self._later(write, done)
+        self._node.write_since_ns = self._node.write_since_ns or self._node.local_ns()
+        self._write(write, done)
 
-    def _later(self, write: Callable[[], None], done: Done | None) -> None:
-        node, time = self._node, self._node.cluster.time
-        delay_ns = int(node.cluster.random.uniform(0.2, 1.8) * node.disk_delay_ms * MS)
-        self._free_ns = max(self._free_ns, time.now_ns) + delay_ns
-        node.write_since_ns = node.write_since_ns or node.local_ns()
-        self._under_way.append(write)
+    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
+        self._write(lambda: self._node.storage.refill(entries, anchor), done)
 
-        def finish() -> None:
-            if node.epoch != self._epoch:
-                return
-            if node.disk_is_full or self._under_way[0] is not write:
-                # It waits until there is room, and what comes behind it does, too.
-                self._free_ns = max(self._free_ns, time.now_ns)
-                time.call_later(0.02, finish)
-                return
-            self._under_way.popleft()
-            error: BaseException | None = None
-            if node.disk_fails:
-                node.disk_fails = False
-                error = StorageError("the disk failed a write of the log")
-            if error is None or node.cluster.random.random() < 0.5:
+    def compact(self, to_index: int, done: Done) -> None:
+        self._write(lambda: self._node.storage.compact(to_index), done)
+
+    def _write(self, write: Callable[[], None], done: Done | None) -> None:
+        self._waiting.append((write, done))
+        if not self._under_way:
+            self._begin()
+
+    def _begin(self) -> None:
+        self._under_way, self._waiting = self._waiting, []
+        node = self._node
+        delay_ms = node.cluster.random.uniform(0.2, 1.8) * node.disk_delay_ms
+        node.cluster.time.call_later(delay_ms / 1e3, self._end)
+
+    def _end(self) -> None:
+        node = self._node
+        if node.epoch != self._epoch:
+            return
+        if node.disk_is_full:
+            node.cluster.time.call_later(0.02, self._end)
+            return
+        # What fails may have reached the disk. After that nothing is tried any more.
+        may_write = not self._failed and (not node.disk_fails or node.cluster.random.random() < 0.5)
+        self._failed = self._failed or node.disk_fails
+        node.disk_fails = False
+        error = StorageError("the disk failed a write of the log") if self._failed else None
+        written, self._under_way = self._under_way, []
+        for write, done in written:
+            if may_write:
                 write()
-            if not self._under_way:
-                node.write_since_ns = None
             if done is not None:
-                node.call(self._epoch, lambda: done(error))
-
-        time.call_later((self._free_ns - time.now_ns) / 1e9, finish)
+                node.call(self._epoch, lambda done=done: done(error))  # type: ignore[misc]
+        if self._waiting and not self._under_way:
+            self._begin()
+        node.write_since_ns = node.local_ns() if self._under_way else None
 
     @property
     def outstanding_since_ns(self) -> int | None:
@@ -466,23 +478,6 @@ class _Disk:
     @property
     def damaged(self) -> Sequence[int]:
         return self._node.storage.damaged
-
-    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
-        self._soon(lambda: self._node.storage.refill(entries, anchor), done)
-
-    def compact(self, to_index: int, done: Done) -> None:
-        self._soon(lambda: self._node.storage.compact(to_index), done)
-
-    def _soon(self, write: Callable[[], None], done: Done) -> None:
-        time = self._node.cluster.time
-        self._free_ns = max(self._free_ns, time.now_ns) + MS
-
-        def finish() -> None:
-            if self._node.epoch == self._epoch:
-                write()
-                self._node.call(self._epoch, lambda: done(None))
-
-        time.call_later((self._free_ns - time.now_ns) / 1e9, finish)
 
 
 class _Applier:
