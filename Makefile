@@ -9,7 +9,7 @@ FIND_PYTHON := for p in python3.14 python3.13 python3.12 python3.11 python3; do 
 	if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow verify fix proto docs bench clean
+.PHONY: help setup demo test test-slow verify fix proto docs bench record-sim clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,10 @@ fix: $(VENV)/.dev  ## Format, and mend what the linter can.
 
 proto: $(VENV)/.dev  ## Generate raftstate/pb from proto/.
 	@$(PY) proto/generate.py
+
+MINUTES ?= 60
+record-sim: $(VENV)/.dev  ## Simulate for MINUTES (60), and add the run to chaos/ledger/sim.jsonl.
+	@$(PY) -m chaos sim --seeds 1000000 --minutes $(MINUTES) --ledger chaos/ledger/sim.jsonl
 
 docs: $(VENV)/.dev  ## Generate the reference of settings, metrics and errors in docs/.
 	@$(PY) docs/generate.py

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from chaos.sim import ledger
 from chaos.sim.shrink import shrink
 from chaos.sim.simulation import Run, Simulation
 
@@ -27,12 +28,15 @@ TRACE_LINES = 80
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's options."""
     parser.add_argument("--seeds", type=int, default=50, help="how many")
-    parser.add_argument("--seed-base", type=int, default=1, help="the first one")
+    parser.add_argument("--seed-base", type=int, help="the first one (default: 1, or the ledger's next)")
     parser.add_argument("--minutes", type=float, help="begin no further seed after so many")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="simulated for each seed")
     parser.add_argument("--no-faults", action="store_true", help="let nothing go wrong")
     parser.add_argument("--stop-at-first", action="store_true", help="end at the first seed that fails")
     parser.add_argument("--trace", metavar="FILE|-", help="write the whole timeline of the first seed")
+    parser.add_argument(
+        "--ledger", metavar="FILE", type=Path, help="record the run there, behind the seeds that it has"
+    )
     parser.add_argument("--json", metavar="FILE|-", help="write the figures as JSON")
 
 
@@ -81,6 +85,8 @@ class Figures:
 def run(args: argparse.Namespace) -> int:
     """Run the command. Exit 0: no violation and nothing unknown; 1: there was one."""
     logging.disable(logging.CRITICAL)  # nodes tell a lot, and what matters stands in the timeline
+    if args.seed_base is None:
+        args.seed_base = 1 if args.ledger is None else ledger.next_seed(args.ledger)
     if args.trace is not None:
         return _trace(args)
     figures, began = Figures(), time.monotonic()
@@ -103,6 +109,9 @@ def run(args: argparse.Namespace) -> int:
         if first is not None and args.stop_at_first:
             break
     _print(args, figures)
+    if args.ledger is not None and figures.seeds:
+        ledger.append(args.ledger, args.seed_base, figures.fields())
+        print(f"{args.ledger}: {_describe(ledger.totals(args.ledger))}")
     if first is not None:
         _explain(first, args)
     return 1 if figures.violations or figures.unknown or not figures.seeds else 0
@@ -167,6 +176,14 @@ def _print(args: argparse.Namespace, figures: Figures) -> None:
         f"{figures.seeds} seeds, {figures.hours:.2f} simulated hours, {figures.operations:,} operations, "
         f"{sum(figures.faults.values()):,} faults ({sum(figures.skipped.values()):,} skipped); "
         f"{figures.violations} violations, {figures.unknown} unknown; {figures.speed:.0f}x real time"
+    )
+
+
+def _describe(totals: ledger.Totals) -> str:
+    return (
+        f"{totals.runs} runs, {totals.seeds:,} seeds, {totals.hours:.1f} simulated hours, "
+        f"{totals.operations:,} operations, {totals.faults:,} faults; {totals.violations} violations, "
+        f"{totals.unknown} unknown"
     )
 
 
