@@ -15,8 +15,8 @@ passed over here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 SEPARATOR = "----"
 
@@ -37,13 +37,18 @@ class Argument:
 
 @dataclass(frozen=True)
 class Directive:
-    """One command of a file. `line` counts from 1; each line of `expected` ends in a newline."""
+    """One command of a file. `line` counts from 1; each line of `expected` ends in a newline.
+
+    `answer` is where the expected output stands, with its doubled separators if it has some: the positions
+    of its lines, which count from 0.
+    """
 
     line: int
     command: str
     arguments: tuple[Argument, ...] = ()
     input: str = ""
     expected: str = ""
+    answer: range = field(default=range(0), compare=False)
 
     def values(self, key: str) -> tuple[str, ...] | None:
         """Return the values of the first argument with that key, or None if there is none."""
@@ -111,9 +116,38 @@ def comparable(output: str) -> str:
     return "\n".join(kept) if kept else "ok"
 
 
+def with_outputs(text: str, outputs: Sequence[tuple[Directive, str]]) -> str:
+    """Return the file `text` with other expected outputs; what is no output stays as it is.
+
+    Args:
+        text: as it was parsed.
+        outputs: each directive of `text`, in order, and the output that it shall have.
+    """
+    lines = _lines(text)
+    parts: list[str] = []
+    begin = 0
+    for directive, output in outputs:
+        parts += lines[begin : directive.answer.start]
+        parts += _answer(output)
+        begin = directive.answer.stop
+    return "\n".join(parts + lines[begin:]) + "\n"
+
+
+def _lines(text: str) -> list[str]:
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+
+
+def _answer(output: str) -> list[str]:
+    lines = output.removesuffix("\n").split("\n")
+    if all(line.strip() for line in lines) and lines[0] != SEPARATOR:
+        return lines
+    # The first of the two that open it is the one before every output.
+    return [SEPARATOR, *lines, SEPARATOR, SEPARATOR]
+
+
 class _Reader:
     def __init__(self, text: str) -> None:
-        self._lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+        self._lines = _lines(text)
         self._position = 0
 
     def directives(self) -> Iterator[Directive]:
@@ -131,7 +165,10 @@ class _Reader:
                 arguments = parse_arguments(rest)
             except ValueError as error:
                 raise FormatError(f"line {start}: {error}") from error
-            yield Directive(start, command, arguments, self._input(start), self._expected())
+            given = self._input(start)
+            begin = self._position
+            expected, end = self._expected()
+            yield Directive(start, command, arguments, given, expected, range(begin, end))
 
     def _next(self) -> str | None:
         if self._position == len(self._lines):
@@ -149,14 +186,16 @@ class _Reader:
             lines.append(line)
         return "\n".join(lines).strip()
 
-    def _expected(self) -> str:
+    def _expected(self) -> tuple[str, int]:
+        """Return the expected output, and the position behind its last line."""
         lines: list[str] = []
+        begin = self._position
         line = self._next()
         if line != SEPARATOR:
             while line is not None and line.strip():
                 lines.append(line)
                 line = self._next()
-            return "".join(f"{line}\n" for line in lines)
+            return "".join(f"{line}\n" for line in lines), begin + len(lines)
         start = self._position
         while (line := self._next()) is not None:
             if (
@@ -165,6 +204,6 @@ class _Reader:
                 and self._lines[self._position] == SEPARATOR
             ):
                 self._position += 1
-                return "".join(f"{line}\n" for line in lines)
+                return "".join(f"{line}\n" for line in lines), self._position
             lines.append(line)
         raise FormatError(f"line {start}: the doubled {SEPARATOR} is not closed by another one")

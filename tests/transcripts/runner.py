@@ -1,4 +1,4 @@
-"""Finds transcript files, tells their formats apart, and judges them."""
+"""Finds transcript files, tells their formats apart, judges them, and writes their outputs anew."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.transcripts import confchange, quorum
-from tests.transcripts.datadriven import Directive, FormatError, comparable, parse
+from tests.transcripts.datadriven import Directive, FormatError, comparable, parse, with_outputs
 
 
 class Environment(Protocol):
@@ -99,4 +99,29 @@ def judge(path: Path) -> Failure | None:
             return Failure(directive.line, f"{type(error).__name__}: {error}", expected)
         if got != expected:
             return Failure(directive.line, got, expected)
+    return None
+
+
+def rewrite(path: Path) -> Failure | None:
+    """Write the outputs that one file gives now into it, in place of those that it expects.
+
+    What it says afterwards is what the core does, not what it should do: read the difference before you
+    keep it.
+
+    Returns:
+        None if that was done; a failure, with the file as it was, if a directive can't be carried out.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        directives = parse(text)
+        environment = environment_for(directives)
+    except (OSError, UnicodeDecodeError, FormatError) as error:
+        return Failure(0, f"{type(error).__name__}: {error}", "a transcript")
+    outputs = []
+    for directive in directives:
+        try:
+            outputs.append((directive, environment.handle(directive)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, there is no output to write
+            return Failure(directive.line, f"{type(error).__name__}: {error}", "an output to write")
+    path.write_text(with_outputs(text, outputs), encoding="utf-8")
     return None

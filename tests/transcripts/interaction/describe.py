@@ -7,6 +7,7 @@ import msgspec
 from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.errors import (
     Compacted,
+    Damaged,
     ProposalDropped,
     SnapshotOutOfDate,
     SnapshotTemporarilyUnavailable,
@@ -58,6 +59,7 @@ _ERROR_TEXTS = {
     StepPeerNotFound: "raft: cannot step as peer not found",
     Compacted: "requested index is unavailable due to compaction",
     Unavailable: "requested entry at index is unavailable",
+    Damaged: "requested entry is damaged",
     SnapshotOutOfDate: "requested index is older than the existing snapshot",
     SnapshotTemporarilyUnavailable: "snapshot is temporarily unavailable",
 }

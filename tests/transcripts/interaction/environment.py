@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from random import Random
 
 import msgspec
 
 from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.config import Config
+from raftstate.core.errors import Damaged
 from raftstate.core.rawnode import RawNode
 from raftstate.core.storage import NO_LIMIT, MemoryStorage
 from raftstate.core.types import (
     LOCAL_APPEND_THREAD,
     LOCAL_APPLY_THREAD,
+    ConfState,
     Entry,
     EntryType,
     HardState,
@@ -35,19 +38,43 @@ from tests.transcripts.interaction.describe import (
     describe_refusal,
 )
 from tests.transcripts.interaction.output import LOG_LEVELS, CommandError, Output
+from tests.transcripts.interaction.own_handlers import OWN_HANDLERS
 
 _LOCAL_THREADS = (LOCAL_APPEND_THREAD, LOCAL_APPLY_THREAD)
 
 
-class HistoryStorage(MemoryStorage):
-    """A storage whose newest snapshot is always that of the last applied entry."""
+_HANDLERS = handlers.HANDLERS | OWN_HANDLERS
 
-    def __init__(self, first: Snapshot) -> None:
+
+class HistoryStorage(MemoryStorage):
+    """A storage whose newest snapshot is always that of the last applied entry, and whose records may rot."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.history = [first]
+        self.history = [Snapshot()]
+        self.damaged: set[int] = set()
+
+    def initial_state(self) -> tuple[HardState, ConfState]:
+        return super().initial_state()[0], self.history[-1].metadata.conf_state
 
     def snapshot(self) -> Snapshot:
         return self.history[-1]
+
+    def apply_snapshot(self, snapshot: Snapshot) -> None:
+        super().apply_snapshot(snapshot)
+        self.history.append(snapshot)
+
+    def entries(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+        found = super().entries(lo, hi, max_bytes)
+        for entry in found:
+            if entry.index in self.damaged:
+                raise Damaged(f"log entry {entry.index} is damaged")
+        return found
+
+    def term(self, index: int) -> int:
+        if index in self.damaged and index != self.last_index():
+            raise Damaged(f"log entry {index} is damaged")
+        return super().term(index)
 
 
 @dataclass
@@ -69,7 +96,7 @@ class Environment:
         """Carry out a command and return its output."""
         self.output.take()
         error = ""
-        handler = handlers.HANDLERS.get(directive.command)
+        handler = _HANDLERS.get(directive.command)
         try:
             if handler is None:
                 raise CommandError("unknown command")
@@ -95,11 +122,24 @@ class Environment:
             metadata = msgspec.structs.replace(snapshot.metadata, term=1)
             snapshot = msgspec.structs.replace(snapshot, metadata=metadata)
         for _ in range(count):
-            storage = HistoryStorage(snapshot)
+            storage = HistoryStorage()
             if snapshot.metadata.index:
                 storage.apply_snapshot(snapshot)
             config = replace(template, id=len(self.nodes) + 1, storage=storage)
             self.nodes.append(Node(RawNode(config), storage, config))
+
+    def restart(self, node_id: int) -> None:
+        """Start a node anew from its storage and the state that it applied. What it had sent is under way."""
+        node = self.node(node_id)
+        applied = node.storage.history[-1].metadata.index
+        node.config = replace(node.config, applied=applied, random=Random(node_id))
+        node.append_work.clear()
+        node.apply_work.clear()
+        # What its storage threads had told it is gone, what they had told others is not.
+        self.messages = [
+            message for message in self.messages if message.to != node_id or not _is_local(message)
+        ]
+        node.raw = RawNode(node.config)
 
     def process_ready(self, node_id: int) -> None:
         node = self.node(node_id)

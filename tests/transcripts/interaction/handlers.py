@@ -41,10 +41,15 @@ _BOOLEAN_OPTIONS = {
     "checkquorum": "check_quorum",
     "disable-conf-change-validation": "disable_conf_change_validation",
     "step-down-on-removal": "step_down_on_removal",
+    "disable-proposal-forwarding": "disable_proposal_forwarding",
 }
 _NUMBER_OPTIONS = {
     "inflight": "max_inflight_messages",
     "max-committed-size-per-ready": "max_applying_bytes",
+    # Names of our own from here on.
+    "inflight-bytes": "max_inflight_bytes",
+    "max-message-bytes": "max_message_bytes",
+    "max-uncommitted-bytes": "max_uncommitted_bytes",
 }
 # No limits, and times short enough to tick through; etcd's stub for these files.
 _TEMPLATE = Config(
