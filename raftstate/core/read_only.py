@@ -27,9 +27,6 @@ class ReadOnlyQueue:
         """Requests and the commit index at which each arrived; the first has the number `_done + 1`."""
         self._done = 0
 
-    def __len__(self) -> int:
-        return len(self._waiting)
-
     def add(self, commit: int, request: Message) -> None:
         """Queue `request`, which arrived when `commit` was the leader's commit index."""
         self._waiting.append((request, commit))
@@ -39,9 +36,8 @@ class ReadOnlyQueue:
         return (self._done + len(self._waiting)).to_bytes(8, "little") if self._waiting else b""
 
     def acknowledge(self, node_id: int, context: bytes) -> None:
-        """Note that `node_id` answered a heartbeat which carried `context`."""
-        if context:
-            self._acks[node_id] = max(self._acks.get(node_id, 0), int.from_bytes(context, "little"))
+        """Note that `node_id` answered a heartbeat which carried `context`; an empty one confirms nothing."""
+        self._acks[node_id] = max(self._acks.get(node_id, 0), int.from_bytes(context, "little"))
 
     def take_confirmed(self, voters: JointConfig) -> list[tuple[Message, int]]:
         """Remove and return the requests that a quorum of `voters` has confirmed, each with its index."""

@@ -59,7 +59,7 @@ class Ready(msgspec.Struct):
     """Messages to send."""
     must_sync: bool = False
     """Whether what is to be written must be durable before the messages leave; False if only the commit
-    index moved."""
+    index moved. It speaks of entries and hard state, as etcd's does: a snapshot always has to be durable."""
 
 
 def storage_append(raft: Raft, ready: Ready) -> Message:

@@ -125,8 +125,6 @@ def _switch_to(raft: Raft, config: TrackerConfig, progress: dict[int, Progress])
         if raft.step_down_on_removal:
             raft.become_follower(raft.term, NONE)
         return conf_state
-    if not conf_state.voters:
-        return conf_state
     if replication.maybe_commit(raft):
         reads.release_postponed(raft)
         replication.broadcast_append(raft)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from raftstate.core.election import TRANSFER_CONTEXT
+from raftstate.core.election import TRANSFER_CONTEXT, handle_vote_request
 from raftstate.core.errors import ProposalDropped
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import ROLE_CHANGES, Role, check_change
@@ -405,3 +405,10 @@ def test_a_node_that_may_not_campaign_neither_stands_by_itself_nor_when_told_to_
     assert [message.reject for message in work(node)] == [False]
     node.raft.may_campaign = True
     tick_until_campaign(node)
+
+
+def test_a_vote_for_another_term_than_the_present_one_stops_the_node() -> None:
+    node = build(stored((1,)))
+    # The term gate of `step` lets no such request through.
+    with pytest.raises(InvariantError, match="a vote for term 3 given in term 1"):
+        handle_vote_request(node.raft, vote_request(term=3, index=1, log_term=1))

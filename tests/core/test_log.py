@@ -143,6 +143,35 @@ def test_a_scan_reads_page_by_page() -> None:
     assert [found.index for found in log.scan(1, 4)] == [1, 2, 3]
 
 
+def test_a_scan_ends_where_the_storage_holds_back_what_it_has() -> None:
+    class Empty(MemoryStorage):
+        def entries(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
+            return []
+
+    storage = Empty()
+    storage.append([entry(1, 1), entry(2, 1)])
+    with pytest.raises(InvariantError, match=r"none of the entries \[1, 3\)"):
+        list(RaftLog(storage).scan(1, 3))
+
+
+def test_a_slice_of_nothing_is_empty() -> None:
+    assert half_stable().slice(4, 4, NO_LIMIT) == []
+
+
+def test_what_is_not_committed_is_not_applied() -> None:
+    log = half_stable()
+    with pytest.raises(InvariantError, match="applying 3, but only 2 is committed"):
+        log.accept_applying([entry(3, 2)], allow_unstable=False)
+
+
+def test_a_window_for_applying_that_is_full_but_not_closed_is_a_broken_invariant() -> None:
+    log = RaftLog(stored((1, 1)), max_applying_bytes=10)
+    log.commit_to(2)
+    log._applying_bytes = 10
+    with pytest.raises(InvariantError, match="10 bytes are being applied, the limit is 10"):
+        log.next_committed(allow_unstable=False)
+
+
 # -- the unstable tail
 
 
@@ -200,6 +229,14 @@ def test_a_snapshot_is_handed_out_once_and_kept_until_it_is_durable() -> None:
     assert tail.snapshot is None
 
 
+def test_a_slice_holds_only_what_is_unstable() -> None:
+    tail = unstable(1, 1)
+    assert [found.index for found in tail.slice(5, 7)] == [5, 6]
+    for lo, hi in ((4, 6), (5, 8), (7, 6)):
+        with pytest.raises(InvariantError, match=r"are not all among the unstable ones \[5, 7\)"):
+            tail.slice(lo, hi)
+
+
 # -- the memory storage
 
 
@@ -251,3 +288,11 @@ def test_a_limit_never_leaves_nothing() -> None:
 )
 def test_an_entry_weighs_what_etcd_encodes_it_to(sized: Entry, size: int) -> None:
     assert entry_bytes(sized) == size
+
+
+def test_what_lies_outside_of_the_storage_is_named_so() -> None:
+    storage = stored((1, 2))
+    with pytest.raises(Unavailable, match="entry 3 is not in the log; the last index is 2"):
+        storage.entries(1, 4, NO_LIMIT)
+    with pytest.raises(Unavailable, match="entry 3 is not in the log; the last index is 2"):
+        storage.term(3)

@@ -283,3 +283,25 @@ def test_a_broken_invariant_is_found_at_the_next_ready(damage: object, said: str
     damage(node)  # type: ignore[operator]
     with pytest.raises(InvariantError, match=said):
         node.ready()
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (Message(MessageType.VOTE, to=2), "a VOTE needs a term, got 0"),
+        (Message(MessageType.APP, to=2, term=4), "a APP is sent in term 1, it came with term 4"),
+        (Message(MessageType.HEARTBEAT, to=1), "a HEARTBEAT to itself, 1"),
+    ],
+)
+def test_a_message_that_must_never_leave_stops_the_node(message: Message, said: str) -> None:
+    node = leading()
+    with pytest.raises(InvariantError, match=said):
+        node.raft.send(message)
+    assert node.raft.messages == []
+
+
+def test_a_report_that_nothing_was_applied_changes_nothing() -> None:
+    node = leading()
+    before = everything(node)
+    node.step(Message(MessageType.STORAGE_APPLY_RESP, to=1, from_=LOCAL_APPLY_THREAD))
+    assert (everything(node), node.has_ready()) == (before, False)

@@ -8,6 +8,7 @@ from raftstate.core.roles import Role
 from raftstate.core.types import (
     ConfChange,
     ConfChangeType,
+    Entry,
     HardState,
     Message,
     MessageType,
@@ -225,3 +226,15 @@ def test_a_leader_that_was_cut_off_and_replaced_answers_no_read() -> None:
     for _ in range(ELECTION_TICKS):
         node.tick()
     assert answered(node) == []
+
+
+@pytest.mark.parametrize("entries", [[], [entry(0, 0, b"a"), entry(0, 0, b"b")]])
+def test_a_request_or_answer_that_does_not_hold_one_context_is_ignored(entries: list[Entry]) -> None:
+    leader = leading()
+    leader.step(Message(MessageType.READ_INDEX, to=1, from_=2, entries=entries))
+    assert work(leader) == []
+    follower = build()
+    follower.step(Message(MessageType.HEARTBEAT, to=1, from_=2, term=1))
+    work(follower)
+    follower.step(Message(MessageType.READ_INDEX_RESP, to=1, from_=2, term=1, index=1, entries=entries))
+    assert not follower.has_ready()

@@ -102,6 +102,20 @@ def test_two_changes_in_one_proposal_count_as_two() -> None:
     assert [item.type for item in changes] == [EntryType.CONF_CHANGE, EntryType.CONF_CHANGE]
 
 
+def test_other_entries_of_a_proposal_stand_beside_its_change_as_they_are() -> None:
+    node = leading()
+    change = encode_conf_change(REMOVE_3)
+    proposed = [entry(0, 0, b"a"), change, entry(0, 0, b"b")]
+    node.step(Message(MessageType.PROP, to=1, from_=2, entries=proposed))
+    appended = node.raft.raft_log.unstable.entries
+    assert [(found.index, found.type, found.data) for found in appended] == [
+        (2, EntryType.NORMAL, b"a"),
+        (3, EntryType.CONF_CHANGE, change.data),
+        (4, EntryType.NORMAL, b"b"),
+    ]
+    assert node.raft.pending_conf_index == 3
+
+
 def test_a_dropped_change_does_not_block_the_next_one() -> None:
     node = leading(max_uncommitted_bytes=1)
     node.propose(b"x")
@@ -242,6 +256,15 @@ def test_a_transfer_to_a_node_that_is_removed_is_given_up() -> None:
     assert node.raft.lead_transferee == 0
 
 
+def test_a_transfer_to_a_node_that_stays_goes_on_over_a_change_of_members() -> None:
+    node = leading()
+    node.propose(b"x")
+    work(node)
+    node.transfer_leader(2)
+    node.apply_conf_change(REMOVE_3)
+    assert node.raft.lead_transferee == 2
+
+
 def test_answers_of_nodes_that_are_no_members_are_refused() -> None:
     node = leading()
     with pytest.raises(StepPeerNotFound, match="node 9"):
@@ -322,6 +345,11 @@ def test_a_stored_joint_configuration_is_restored_whole() -> None:
     node = build(storage)
     assert node.raft.tracker.conf_state() == joint
     assert node.raft.peers == (2, 3, 4, 5)
+
+
+def test_a_stored_configuration_that_names_a_node_twice_is_refused() -> None:
+    with pytest.raises(InvariantError, match=r"the stored configuration is .*\(2, 1, 2\).* restored was"):
+        build(stored(voters=(2, 1, 2)))
 
 
 def test_what_is_applied_was_committed_even_if_that_was_not_written_down() -> None:
