@@ -9,7 +9,7 @@ FIND_PYTHON := for p in python3.14 python3.13 python3.12 python3.11 python3; do 
 	if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow verify fix proto docs bench record-sim clean
+.PHONY: help setup demo test test-slow coverage verify fix proto docs bench record-sim clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -44,6 +44,13 @@ test: $(VENV)/.dev  ## Run the tests (those marked slow left out).
 test-slow: $(VENV)/.dev  ## Run the long ones: many kill rounds, all crash images.
 	@$(PY) -m pytest -m slow -q
 
+# Without what is drawn at random and without etcd's transcripts: so that whatever the core can do is done by a test
+# that says what is expected of it, and the result is the same wherever this runs.
+coverage: $(VENV)/.dev  ## Show that the tests of the core reach every branch of it.
+	@$(BIN)/coverage run -m pytest -q -m 'not hypothesis' tests/core tests/transcripts \
+	  --ignore tests/core/test_random_schedules.py --ignore tests/transcripts/test_transcripts.py
+	@$(BIN)/coverage report
+
 verify: $(VENV)/.dev  ## Lint, types and what is generated and stale; changes no tracked file.
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -69,5 +76,5 @@ bench: $(VENV)/.dev  ## Measure writes against three durable local nodes.
 	@$(PY) -m bench write --concurrency 1,64,256,1024 --seconds 5
 
 clean:  ## Remove .venv and everything generated that is not tracked.
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -189,6 +189,15 @@ def test_docstrings_are_set_as_they_were_written(path: Path) -> None:
                     )
 
 
+def test_what_no_test_of_the_core_reaches_says_why() -> None:
+    for path in sorted((PACKAGE / "core").rglob("*.py")):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if "pragma" in line:
+                assert re.search(r"  # pragma: no (cover|branch) - \w+( \w+){2,}", line), (
+                    f"{path.name}:{number}: a line that is left out of the coverage gives the reason"
+                )
+
+
 def test_the_project_names_no_machine_and_no_package_index() -> None:
     pattern = re.compile(
         r"https?://[^ \"]*/(simple|packages)/|--index-url|/home/[a-z]|/(?:root|work)/|/tmp/[a-z]"

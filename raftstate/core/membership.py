@@ -273,7 +273,7 @@ class Changer:
                     self._make_learner(draft, change.node_id)
                 case ConfChangeType.REMOVE_NODE:
                     draft.remove(change.node_id)
-                case ConfChangeType.UPDATE_NODE:
+                case ConfChangeType.UPDATE_NODE:  # pragma: no branch - there is no other type
                     pass  # the application's news about a member; consensus does not depend on it
         if not draft.incoming:
             raise ConfChangeError("removed all voters")
