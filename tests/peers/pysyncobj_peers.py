@@ -133,11 +133,15 @@ class PysyncobjPeers:
 
     def settle(self) -> None:
         for _ in range(20):
-            self.now_s += BEAT_S
-            # Leaders first, so that nobody else's time runs out.
-            for node in sorted(self._alive, key=lambda node: not self.stores[node]._isLeader()):
-                self.turn(node)
-                self._links.deliver_all()
+            self.round()
+
+    def round(self) -> None:
+        """Let a beat pass, every node do its part, and everything arrive."""
+        self.now_s += BEAT_S
+        # Leaders first, so that nobody else's time runs out.
+        for node in sorted(self._alive, key=lambda node: not self.stores[node]._isLeader()):
+            self.turn(node)
+            self._links.deliver_all()
 
     def put(self, node: int, key: str, size: int = 1) -> _Outcome:
         outcome = _Outcome()
