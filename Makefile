@@ -9,7 +9,7 @@ FIND_PYTHON := for p in python3.14 python3.13 python3.12 python3.11 python3; do 
 	if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then echo $$p; break; fi; done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage verify fix proto docs bench record-sim test-peers mutants clean
+.PHONY: help setup demo test test-slow coverage verify fix proto docs bench record-sim test-peers mutants cases clean
 
 help:  ## List the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -54,6 +54,9 @@ coverage: $(VENV)/.dev  ## Show that the tests of the core reach every branch of
 test-peers: $(VENV)/.dev  ## Install pysyncobj beside, and play the schedules on it that are played on raftstate.
 	@$(PY) -m pip install $(PIP_FLAGS) -c constraints.txt -e '.[peers]'
 	@$(PY) -m pytest -q tests/peers
+
+cases: $(VENV)/.dev  ## List the eighty-six cases, each with the tests that guard against it.
+	@$(PY) -m tests.cases
 
 mutants: $(VENV)/.dev  ## Put each known bug back in, one at a time, and see that the checks catch it (an hour).
 	@$(PY) -m tests.mutants

@@ -103,6 +103,14 @@ def test_an_append_from_before_the_commit_index_is_answered_by_that_index_and_ch
     assert whole_log(node) == [entry(1, 1), entry(2, 1)]
 
 
+@pytest.mark.case(10)
+def test_what_is_acknowledged_is_what_the_append_verified_and_not_the_suffix_behind_it() -> None:
+    node = build(stored((1, 1, 2, 2)))
+    node.step(append(entry(2, 1), term=3, index=1, log_term=1))
+    node.step(append(term=3, index=1, log_term=1))
+    assert [(message.index, message.reject) for message in work(node)] == [(2, False), (1, False)]
+
+
 @pytest.mark.case(9)
 def test_the_commit_index_goes_no_further_than_the_last_entry_this_append_verified() -> None:
     node = build(stored((1, 1, 1, 1)))
@@ -158,6 +166,19 @@ def test_a_single_node_commits_its_first_entry_and_a_proposal_only_when_each_is_
         for response in write.responses:
             node.step(response)
         assert node.raft.raft_log.committed == index
+
+
+@pytest.mark.case(4)
+def test_a_new_leader_does_not_count_its_first_entry_before_it_is_durable() -> None:
+    node = build()
+    node.campaign()
+    work(node)
+    node.step(Message(MessageType.VOTE_RESP, to=1, from_=2, term=1))
+    assert node.raft.state is Role.LEADER
+    acknowledge(node, 2, 1)
+    assert node.raft.raft_log.committed == 0
+    work(node)
+    assert node.raft.raft_log.committed == 1
 
 
 @pytest.mark.case(5)

@@ -432,6 +432,26 @@ def test_a_node_within_a_program_changes_no_members() -> None:
 
 
 @pytest.mark.case(23)
+def test_a_member_that_was_cut_off_while_the_members_changed_goes_over_with_the_snapshot() -> None:
+    cluster = MemberCluster(3, 20)
+    behind = follower_of(cluster)
+    cluster.isolate(behind.id)
+    cluster.run_for(2)
+    cluster.add(4)
+    cluster.run_until(lambda: cluster.voters() == (1, 2, 3, 4))
+    for n in range(30):
+        write(cluster, f"cut/{n}", 1)
+    cluster.run_for(0.5)
+    leader = cluster.elect()
+    assert leader.storage.first_index() > behind.storage.last_index() + 1
+    cluster.cut.clear()
+    expected = ConfState(voters=(1, 2, 3, 4))
+    cluster.run_until(lambda: behind.driver.applied.conf_state == expected)
+    assert len(behind.installed) == 1
+    assert behind.driver.raw.raft.tracker.conf_state() == expected
+
+
+@pytest.mark.case(23)
 @pytest.mark.parametrize("seed", range(6))
 def test_a_cluster_grows_to_five_all_its_first_nodes_are_replaced_and_it_shrinks_to_three(seed: int) -> None:
     """Under load, with crashes and cuts at random: nothing acknowledged is lost, one configuration at the
