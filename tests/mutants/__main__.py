@@ -59,6 +59,7 @@ def main(arguments: list[str]) -> int:
         if problem:
             print(f"the checks are not green before any mutant: {problem}", file=sys.stderr)
             return 2
+        print("the checks are green without a mutant", file=lines, flush=True)
         results = []
         for case in options.only:
             results.append(_judge(case, by_case.get(case), base, work, options.by, simulates=simulates))
@@ -94,7 +95,7 @@ def _check_base(base: Path, chosen: Sequence[Mutant], work: Path, *, unit: bool,
     outcomes = [tree.fault_free(base)]
     union = sorted({test for mutant in chosen for test in mutant.caught_by})
     if unit and union:
-        outcomes.append(tree.tests(base, union, work / "scratch"))
+        outcomes.append(tree.run_tests(base, union, work / "scratch", mutated=False))
     if sim:
         outcomes.append(tree.sim(base, work / "scratch"))
     return "; ".join(outcome.detail for outcome in outcomes if outcome.verdict is not Verdict.SURVIVED)
@@ -122,7 +123,7 @@ def _run_checks(mutant: Mutant, mutated: Path, scratch: Path, by: str, *, simula
     if outcomes[-1].verdict is Verdict.FAULT_FREE_FAILED:
         return outcomes
     if by != "sim":
-        outcomes.append(tree.tests(mutated, mutant.caught_by, scratch))
+        outcomes.append(tree.run_tests(mutated, mutant.caught_by, scratch))
     if simulates and outcomes[-1].verdict is not Verdict.CAUGHT:
         outcomes.append(tree.sim(mutated, scratch))
     return outcomes

@@ -17,7 +17,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "        ):\n",
             ),
         ),
-        caught_by=("tests/core/test_election.py",),
+        caught_by=(
+            "tests/core/test_election.py::"
+            "test_a_vote_leaves_only_after_its_write_which_holds_term_and_vote_together",
+        ),
     ),
     Mutant(
         case=2,
@@ -30,7 +33,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "            ready.hard_state = HardState(raft.term, vote, log.committed)\n",
             ),
         ),
-        caught_by=("tests/core/test_election.py",),
+        caught_by=(
+            "tests/core/test_election.py::"
+            "test_a_vote_leaves_only_after_its_write_which_holds_term_and_vote_together",
+        ),
     ),
     Mutant(
         case=3,
@@ -50,7 +56,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "min(self.committed, self.unstable.offset_in_progress - 1)\n",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::"
+            "test_a_single_node_commits_its_first_entry_and_a_proposal_only_when_each_is_durable",
+        ),
     ),
     Mutant(
         case=4,
@@ -64,7 +73,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "    def _change_role",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::"
+            "test_a_new_leader_does_not_count_its_first_entry_before_it_is_durable",
+        ),
     ),
     Mutant(
         case=5,
@@ -79,22 +91,27 @@ MUTANTS: tuple[Mutant, ...] = (
                 "    replication.broadcast_append(raft)\n",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::test_a_leader_does_not_count_its_own_copy_before_it_is_durable",
+        ),
     ),
     Mutant(
         case=6,
-        what="the log's window in memory takes entries before they are written (hashicorp/raft#429)",
+        what="the log's view in memory is that of a write that failed (hashicorp/raft#429)",
         edits=(
             Edit(
                 "raftstate/store/log.py",
-                "            meta = meta._replace(last_index=entries[-1].index, last_term=entries[-1].term)\n"
-                "        if target.commit",
-                "            meta = meta._replace(last_index=entries[-1].index, last_term=entries[-1].term)\n"
-                "            self._window.append(entries)\n"
-                "        if target.commit",
+                "        with self._transaction() as txn:\n            if entries:\n"
+                "                _delete(txn, entries[0].index, self._meta.last_index)\n",
+                "        before, self._meta, self._hard_state = self._meta, meta, target\n"
+                "        with self._transaction() as txn:\n            if entries:\n"
+                "                _delete(txn, entries[0].index, before.last_index)\n",
             ),
         ),
-        caught_by=("tests/store/test_log.py",),
+        caught_by=(
+            "tests/store/test_log_writer.py::"
+            "test_on_a_full_disk_the_same_group_is_tried_until_there_is_room_and_nothing_before_it",
+        ),
     ),
     Mutant(
         case=7,
@@ -106,7 +123,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "bool(term) and index > self.committed\n",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::"
+            "test_an_entry_of_an_earlier_term_commits_only_with_one_of_the_present_term",
+        ),
     ),
     Mutant(
         case=8,
@@ -120,7 +140,9 @@ MUTANTS: tuple[Mutant, ...] = (
                 "            conflict = entries[0].index\n",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::test_a_repeated_or_late_append_leaves_the_suffix_behind_it",
+        ),
     ),
     Mutant(
         case=9,
@@ -132,7 +154,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "        self.commit_to(min(committed, self.last_index()))\n",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::"
+            "test_the_commit_index_goes_no_further_than_the_last_entry_this_append_verified",
+        ),
     ),
     Mutant(
         case=10,
@@ -144,7 +169,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "to=message.from_, index=log.last_index()))\n",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::"
+            "test_what_is_acknowledged_is_what_the_append_verified_and_not_the_suffix_behind_it",
+        ),
     ),
     Mutant(
         case=11,
@@ -156,7 +184,9 @@ MUTANTS: tuple[Mutant, ...] = (
                 "        from_=LOCAL_APPEND_THREAD,\n",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::test_a_report_of_a_write_from_an_earlier_term_is_not_believed",
+        ),
     ),
     Mutant(
         case=12,
@@ -170,7 +200,9 @@ MUTANTS: tuple[Mutant, ...] = (
                 "                for request, result in zip(requests, entry.items, strict=False):\n",
             ),
         ),
-        caught_by=("tests/node/test_driver.py",),
+        caught_by=(
+            "tests/node/test_driver.py::test_a_write_whose_index_another_leader_filled_was_never_applied",
+        ),
     ),
     Mutant(
         case=13,
@@ -185,7 +217,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "                entries = log.entries_from(progress.next + 1, raft.max_message_bytes)\n",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::"
+            "test_a_leader_that_cannot_read_its_own_log_sends_nothing_and_resumes_later",
+        ),
     ),
     Mutant(
         case=14,
@@ -197,6 +232,9 @@ MUTANTS: tuple[Mutant, ...] = (
                 "            if our_term <= term or guess < index:\n",
             ),
         ),
-        caught_by=("tests/core/test_replication.py",),
+        caught_by=(
+            "tests/core/test_replication.py::"
+            "test_a_follower_with_a_long_conflicting_tail_catches_up_in_few_rounds",
+        ),
     ),
 )

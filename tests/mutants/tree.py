@@ -23,6 +23,8 @@ _NOT_COPIED = (".git", ".venv", "__pycache__", ".*_cache", ".hypothesis", "build
 
 _FAULT_FREE_LIMIT_S = 180
 _TESTS_LIMIT_S = 600
+_BASE_LIMIT_S = 3_600
+"""All the tests that mutants name, one after the other."""
 _SIM_LIMIT_S = 600
 _OUTPUT_TAIL_LINES = 12
 
@@ -75,21 +77,22 @@ def fault_free(tree: Path) -> Outcome:
     return Outcome(Verdict.FAULT_FREE_FAILED, _why(ended), ended.cpu_s)
 
 
-def tests(tree: Path, chosen: Sequence[str], scratch: Path) -> Outcome:
-    """Run tests up to the first that fails.
+def run_tests(tree: Path, chosen: Sequence[str], scratch: Path, *, mutated: bool = True) -> Outcome:
+    """Run tests up to the first that fails; those marked slow are left out.
 
     Args:
         tree: where they and the product stand.
         chosen: pytest node ids or files.
         scratch: a directory for what they write; made anew.
+        mutated: whether they are those of one mutant, not of all.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     report = scratch / "failures.json"
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider"]
     command += ["-p", "tests.mutants.failures", "--failures", str(report)]
-    command += ["--basetemp", str(scratch / "tmp"), *chosen]
-    ended = _run(tree, command, _TESTS_LIMIT_S)
+    command += ["-m", "not slow", "--basetemp", str(scratch / "tmp"), *chosen]
+    ended = _run(tree, command, _TESTS_LIMIT_S if mutated else _BASE_LIMIT_S)
     failures = json.loads(report.read_text("utf-8")) if report.exists() else []
     for failure in failures:
         if failure["proof"]:
