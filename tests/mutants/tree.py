@@ -132,11 +132,14 @@ def _why(ended: _Ended) -> str:
 
 def _run(tree: Path, command: Sequence[str], limit_s: float) -> _Ended:
     """Run a command in the tree, whose modules come before any installed ones."""
+    # Beside the tree, so that what a killed command leaves goes with it.
+    temporary = tree.parent / "tmp"
+    temporary.mkdir(exist_ok=True)
     before = _children_cpu_s()
     process = subprocess.Popen(
         command,
         cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
+        env={**os.environ, "PYTHONPATH": str(tree), "TMPDIR": str(temporary)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
