@@ -395,13 +395,6 @@ def test_proposals_need_a_leader_and_are_forwarded_to_it() -> None:
     assert work(node) == [Message(MessageType.PROP, to=2, from_=1, entries=[entry(0, 0, b"x")])]
 
 
-def test_a_proposal_of_nothing_is_refused() -> None:
-    node = leading()
-    with pytest.raises(ProposalDropped, match="propose at least one"):
-        node.propose_entries([])
-    assert not node.has_ready()
-
-
 def test_forwarding_can_be_switched_off() -> None:
     node = build(disable_proposal_forwarding=True)
     node.step(Message(MessageType.HEARTBEAT, to=1, from_=2, term=1))
