@@ -364,9 +364,17 @@ class Driver:
             self.transfer_leader(transfer.target)
 
     def _receive_message(self, sender: int, message: Message) -> None:
-        if message.from_ != sender or message.to != self.raw.raft.id or message.type in _NOT_FOR_PEERS:
+        # To the core a message without a term is this node's own, and bound by none.
+        is_own = not message.term and message.type is not MessageType.READ_INDEX
+        is_ours = message.from_ == sender and message.to == self.raw.raft.id
+        if is_own or not is_ours or message.type in _NOT_FOR_PEERS:
             log.warning(
-                "message ignored", sender=sender, type=message.type.name, from_=message.from_, to=message.to
+                "message ignored",
+                sender=sender,
+                type=message.type.name,
+                from_=message.from_,
+                to=message.to,
+                term=message.term,
             )
             return
         if self.applied.is_blank and message.type is MessageType.APP and message.index == 0:

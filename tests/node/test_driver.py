@@ -8,6 +8,7 @@ import pytest
 
 from chaos.sim.world import MS, SimCluster, SimNode, was_applied
 from raftstate.core.roles import Role
+from raftstate.core.types import Entry, Message, MessageType
 from raftstate.machine.reader import Reader
 from raftstate.machine.types import Batch, Code, Register
 from raftstate.node.environment import Executed, ForwardReply, Outcome, Rejected, TransferLeader
@@ -381,3 +382,33 @@ def test_a_leader_that_is_not_fit_to_lead_hands_over_and_does_not_stand_again() 
     assert unfit.driver.raw.raft.state is Role.FOLLOWER
     unfit.driver.fitness.lift("disk")
     cluster.run_until(lambda: unfit.driver.raw.raft.state is Role.PRE_CANDIDATE, 2)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MessageType if kind is not MessageType.READ_INDEX])
+def test_a_message_without_a_term_is_not_taken_from_a_peer(kind: MessageType) -> None:
+    cluster = SimCluster(3, 0)
+    leader = cluster.elect()
+    follower = next(node for node in cluster.nodes.values() if node is not leader)
+    for node, sender in ((follower, leader.id), (leader, follower.id)):
+        raft, last = node.driver.raw.raft, node.storage.last_index()
+        before = (
+            raft.state,
+            raft.term,
+            raft.vote,
+            raft.lead,
+            raft.raft_log.last_index(),
+            raft.raft_log.committed,
+        )
+        entry = Entry(index=last + 1, term=raft.term)
+        message = Message(kind, to=node.id, from_=sender, index=last, log_term=raft.term, entries=[entry])
+        node.receive(sender, message)
+        raft = node.driver.raw.raft
+        assert node.driver.halted is None
+        assert before == (
+            raft.state,
+            raft.term,
+            raft.vote,
+            raft.lead,
+            raft.raft_log.last_index(),
+            raft.raft_log.committed,
+        )
