@@ -108,10 +108,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 "                _delete(txn, entries[0].index, before.last_index)\n",
             ),
         ),
-        caught_by=(
-            "tests/store/test_log_writer.py::"
-            "test_on_a_full_disk_the_same_group_is_tried_until_there_is_room_and_nothing_before_it",
-        ),
+        caught_by=("tests/store/test_log.py::test_a_write_that_failed_is_not_gone_by",),
     ),
     Mutant(
         case=7,

@@ -300,18 +300,33 @@ def test_after_a_failed_commit_nothing_is_written_any_more(tmp_path: Path) -> No
     again.close()
 
 
+def fail_for_want_of_space(txn: lmdb.Transaction[memoryview]) -> None:
+    txn.abort()
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.case(6)
+def test_a_write_that_failed_is_not_gone_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = new_log(tmp_path / "log")
+    put(log, run(1, 1), HardState(1, 1, 0))
+    with monkeypatch.context() as full:
+        full.setattr(log, "_commit", fail_for_want_of_space)
+        with pytest.raises(StorageError, match="No space left on device"):
+            log.write(HardState(2, 1, 0), run(2, 2))
+    with pytest.raises(InvariantError, match="entries from 3 on can't be appended: the log holds 1 to 1"):
+        log.write(None, run(3, 3))
+    put(log, run(2, 2), HardState(1, 1, 1))  # no step back: term 2 was not written
+    assert content(log) == (HardState(1, 1, 1), 1, run(1, 2))
+    log.close()
+
+
 @pytest.mark.case(52)
 def test_a_full_disk_is_said_to_be_full_and_the_log_goes_on_once_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = new_log(tmp_path / "log")
-
-    def commit(txn: lmdb.Transaction[memoryview]) -> None:
-        txn.abort()
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as full:
-        full.setattr(log, "_commit", commit)
+        full.setattr(log, "_commit", fail_for_want_of_space)
         with pytest.raises(StorageError, match="free or add space, and the node goes on") as raised:
             log.write(HardState(1, 1, 0), run(1, 1))
     assert is_full(raised.value)
