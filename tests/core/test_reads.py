@@ -220,7 +220,7 @@ def test_lease_based_reads_are_answered_at_once_and_keep_their_leader() -> None:
 def test_a_leader_that_was_cut_off_and_replaced_answers_no_read() -> None:
     node = leading(check_quorum=True)
     node.read_index(b"r")
-    work(node)
+    assert answered(node) == []
     node.step(Message(MessageType.APP_RESP, to=1, from_=2, term=2))
     assert (node.raft.state, answered(node)) == (Role.FOLLOWER, [])
     for _ in range(ELECTION_TICKS):

@@ -181,10 +181,40 @@ def test_a_linearizable_read_sees_a_write_acknowledged_elsewhere_just_before(at_
 def test_an_isolated_leader_confirms_no_read() -> None:
     cluster = SimCluster(3, 10)
     leader = cluster.elect()
+    written = cluster.put(leader.id, "x")
+    cluster.run_until(lambda: written)  # by now it has committed in its term
     cluster.isolate(leader.id)
     read = cluster.read(leader.id, timeout_s=1)
     cluster.run_until(lambda: read)
     assert isinstance(read[0], Rejected)
+
+
+@pytest.mark.case(32)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_leader_that_was_paused_serves_nothing_older_than_its_successor_has_acknowledged(seed: int) -> None:
+    cluster = SimCluster(3, seed)
+    old = cluster.elect()
+    written = cluster.put(old.id, "x", "before")
+    cluster.run_until(lambda: written)
+    old.pause()
+    cluster.isolate(old.id)
+    cluster.run_until(lambda: cluster.leader() not in (None, old))
+    written = cluster.put(cluster.elect().id, "x", "after")
+    cluster.run_until(lambda: written)
+    assert was_applied(written)
+    old.resume()
+    assert old.driver.raw.raft.state is Role.LEADER
+    seen: list[bytes | Rejected | None] = []
+
+    def answered(outcome: int | Rejected) -> None:
+        seen.append(outcome if isinstance(outcome, Rejected) else value_at(old, "x"))
+
+    old.driver.read(60_000 * MS, answered)
+    cluster.run_for(0.2)
+    assert seen == []
+    cluster.cut.clear()
+    cluster.run_until(lambda: seen)
+    assert seen == [b"after"]
 
 
 @pytest.mark.case(68)
