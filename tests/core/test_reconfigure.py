@@ -309,6 +309,18 @@ def test_an_older_snapshot_is_ignored() -> None:
     assert (storage.last_index(), node.raft.raft_log.committed) == (3, 3)
 
 
+@pytest.mark.case(43)
+def test_a_snapshot_older_than_the_log_s_boundary_is_ignored() -> None:
+    """The log can't tell any more that it held the snapshot's last entry."""
+    storage = stored((1, 1, 1, 1), hard_state=HardState(term=1, commit=3))
+    storage.create_snapshot(3, None, b"")
+    storage.compact(3)
+    node = build(storage, applied=3)
+    assert receive(node, snapshot(2, 1)) == [Message(MessageType.APP_RESP, to=2, from_=1, term=1, index=3)]
+    log = node.raft.raft_log
+    assert (log.first_index(), log.last_index(), log.committed, log.applied) == (4, 4, 3, 3)
+
+
 def test_a_snapshot_without_this_node_is_ignored() -> None:
     node = build(stored((1,)))
     receive(node, snapshot(9, 1, voters=(2, 3)))

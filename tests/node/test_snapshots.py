@@ -277,14 +277,39 @@ def test_a_crash_between_the_new_state_and_the_new_log_is_mended_at_the_start() 
     assert len(behind.installed) == 1
 
 
+@pytest.mark.case(39)
+def test_what_follows_a_snapshot_is_applied_to_its_state_however_late_that_is_adopted() -> None:
+    cluster, behind = steps_of_an_install(6)
+    adopt = behind.applier.adopt
+    # As when a checkpoint of the old state is being synced, which is waited for.
+    behind.applier.adopt = lambda prepared, done: (  # type: ignore[method-assign]
+        cluster.time.call_later(1, lambda: adopt(prepared, done)) and None
+    )
+    applied: list[int] = []
+    behind.driver.result_watchers.append(lambda results: applied.extend(entry.index for entry in results))
+    cluster.run_until(lambda: behind.installed)
+    before = list(applied)
+    for n in range(5):
+        write(cluster, cluster.elect().id, f"behind/{n}", 3)
+        cluster.run_for(0.1)
+    assert (behind.failures, applied) == ([], before)
+    healthy(cluster)
+    assert applied[len(before) :] == list(range(behind.installed[0] + 1, behind.driver.applied_index + 1))
+
+
 @pytest.mark.case(43)
-def test_an_older_snapshot_is_answered_with_what_is_committed_and_no_bytes_travel() -> None:
-    cluster = SimCluster(3, 9)
+@pytest.mark.parametrize("log_margin", [None, 0])
+def test_an_older_snapshot_is_answered_with_what_is_committed_and_no_bytes_travel(
+    log_margin: int | None,
+) -> None:
+    cluster = SimCluster(3, 9, log_margin=log_margin)
     leader = cluster.elect()
     for n in range(3):
         write(cluster, leader.id, f"a/{n}", 1)
-    cluster.run_for(0.2)
+    cluster.run_for(0.5)
     follower = next(node for node in cluster.nodes.values() if node is not leader)
+    # With no margin the follower's log does not hold the snapshot's last entry any more.
+    assert (follower.storage.first_index() > 3) is (log_margin == 0)
     raft = follower.driver.raw.raft
     sent: list[PeerBody] = []
 

@@ -57,7 +57,8 @@ class RecordedDisk:
         self._cuts = cuts
         self._lock = threading.RLock()
         self._durable = self._now()
-        self._durable_directories = self._directories()
+        self.durable_directories = self._directories()
+        """Names of directories that a power cut leaves there, as things are."""
         sync_data, fsync_directory = checkpoint.sync_data, files.fsync_directory
         commit = LogStore._commit
 
@@ -112,7 +113,7 @@ class RecordedDisk:
 
     def _names_synced(self, path: Path) -> None:
         if path == self.directory:
-            self._durable_directories = self._directories()
+            self.durable_directories = self._directories()
         prefix = "" if path == self.directory else f"{path.name}/"
         now = self._now()
         for name in {*now, *self._durable}:
@@ -126,7 +127,7 @@ class RecordedDisk:
     def _after_power_cut(self, now: Files) -> Files:
         random = self._random
         left: Files = {}
-        lost = {name for name in self._directories() - self._durable_directories if random.random() < 0.3}
+        lost = {name for name in self._directories() - self.durable_directories if random.random() < 0.3}
         for name in sorted({*now, *self._durable}):
             before, after = self._durable.get(name), now.get(name)
             if name.partition("/")[0] in lost:

@@ -11,8 +11,10 @@ import pytest
 
 from raftstate.core.errors import Compacted, Unavailable
 from raftstate.core.types import HardState
+from raftstate.errors import RaftstateError
 from raftstate.machine.layout import read_meta
 from raftstate.machine.verify import check_state
+from raftstate.store import generation
 from raftstate.store.log import LogStore
 from raftstate.store.log_writer import LogWriter
 from raftstate.store.state import StateStore
@@ -67,7 +69,10 @@ def start(image: Path) -> tuple[StateStore, LogStore]:
 def check(image: Image, directory: Path, outcomes: Outcomes) -> str:
     """Start from an image; return which state was found."""
     image.write(directory)
-    state, log = start(directory)
+    try:
+        state, log = start(directory)
+    except RaftstateError as error:
+        pytest.fail(f"a node can't start from what is left {image.step}, while {image.phase}: {error}")
     try:
         found = rows_in(state)
         assert found in outcomes.allowed(image.phase), (image.step, image.phase)
@@ -170,3 +175,33 @@ def test_a_crash_at_any_step_of_an_install_leaves_the_old_or_the_new(
         ("adopting", "new"),
         ("going on", "new"),
     }
+
+
+@pytest.mark.case(40)
+def test_the_directory_of_a_new_state_is_durable_before_current_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut would leave otherwise, one in so many times: a CURRENT that names nothing."""
+    sender = new_state(tmp_path / "sender")
+    node = new_state(tmp_path / "node", PROGRAM[:OLD_INDEX])
+    disk = RecordedDisk(tmp_path / "node", Random(1), monkeypatch)
+    durable_write = generation.durable_write
+    named: list[str] = []
+
+    def write(path: Path, content: bytes) -> None:
+        if path.name == "CURRENT":
+            named.append(content.decode().strip())
+            assert named[-1] in disk.durable_directories
+        durable_write(path, content)
+
+    monkeypatch.setattr(generation, "durable_write", write)
+    builder = node.build(CLUSTER)
+    builder.feed(snapshot_of(sender))
+    prepared = builder.finish(check_state)
+    assert "state-2" not in named
+    node.make_current(prepared)
+    node.adopt(prepared)
+    assert named == ["state-2"]
+    monkeypatch.undo()
+    for each in (node, sender):
+        each.close(clean=False)
