@@ -181,6 +181,7 @@ def test_nothing_ends_just_after_an_election_since_renewals_may_be_on_their_way(
     assert has_lease(new)
 
 
+@pytest.mark.case(69)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_leader_that_stalls_ends_no_lease_whose_renewals_wait_in_its_sockets(seed: int) -> None:
     cluster = SimCluster(1, seed)
@@ -197,6 +198,29 @@ def test_a_leader_that_stalls_ends_no_lease_whose_renewals_wait_in_its_sockets(s
     assert asked_ms + 3_000 <= ended <= cluster.time.now_ns // MS + LATE_MS_MAX
 
 
+@pytest.mark.case(69)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_lease_ends_whose_renewal_waits_in_the_sockets_of_a_cluster_that_stalls_as_a_whole(
+    seed: int,
+) -> None:
+    cluster = SimCluster(3, seed)
+    leader = cluster.elect()
+    granted(cluster, leader.id, 3_000)
+    cluster.run_for(2.9)
+    for node in cluster.nodes.values():
+        node.pause()
+    cluster.run_for(5)
+    asked_ms = cluster.time.now_ns // MS
+    for node in cluster.random.sample(list(cluster.nodes.values()), 3):
+        node.resume()
+    cluster.run_for(0.3)  # much else waits in the sockets before it
+    assert cluster.leader() is leader
+    done(cluster, cluster.renew(leader.id, LEASE))
+    ended = ended_ms(cluster)
+    assert asked_ms + 3_000 <= ended <= cluster.time.now_ns // MS + LATE_MS_MAX
+
+
+@pytest.mark.case(69)
 def test_after_a_stall_renewals_that_come_within_the_grace_are_in_time() -> None:
     cluster = SimCluster(1, 1)
     node = cluster.elect()
