@@ -217,6 +217,24 @@ def test_a_leader_that_was_paused_serves_nothing_older_than_its_successor_has_ac
     assert seen == [b"after"]
 
 
+def test_after_a_stall_a_follower_reads_its_sockets_before_it_counts_a_tick() -> None:
+    cluster = SimCluster(3, 24)
+    leader = cluster.elect()
+    cluster.run_for(0.2)
+    follower = next(node for node in cluster.nodes.values() if node is not leader)
+    raft = follower.driver.raw.raft
+    cluster.isolate(follower.id)
+    cluster.run_until(lambda: raft.election_elapsed == raft.randomized_election_ticks - 1)
+    follower.pause()
+    cluster.cut.clear()
+    cluster.run_for(1)
+    leaders: list[int] = []
+    follower.driver.leader_watchers.append(leaders.append)
+    follower.resume()
+    cluster.run_for(1)
+    assert (raft.lead, raft.term, leaders) == (leader.id, leader.driver.raw.raft.term, [])
+
+
 @pytest.mark.case(68)
 def test_a_leader_whose_log_write_hangs_hands_leadership_over() -> None:
     cluster = SimCluster(3, 11)
