@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from chaos.sim import command as sim
+from chaos.checker import command as check
 
 
 class Command(NamedTuple):
@@ -21,6 +22,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "sim": Command("simulate clusters under faults, deterministically", sim.add_arguments, sim.run),
 }
+COMMANDS: dict[str, Command] = {"check": Command(check.HELP, check.add_arguments, check.run)}
 
 
 def main(arguments: list[str]) -> int:
