@@ -5,7 +5,9 @@ It takes root and a loop device. Where there is neither a test is skipped, visib
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +15,17 @@ from pathlib import Path
 
 import pytest
 
+_EXT4_IOC_SHUTDOWN = 0x8004587D
+_NO_LOG_FLUSH = 2
+"""From the kernel's ext4.h (EXT4_GOING_FLAGS_NOLOGFLUSH): what the journal holds in memory is lost, too."""
+
 
 class SmallDisk:
-    """A mounted file system, and what fills it up."""
+    """A mounted file system, what fills it up, and what cuts its power."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, image: Path) -> None:
         self.path = path
+        self._image = image
         self._ballast = path / "ballast"
 
     def free_bytes(self) -> int:
@@ -47,20 +54,35 @@ class SmallDisk:
         else:
             self._ballast.unlink(missing_ok=True)
 
+    def cut_power(self) -> None:
+        """Lose what was not synced, as a power cut does: from here on every write fails. Close what is open,
+        and go on with `restore_power`."""
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(folder, _EXT4_IOC_SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
+        finally:
+            os.close(folder)
+
+    def restore_power(self) -> None:
+        """Mount it again, as it was left. Nobody may have a file of it open."""
+        _run("umount", str(self.path))
+        _run("mount", "-o", "loop", str(self._image), str(self.path))
+
 
 @contextmanager
-def small_disk(folder: Path, size_bytes: int) -> Iterator[SmallDisk]:
+def small_disk(folder: Path, size_bytes: int, *, journal: bool = False) -> Iterator[SmallDisk]:
     """Make and mount a disk of so many bytes in a folder; unmount it at the end.
 
     Nobody may use it any more then; what still does is left behind by the mount, which goes with its last
-    user.
+    user. `journal`: what a file system needs to be whole after a power cut.
     """
     image, mount = folder / "disk.img", folder / "disk"
     mount.mkdir(parents=True)
     with open(image, "wb") as file:
         file.truncate(size_bytes)
     # Without blocks kept for root: tests run as root, and must meet the end that others meet.
-    _run("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", str(image))
+    feature = "has_journal" if journal else "^has_journal"
+    _run("mkfs.ext4", "-q", "-F", "-m", "0", "-O", feature, str(image))
     try:
         _run("mount", "-o", "loop", str(image), str(mount))
     except subprocess.CalledProcessError as error:
@@ -68,7 +90,7 @@ def small_disk(folder: Path, size_bytes: int) -> Iterator[SmallDisk]:
             raise
         pytest.skip(f"no loop device can be mounted here: {error.stderr.strip()}")
     try:
-        yield SmallDisk(mount)
+        yield SmallDisk(mount, image)
     finally:
         subprocess.run(["umount", "--lazy", str(mount)], check=True)
 
