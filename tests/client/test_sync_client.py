@@ -146,6 +146,34 @@ store.put("after", b"1")
 """
 
 
+FORK_IN_A_COROUTINE = """
+import asyncio, os, raftstate
+from raftstate.client import fork
+
+async def main():
+    client = raftstate.connect_async("127.0.0.1:1")
+    links = client._connected()
+    fork.about_to_open_channel()
+    child = os.fork()
+    if child == 0:
+        try:
+            fork.about_to_open_channel()
+        except raftstate.FailedPreconditionError:
+            os._exit(2 if client._links is links else 0)
+        os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), client._links is links)
+    await client.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.case(74)
+def test_a_child_forked_in_a_coroutine_has_nothing_of_its_parents_and_opens_no_channel() -> None:
+    done = run(FORK_IN_A_COROUTINE, "")
+    assert (done.stdout, done.stderr) == ("0 True\n", "")
+
+
 @pytest.mark.case(74)
 async def test_a_child_forked_before_the_first_call_has_a_session_of_its_own(cluster: FakeCluster) -> None:
     done = await asyncio.to_thread(run, FORK_BEFORE_USE, cluster.url)

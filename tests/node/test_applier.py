@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import msgspec
 import pytest
 
@@ -424,6 +425,28 @@ class FullDisk:
                 await asyncio.sleep(0.001)
 
 
+@pytest.mark.case(65)
+async def test_no_answer_leaves_before_its_transaction_has_committed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[int] = []
+    answered_at_commits: list[list[int]] = []
+    opened = rig.state._opened
+    commit = opened._commit
+
+    def watched(transaction: Any, dirtied_bytes: Any) -> None:
+        answered_at_commits.append(list(answered))
+        commit(transaction, dirtied_bytes)
+
+    monkeypatch.setattr(opened, "_commit", watched)
+    for number in range(2):
+        entry = rig.entry(rig.puts(["k"], b"%d" % number))
+        rig.applier.apply(
+            [entry], {}, lambda results: answered.extend(each.index for each in results), lazily=False
+        )
+    assert (answered_at_commits, answered) == ([[], [1]], [1, 2])
+
+
 @pytest.mark.case(52)
 @pytest.mark.case(65)
 async def test_what_the_disk_has_no_room_for_is_applied_once_and_answered_once_when_it_has(
@@ -546,6 +569,40 @@ async def test_while_room_is_short_the_log_goes_almost_up_to_the_checkpoint(
     await until_cut(rig, 2)
     rig.applier.space_is_short(True)
     await until_cut(rig, 10)
+    rig.applier.space_is_short(False)
+
+
+@pytest.mark.case(64)
+async def test_the_log_is_not_cut_beyond_a_checkpoint_that_is_not_durable_yet(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(applier_module, "SCARCE_MARGIN_ENTRIES", 1)
+    for number in range(4):
+        await rig.apply(rig.entry(rig.puts(["k"], b"%d" % number)))
+    rig.applier._begin_checkpoint()
+    await until_durable(rig, 4)
+    synced = threading.Event()
+    sync_data = checkpoint_module.sync_data
+
+    def slowly(environment: lmdb.Environment) -> None:
+        assert synced.wait(30)
+        sync_data(environment)
+
+    monkeypatch.setattr(checkpoint_module, "sync_data", slowly)
+    try:
+        for number in range(8):
+            await rig.apply(rig.entry(rig.puts(["k"], b"%d" % number)))
+        rig.applier._begin_checkpoint()
+        await rig.apply(rig.entry(rig.puts(["k"], b"last")))
+        rig.applier.space_is_short(True)
+        behind_the_cut: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        rig.writer.compact(0, behind_the_cut.set_result)
+        assert await behind_the_cut is None
+        assert rig.log.first_index() <= rig.state.durable_applied_index + 1 == 5
+    finally:
+        synced.set()
+    await until_durable(rig, 12)
+    await until_cut(rig, 12)
     rig.applier.space_is_short(False)
 
 

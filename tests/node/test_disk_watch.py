@@ -160,6 +160,23 @@ async def test_running_out_of_reader_slots_fails_reads_and_neither_writes_nor_th
 
 
 @pytest.mark.case(55)
+async def test_a_reader_that_dies_later_is_cleared_by_a_later_look(node: Watched) -> None:
+    node.watch._look_around()
+    process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
+        [sys.executable, "-c", READER, str(node.state.path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == "reading\n"
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.communicate)
+    assert process.pid in {each.pid for each in node.state.readers()[0]}
+    node.watch._look_around()
+    assert process.pid not in {each.pid for each in node.state.readers()[0]}
+
+
+@pytest.mark.case(55)
 @pytest.mark.case(57)
 async def test_a_reader_of_another_process_is_named_when_it_stands_still_and_cleared_when_it_died(
     node: Watched, monkeypatch: pytest.MonkeyPatch

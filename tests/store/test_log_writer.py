@@ -258,6 +258,31 @@ def test_on_a_full_disk_the_same_group_is_tried_until_there_is_room_and_nothing_
     assert loop.run_until(2) == [("first", None), ("second", None)]
     assert held.commits == 2
     assert loop.writer.full is None
+
+
+@pytest.mark.case(51)
+@pytest.mark.usefixtures("impatient")
+def test_what_a_full_disk_put_off_is_on_it_once_it_is_reported(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop.reserves = 1
+    commit = loop.log._commit
+    refusals = [full(), full(), full()]
+
+    def full_at_first(txn: lmdb.Transaction[memoryview]) -> None:
+        if refusals:
+            txn.abort()
+            raise refusals.pop()
+        commit(txn)
+
+    monkeypatch.setattr(loop.log, "_commit", full_at_first)
+    loop.append("first", run(1, 2), HardState(1, 1, 0))
+    loop.append("second", run(3, 3), HardState(1, 1, 2))
+    assert loop.run_until(2) == [("first", None), ("second", None)]
+    loop.close()
+    again = reopen(loop.path)
+    assert content(again) == (HardState(1, 1, 2), 1, run(1, 3))
+    again.close()
     assert content(loop.log) == (HardState(2, 2, 1), 1, run(1, 3))
 
 

@@ -148,9 +148,9 @@ def test_running_out_of_reader_slots_fails_that_read_alone(store: StateStore) ->
     readers = [store.read() for _ in range(MAX_READERS - 1)]  # one slot is the checkpoint's
     with pytest.raises(ResourceExhaustedError, match="no reader slot is free"):
         store.read()
+    assert store.failure is None
     with store.write() as tables:
         tables.put(Table.HOT, b"a", b"1")
-    assert store.failure is None
     with readers.pop():
         pass
     assert rows_in(store)[Table.HOT] == {b"a": b"1"}

@@ -1,0 +1,61 @@
+"""What a start does with a log that does not fit the state beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raftstate.core.types import HardState
+from raftstate.errors import DataLossError
+from raftstate.node.startup import reset_to_finish
+from tests.store.log_helpers import new_log, put, run
+
+
+def decision(path: Path, applied_index: int, applied_term: int) -> HardState | None:
+    """Of a log that holds entries 1 to 4 of term 1 and 5 to 40 of term 4, the first 6 of them committed, and
+    that was cut at 2."""
+    log = new_log(path / "log")
+    put(log, run(1, 4, term=1) + run(5, 40, term=4), HardState(5, 2, 6))
+    cut = log.compact(2, 10)
+    assert cut is not None
+    log.publish(cut)
+    try:
+        return reset_to_finish(log, applied_index, applied_term)
+    finally:
+        log.close()
+
+
+@pytest.mark.case(67)
+@pytest.mark.parametrize(("applied_index", "applied_term"), [(2, 1), (3, 1), (6, 4), (30, 4), (40, 4)])
+def test_a_log_that_holds_the_last_entry_applied_or_was_cut_at_it_stays(
+    tmp_path: Path, applied_index: int, applied_term: int
+) -> None:
+    assert decision(tmp_path, applied_index, applied_term) is None
+
+
+@pytest.mark.case(83)
+@pytest.mark.parametrize("applied_index", [7, 39, 40])
+def test_a_longer_log_that_conflicts_with_an_installed_state_begins_anew_and_keeps_term_and_vote(
+    tmp_path: Path, applied_index: int
+) -> None:
+    assert decision(tmp_path, applied_index, 5) == HardState(5, 2, applied_index)
+
+
+@pytest.mark.case(67)
+def test_a_log_that_ends_before_an_installed_state_begins_anew(tmp_path: Path) -> None:
+    assert decision(tmp_path, 41, 4) == HardState(5, 2, 41)
+
+
+@pytest.mark.case(67)
+def test_in_a_term_that_the_log_has_not_heard_of_the_node_has_not_voted(tmp_path: Path) -> None:
+    assert decision(tmp_path, 100, 6) == HardState(6, 0, 100)
+
+
+@pytest.mark.case(83)
+@pytest.mark.parametrize(("applied_index", "applied_term"), [(1, 1), (2, 2), (5, 1), (6, 5)])
+def test_a_state_that_contradicts_what_the_log_knows_to_be_committed_is_no_crash(
+    tmp_path: Path, applied_index: int, applied_term: int
+) -> None:
+    with pytest.raises(DataLossError, match="they are not of one node, or one of them was replaced"):
+        decision(tmp_path, applied_index, applied_term)
