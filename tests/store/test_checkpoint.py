@@ -79,6 +79,19 @@ def test_checkpoint_syncs_then_looks_at_its_slot_then_publishes_then_ends_the_on
     assert steps == ["sync", "look", "checkpoint", "end"]
 
 
+@pytest.mark.case(48)
+def test_the_sync_of_a_checkpoint_is_forced() -> None:
+    """Otherwise LMDB does nothing where commits are not synced."""
+    forced: list[bool] = []
+
+    class Environment:
+        def sync(self, force: bool = False) -> None:
+            forced.append(force)
+
+    checkpoint_module.sync_data(Environment())  # type: ignore[arg-type]
+    assert forced == [True]
+
+
 def test_checkpoints_are_one_at_a_time_and_between_transactions(store: StateStore) -> None:
     with store.write(), pytest.raises(InvariantError, match="within a transaction"):
         store.begin_checkpoint(1)

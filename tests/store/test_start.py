@@ -313,6 +313,24 @@ def test_slots_of_dead_readers_are_given_back(tmp_path: Path) -> None:
     store.close(clean=False)
 
 
+@pytest.mark.case(55)
+def test_a_start_beside_a_living_reader_gives_back_the_slots_of_dead_ones(tmp_path: Path) -> None:
+    """LMDB itself clears the table for whoever opens the environment first, and here that is the reader."""
+    stopped_cleanly(tmp_path)
+    reading = (
+        f"import lmdb, os, sys; e = lmdb.open({str(tmp_path / 'state-1')!r}, readonly=True); t = e.begin()"
+    )
+    command = [sys.executable, "-c", f"{reading}; print('reading', flush=True); sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as living:
+        assert living.stdout is not None
+        assert living.stdout.readline() == b"reading\n"
+        subprocess.run([sys.executable, "-c", f"{reading}; os._exit(0)"], check=True)
+        store = StateStore.open(tmp_path)
+        assert {reader.pid for reader in store.readers()[0]} == {os.getpid(), living.pid}
+        store.close(clean=False)
+        living.communicate()
+
+
 class Crash(BaseException):
     """The process ends here. Nothing may catch it."""
 
