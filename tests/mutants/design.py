@@ -24,16 +24,16 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         62,
-        "a log ends, to who votes by it, before its first damaged record",
+        "a log ends, to the core that votes by it, before its first damaged record",
         (
             Edit(
-                "raftstate/store/log.py",
-                "        return self._seen.last_index\n\n    def term(self",
-                "        return self.damaged[0] - 1 if self.damaged else self._seen.last_index\n\n"
-                "    def term(self",
+                "raftstate/node/startup.py",
+                "        self.last_index = log.last_index\n",
+                '        damaged = getattr(log, "damaged", ())\n'
+                "        self.last_index = (lambda: damaged[0] - 1) if damaged else log.last_index\n",
             ),
         ),
-        ("tests/store/test_log_damage.py::test_a_damaged_last_record_keeps_its_index_and_term",),
+        ("tests/node/test_refill.py::test_a_node_votes_only_for_logs_as_long_as_its_own_was",),
     ),
     Mutant(
         63,
@@ -108,23 +108,18 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         67,
-        "an install resets the log first, and makes the state current after it",
+        "a start takes a log that ends before the state for the one that belongs to it",
         (
             Edit(
-                "raftstate/store/log_writer.py",
-                "        if self._published is not install:\n"
-                "            install.publish()\n"
-                "            self._published = install\n"
-                "        write = self._log.reset(install.hard_state, install.index, install.term)\n",
-                "        write = self._log.reset(install.hard_state, install.index, install.term)\n"
-                "        if self._published is not install:\n"
-                "            install.publish()\n"
-                "            self._published = install\n",
+                "raftstate/node/startup.py",
+                "    except (Compacted, Unavailable):\n",
+                "    except Unavailable:\n        return None\n    except Compacted:\n",
             ),
         ),
         (
-            "tests/store/test_log_install.py"
-            "::test_the_state_is_published_before_the_log_is_reset_and_both_before_the_report",
+            "tests/node/test_startup.py::test_a_log_that_ends_before_an_installed_state_begins_anew",
+            "tests/node/test_snapshots.py"
+            "::test_a_crash_between_the_new_state_and_the_new_log_is_mended_at_the_start",
         ),
     ),
     Mutant(

@@ -22,15 +22,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         48,
-        "a start puts back one of the two meta pages only: LMDB opens a commit whose pages may be lost",
+        "a checkpoint asks LMDB for a sync that does nothing where commits are not synced",
+        (Edit("raftstate/store/checkpoint.py", "environment.sync(True)", "environment.sync()"),),
         (
-            Edit(
-                "raftstate/store/start.py",
-                "for page in (meta.predecessor(), meta):",
-                "for page in (meta,):",
-            ),
+            "tests/store/test_power_cut.py::test_the_state_goes_back_to_its_checkpoint",
+            "tests/store/test_checkpoint.py::test_the_sync_of_a_checkpoint_is_forced",
         ),
-        ("tests/store/test_start.py::test_unclean_stop_goes_back_to_the_checkpoint_in_both_meta_pages",),
     ),
     Mutant(
         49,
