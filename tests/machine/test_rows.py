@@ -78,6 +78,7 @@ def flipped(row: bytes) -> bytes:
     return row[:-1] + bytes((row[-1] ^ 1,))
 
 
+@pytest.mark.case(56)
 @pytest.mark.parametrize(
     "harm", [flipped, lambda row: row[:5], lambda row: row + b"\x00"], ids=["flip", "cut", "more"]
 )

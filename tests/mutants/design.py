@@ -215,7 +215,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 "    return len(UnknownFieldSet(batch)) > 0\n",
             ),
         ),
-        ("tests/machine/test_checks.py",),
+        ("tests/machine/test_checks.py::test_a_refused_command_is_an_answer_and_the_rest_of_its_batch_runs",),
     ),
     Mutant(
         76,
@@ -329,7 +329,10 @@ MUTANTS: tuple[Mutant, ...] = (
                 "        if term:\n            return None\n",
             ),
         ),
-        ("tests/node/test_startup.py",),
+        (
+            "tests/node/test_startup.py"
+            "::test_a_longer_log_that_conflicts_with_an_installed_state_begins_anew_and_keeps_term_and_vote",
+        ),
     ),
     Mutant(
         84,

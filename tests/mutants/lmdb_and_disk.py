@@ -128,7 +128,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 "    body = row[CHECKSUM_BYTES:]\n    kind, key_bytes,",
             ),
         ),
-        ("tests/machine/test_rows.py",),
+        ("tests/machine/test_rows.py::test_a_damaged_row_is_found_by_every_read_of_it",),
     ),
     Mutant(
         57,
