@@ -142,6 +142,7 @@ async def test_no_serial_is_sent_beyond_the_window_above_the_floor() -> None:
     assert sent_serials(ledger) == list(range(4_097, 4_609))
 
 
+@pytest.mark.case(79)
 async def test_what_is_sent_again_goes_first_even_when_the_window_is_full() -> None:
     ledger = Ledger()
     add(ledger, 5_000)

@@ -279,17 +279,24 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         80,
-        "a write with a lost copy is sent again in the session that follows an expired one",
+        "a node that has forwarded a write sends it again when the link to the leader breaks",
         (
             Edit(
-                "raftstate/client/ledger.py",
-                "write.serial = 0\n            if write.lost:\n                write.end(reason)\n",
-                "write.serial = 0\n",
+                "raftstate/node/requests.py",
+                "        request.item = None\n        request.sent_to = leader\n",
+                "        request.sent_to = leader\n",
+            ),
+            Edit(
+                "raftstate/node/requests.py",
+                "            self._unknown(\n"
+                "                self._forwarded.pop(forward_id),\n"
+                '                "the connection to the leader was lost after the write was sent",\n'
+                "            )\n",
+                "            self._held.append(self._forwarded.pop(forward_id))\n",
             ),
         ),
         (
-            "tests/client/test_exactly_once.py"
-            "::test_a_session_that_expired_between_two_copies_makes_the_outcome_unknown",
+            "tests/node/test_driver.py::test_a_forwarded_write_whose_link_breaks_is_unknown_and_is_not_sent_again",
         ),
     ),
     Mutant(
@@ -321,12 +328,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         83,
-        "a start takes any log that reaches the applied index for the one that belongs to the state",
+        "a start takes a log that is longer than the state for the one that belongs to it",
         (
             Edit(
                 "raftstate/node/startup.py",
-                "        if term == applied_term:\n            return None\n",
-                "        if term:\n            return None\n",
+                "        if term == applied_term:\n",
+                "        if term == applied_term or log.last_index() > applied_index:\n",
             ),
         ),
         (

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from chaos.sim.world import SimCluster, SimNode, was_applied
+from raftstate.core.errors import SnapshotTemporarilyUnavailable
 from raftstate.core.roles import Role
 from raftstate.machine.layout import META_KEY, change_key, meta_row, read_index, read_meta
 from raftstate.machine.reader import Reader
@@ -296,6 +297,60 @@ def test_a_copy_that_is_damaged_on_its_way_is_not_used_and_another_one_is_asked_
         node.damage_snapshots = False
         node.driver.snapshots.own.state_replaced()
     cluster.run_until(lambda: odd.rebuilds and of_one_mind(cluster), 60)
+
+
+def odd_with_a_log_cut_behind_old_snapshots(cluster: SimCluster) -> tuple[SimNode, int]:
+    """An odd node, and the boundary of its log: the others have snapshots at hand that are older."""
+    leader = cluster.elect()
+    odd = follower_of(cluster, leader)
+    sources = [node for node in cluster.nodes.values() if node is not odd]
+    for node in sources:
+        with pytest.raises(SnapshotTemporarilyUnavailable):
+            node.driver.snapshots.own.snapshot()
+    cluster.run_for(1)
+    old = [node.driver.snapshots.own.snapshot().metadata.index for node in sources]
+    written(cluster)
+    odd.take_checkpoint()
+    boundary = read_meta(odd.checkpoint).applied_index
+    assert max(old) < boundary
+    odd.storage.compact(boundary)
+    diverge(odd)
+    written(cluster, prefix="after")
+    return odd, boundary
+
+
+@pytest.mark.case(84)
+def test_no_copy_is_offered_that_is_older_than_the_log_of_the_one_that_asks() -> None:
+    cluster = SimCluster(3, 5)
+    offered: list[int] = []
+
+    def note(_sender: int, _to: int, body: PeerBody) -> list[float]:
+        if isinstance(body, RepairOffer) and body.metadata is not None:
+            offered.append(body.metadata.index)
+        return [cluster.random.uniform(0.0001, 0.002)]
+
+    cluster.tamper = note
+    odd, boundary = odd_with_a_log_cut_behind_old_snapshots(cluster)
+    cluster.run_until(lambda: odd.rebuilds and of_one_mind(cluster), 20)
+    assert offered
+    assert min(offered) >= boundary
+    assert odd.rebuilds == 1
+
+
+@pytest.mark.case(84)
+def test_a_copy_older_than_was_asked_for_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = SimCluster(3, 5)
+    for node in cluster.nodes.values():
+        take = node.driver._handlers[RepairRequest]
+        node.driver.on(
+            RepairRequest, lambda sender, asked, take=take: take(sender, RepairRequest(asked.id, 0))
+        )
+    odd, _ = odd_with_a_log_cut_behind_old_snapshots(cluster)
+    used: list[object] = []
+    monkeypatch.setattr(odd.integrity._repair, "rebuild", lambda copy, _check, _done: used.append(copy))
+    cluster.run_until(lambda: used or "the last attempt failed" in "".join(odd.driver.fitness.alarms), 20)
+    assert used == []
+    assert "or later was asked for" in "".join(odd.driver.fitness.alarms)
 
 
 def test_after_so_many_failed_attempts_a_person_is_told_what_to_do() -> None:
