@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from chaos.sim import command as sim
 from chaos.checker import command as check
+from chaos.sim import command as sim
 
 
 class Command(NamedTuple):
@@ -20,9 +20,9 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "sim": Command("simulate clusters under faults, deterministically", sim.add_arguments, sim.run),
+    "sim": Command(sim.HELP, sim.add_arguments, sim.run),
+    "check": Command(check.HELP, check.add_arguments, check.run),
 }
-COMMANDS: dict[str, Command] = {"check": Command(check.HELP, check.add_arguments, check.run)}
 
 
 def main(arguments: list[str]) -> int:

@@ -19,6 +19,7 @@ from chaos.sim import ledger
 from chaos.sim.shrink import shrink
 from chaos.sim.simulation import Run, Simulation
 
+HELP = "simulate clusters under faults, deterministically"
 SECONDS = 57.6
 """Simulated for each seed, without its heal phase: a thousand seeds are sixteen hours."""
 TOLD_EVERY_S = 10.0
@@ -51,6 +52,8 @@ class Figures:
     faults: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
     violations: int = 0
+    broken: int = 0
+    """Of the violations: those that are exceptions, and none of an invariant."""
     unknown: int = 0
     failed_seeds: list[int] = field(default_factory=list)
     speed: float = 0.0
@@ -63,6 +66,7 @@ class Figures:
         self.faults.update(run.installed)
         self.skipped.update(run.skipped)
         self.violations += bool(run.violation)
+        self.broken += run.broke
         self.unknown += bool(run.unknown and not run.violation)
         if run.violation or run.unknown:
             self.failed_seeds.append(run.seed)
@@ -76,6 +80,7 @@ class Figures:
             "faults": dict(sorted(self.faults.items())),
             "skipped": dict(sorted(self.skipped.items())),
             "violations": self.violations,
+            "broken": self.broken,
             "unknown": self.unknown,
             "failed_seeds": self.failed_seeds,
             "speed": round(self.speed, 1),

@@ -72,14 +72,19 @@ class MemberCluster(SimCluster):
             return
         if isinstance(body, Message) and body.type is MessageType.APP and to in self.drop_appends_to:
             return
-        hello = Hello(CLUSTER_ID, sender, source.incarnation, to, Channel.CONTROL, source.knows)
-        welcome = node.membership.admission.admit(hello)
-        if welcome.refusal:
-            self.refusals.append((sender, welcome.refusal))
-            if source.running:
-                source.membership.admission.refused(to, welcome)
-        elif node.membership.admission.takes(sender, source.incarnation, body):
+        if self.connects(source, node) and node.membership.admission.takes(sender, source.incarnation, body):
             node.receive(sender, body)
+
+    def connects(self, source: MemberNode, node: MemberNode) -> bool:
+        """Whether a node lets another one in; if not, that one is told why."""
+        hello = Hello(CLUSTER_ID, source.id, source.incarnation, node.id, Channel.CONTROL, source.knows)
+        welcome = node.membership.admission.admit(hello)
+        if not welcome.refusal:
+            return True
+        self.refusals.append((source.id, welcome.refusal))
+        if source.running:
+            source.membership.admission.refused(node.id, welcome)
+        return False
 
     def leader(self) -> MemberNode | None:
         """The leader of the highest term that a majority of its own voters follow."""

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from chaos.sim.simulation import Simulation
 
 
+CONNECTED_NS = 100_000_000
+
+
 class ObservedLog(SimLog):
     """Tells what is made durable."""
 
@@ -96,8 +99,20 @@ class ObservedCluster(MemberCluster):
     def __init__(self, size: int, seed: int, simulation: Simulation) -> None:
         self.simulation = simulation
         self.known_leader: int | None = None
+        self._connected: dict[tuple[int, int], tuple[tuple[int, int], int]] = {}
         super().__init__(size, seed)
         self.crashes_keep_writes = True
 
     def make_node(self, node_id: int) -> ObservedNode:
         return ObservedNode(self, node_id)
+
+    def connects(self, source: MemberNode, node: MemberNode) -> bool:
+        # A connection is let in once, and lasts: what comes over it is looked at by itself (`takes`). Now and
+        # then it is made anew, as after a loss, so that one who was removed hears of it.
+        lives, until_ns = self._connected.get((source.id, node.id), ((0, 0), 0))
+        if lives == (source.epoch, node.epoch) and self.time.now_ns < until_ns:
+            return True
+        if not super().connects(source, node):
+            return False
+        self._connected[source.id, node.id] = (source.epoch, node.epoch), self.time.now_ns + CONNECTED_NS
+        return True

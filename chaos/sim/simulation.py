@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import xxhash
 
+from chaos.checker import Operation
 from chaos.invariants import Violation
 from chaos.invariants.commit_monotonic import CommitMonotonic
 from chaos.invariants.configuration_safety import ConfigurationSafety
@@ -24,6 +25,7 @@ from chaos.invariants.election_safety import ElectionSafety
 from chaos.invariants.exactly_once import check_exactly_once
 from chaos.invariants.leader_completeness import LeaderCompleteness
 from chaos.invariants.leases import Leases
+from chaos.invariants.linearizability import check_linearizability
 from chaos.invariants.log_matching import LogMatching
 from chaos.invariants.session_reads import SessionReads
 from chaos.invariants.state_machine_safety import StateMachineSafety
@@ -33,7 +35,7 @@ from chaos.sim.observed import ObservedCluster, ObservedNode
 from chaos.sim.operators import DRIFT_MAX, Operators
 from chaos.sim.world import SimTimer
 from raftstate.core.types import ConfState, Entry
-from raftstate.errors import FailedPreconditionError, StorageError
+from raftstate.errors import FailedPreconditionError, InvariantError, StorageError
 from raftstate.machine.layout import read_change
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
@@ -43,7 +45,7 @@ from raftstate.node.environment import Rejected
 HEAL_S_MAX = 40.0
 """Within how many simulated seconds of the end of all faults everybody must agree: 2,666 ticks."""
 CLIENTS, SLOTS = 4, 2
-OPERATIONS_PER_S = 16.0
+OPERATIONS_PER_S = 20.0
 """About: at least 10 must be done, faults or not."""
 
 
@@ -56,6 +58,8 @@ class Run:
     """Simulated, without the heal phase."""
     faults: list[Fault]
     violation: str = ""
+    broke: bool = False
+    """Whether the violation is that something broke: an exception that is none of an invariant."""
     unknown: str = ""
     """Why nothing can be said of it; empty: something can."""
     trace: list[str] = field(default_factory=list)
@@ -183,6 +187,7 @@ class Simulation:
         if isinstance(error, StorageError):
             self.operators.restart_later(node, 0.5)
         elif not isinstance(error, FailedPreconditionError):
+            self.run.broke = not isinstance(error, InvariantError)
             raise Violation("halted", f"node {node.id}: {error!r}") from error
 
     # -- the run
@@ -200,6 +205,7 @@ class Simulation:
         except Exception as error:  # noqa: BLE001 - not swallowed: it is what the run has found
             where = traceback.extract_tb(error.__traceback__)[-1]
             run.violation = f"exception: {error!r} at {where.name}, line {where.lineno}"
+            run.broke = not isinstance(error, InvariantError)
             self.tell(f"VIOLATION {run.violation}\n{traceback.format_exc()}")
         run.operations = len(run.events)
         run.installed, run.skipped = self._injector.installed, self._injector.skipped
@@ -278,4 +284,25 @@ class Simulation:
             raise Violation("state_machine_safety", f"states differ at the end: {sorted(found)}")
 
     def _check_linearizability(self) -> None:
-        pass
+        """Judge what clients saw. What was refused for certain did not happen, and is left out."""
+        operations = [
+            Operation(
+                process=event.process,
+                f=event.f,
+                key=event.key.decode(),
+                value=_value(event.value),
+                invoke_ns=event.invoke_ns,
+                end_ns=event.end_ns,
+                outcome=event.outcome,  # type: ignore[arg-type]
+            )
+            for event in self.run.events
+            if event.outcome != "never"
+        ]
+        self.run.unknown = check_linearizability(operations)
+
+
+def _value(value: bytes | tuple[bytes | None, bytes] | None) -> object:
+    """Return a value as a history holds it."""
+    if isinstance(value, tuple):
+        return [_value(item) for item in value]
+    return None if value is None else value.decode()

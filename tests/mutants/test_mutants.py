@@ -180,26 +180,30 @@ if __name__ == "__main__":
     violations = {violations}
     if violations is not None:
         with open(sys.argv[-1], "w") as file:
-            json.dump({{"violations": violations}}, file)
+            json.dump({{"seeds": 3, "violations": violations, "broken": {broken}}}, file)
     sys.exit({status})
 """
 
 
 @pytest.mark.parametrize(
-    ("violations", "status", "verdict"),
+    ("violations", "broken", "status", "verdict"),
     [
-        (2, 1, Verdict.CAUGHT),
-        (0, 0, Verdict.SURVIVED),
-        (0, 1, Verdict.CRASHED),  # something else went wrong, an unknown verdict perhaps
-        (None, 1, Verdict.CRASHED),
+        (2, 0, 1, Verdict.CAUGHT),
+        (2, 1, 1, Verdict.CAUGHT),
+        (2, 2, 1, Verdict.CRASHED),  # exceptions only: nothing was found, something broke
+        (0, 0, 0, Verdict.SURVIVED),
+        (0, 0, 1, Verdict.CRASHED),  # something else went wrong, an unknown verdict perhaps
+        (None, 0, 1, Verdict.CRASHED),
     ],
 )
 def test_the_simulator_catches_by_a_violation(
-    tmp_path: Path, violations: int | None, status: int, verdict: Verdict
+    tmp_path: Path, violations: int | None, broken: int, status: int, verdict: Verdict
 ) -> None:
     copied = tmp_path / "tree"
     (copied / "chaos").mkdir(parents=True)
     assert not tree.has_sim(copied)
-    (copied / "chaos" / "__main__.py").write_text(SIMULATOR.format(violations=violations, status=status))
+    (copied / "chaos" / "__main__.py").write_text(
+        SIMULATOR.format(violations=violations, broken=broken, status=status)
+    )
     assert tree.has_sim(copied)
     assert tree.sim(copied, tmp_path / "scratch").verdict is verdict

@@ -111,9 +111,12 @@ def sim(tree: Path, scratch: Path) -> Outcome:
     ended = _run(tree, [*command, "--stop-at-first", "--json", str(report)], _SIM_LIMIT_S)
     if not report.exists():
         return Outcome(Verdict.CRASHED, _why(ended), ended.cpu_s)
-    violations = json.loads(report.read_text("utf-8"))["violations"]
-    if violations:
-        return Outcome(Verdict.CAUGHT, f"{violations} violations in the simulator", ended.cpu_s)
+    figures = json.loads(report.read_text("utf-8"))
+    found = f"{figures['violations']} violations in {figures['seeds']} seeds of the simulator"
+    if figures["violations"] > figures["broken"]:
+        return Outcome(Verdict.CAUGHT, found, ended.cpu_s)
+    if figures["broken"]:
+        return Outcome(Verdict.CRASHED, f"{found}, by exceptions only: {_why(ended)}", ended.cpu_s)
     if ended.status == 0:
         return Outcome(Verdict.SURVIVED, f"no violation in {SIM_SEEDS} seeds of the simulator", ended.cpu_s)
     return Outcome(Verdict.CRASHED, _why(ended), ended.cpu_s)
