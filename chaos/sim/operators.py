@@ -209,15 +209,18 @@ class Operators:
         return f"n{node.id}"
 
     def _may_lose(self, node: ObservedNode) -> bool:
-        """Whether a node may lose what it has acknowledged, now: the others hold it all, and are intact."""
+        """Whether a node may lose what it has acknowledged, now: the others hold it all, and can do without
+        it."""
+        leader = self._sim.cluster.leader()
+        if leader is None or len(self._voters()) < VOTERS_MIN:
+            return False
         if self._lost is not None:
             before = self._sim.cluster.nodes[self._lost]
-            leader = self._sim.cluster.leader()
             recovered = (
                 before.running
                 and not before.storage.rotten
-                and leader is not None
                 and before in self.expected(leader)
+                and before.id in self._voters()
                 and before.driver.applied_index >= leader.driver.applied_index - 5
             )
             if not recovered:

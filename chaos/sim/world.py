@@ -410,8 +410,10 @@ class _Disk:
         self._under_way: list[tuple[Callable[[], None], Done | None]] = []
 
     def keep_some(self, random: random.Random) -> None:
-        """At a crash: some of what was under way had reached the disk, in order, though nobody was told."""
-        for write, _ in self._under_way[: random.randint(0, len(self._under_way))]:
+        """At a crash: some of what was under way had reached the disk, in order, though nobody was told. Not
+        behind a write that failed."""
+        kept = 0 if self._failed else random.randint(0, len(self._under_way))
+        for write, _ in self._under_way[:kept]:
             write()
         self._under_way, self._waiting = [], []
 
