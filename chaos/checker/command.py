@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(verdict: Verdict, seconds: float, out: TextIO) -> None:
-    count = f"{len(verdict.keys)} key{'' if len(verdict.keys) == 1 else 's'}"
+    keys = f"{len(verdict.keys)} key{'' if len(verdict.keys) == 1 else 's'}"
     print(
-        f"{verdict.outcome.value}: {verdict.judged} operations on {count} ({verdict.model}),"
+        f"{verdict.outcome.value}: {verdict.judged} operations on {keys} ({verdict.model}),"
         f" judged in {seconds:.1f} s",
         file=out,
     )

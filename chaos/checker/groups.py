@@ -136,8 +136,8 @@ def _seen_values(ops: Sequence[Op], writer: dict[int, Op]) -> set[int] | None:
 def _chains(ops: Sequence[Op], writer: dict[int, Op], seen: set[int]) -> list[list[list[Op]]] | None:
     """Return each chain as groups in order: a write, its reads, the cas that ended it, its reads, and so on.
 
-    The first chain is that of the initial value. None if there is no such order: two cas left one value, or
-    cas that follow one another in a circle.
+    The first chain is that of the initial value. None if there is no such order, for then some value stands
+    in no chain: a second cas left the same value as another, or cas follow one another in a circle.
     """
     reads: dict[int, list[Op]] = {value: [] for value in seen}
     ended_by: dict[int, Op] = {}
@@ -146,8 +146,8 @@ def _chains(ops: Sequence[Op], writer: dict[int, Op], seen: set[int]) -> list[li
             reads[op.old].append(op)
     for value in seen - {INITIAL}:
         op = writer[value]
-        if op.kind is Kind.CAS and ended_by.setdefault(op.old, op) is not op:
-            return None
+        if op.kind is Kind.CAS:
+            ended_by.setdefault(op.old, op)
     first = [INITIAL, *(value for value in seen if value in writer and writer[value].kind is Kind.WRITE)]
     chains = []
     placed = 0

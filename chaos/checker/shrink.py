@@ -5,7 +5,7 @@ only such steps are taken that keep every legal history legal. What is illegal a
 history:
 
 - *Cut.* All after an instant is forgotten; what was open then is open for ever, or not there, if it only
-  looked.
+  looked. An open cas may have waited for a write that began later.
 - *Leave out.* Operations, together with all that hold where one of them left its value. What remains stands
   in a legal order behind the same write as before.
 - *Take for granted.* A cas that wrote becomes a write that may happen at any time, or never. So a long chain

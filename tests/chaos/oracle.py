@@ -26,18 +26,22 @@ def is_linearizable(operations: Sequence[Operation], model: str) -> bool:
         if operation.outcome != "fail" or operation.f == "cas"
         if not (operation.f == "read" and operation.outcome != "ok")
     ]
-    return _some_order(happened, () if model == "append" else None, model)
+    return _some_order(happened, () if model == "append" else None, model, set())
 
 
-def _some_order(left: list[Operation], state: Any, model: str) -> bool:
+def _some_order(left: list[Operation], state: Any, model: str, failed: set[Any]) -> bool:
     if all(operation.outcome == "info" for operation in left):
         return True
+    here = (tuple(map(id, left)), state)
+    if here in failed:
+        return False
+    failed.add(here)
     for number, operation in enumerate(left):
         others = left[:number] + left[number + 1 :]
         if any(other.outcome != "info" and other.end_order < operation.invoke_order for other in others):
             continue
         legal, after = (_list_step if model == "append" else _register_step)(operation, state)
-        if legal and _some_order(others, after, model):
+        if legal and _some_order(others, after, model, failed):
             return True
     return False
 

@@ -11,10 +11,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from chaos.checker import Budget, HistoryError, KeyVerdict, Outcome, Taken, Window, check_history, draw
-from chaos.checker.operations import NEVER, Kind, Op
-from chaos.checker.register import numbered
+from chaos.checker import (
+    MODELS,
+    Budget,
+    HistoryError,
+    KeyVerdict,
+    Outcome,
+    Taken,
+    Window,
+    check_history,
+    draw,
+)
+from chaos.checker.operations import INITIAL, NEVER, Kind, Op
+from chaos.checker.register import RegisterHistory, decide, numbered, relevant
+from chaos.checker.search import Limits, Search
 from chaos.checker.shrink import ALWAYS, _cut, _without
+from chaos.checker.verdict import Decision
 from chaos.history import Operation
 from tests.chaos.good import Store
 from tests.chaos.oracle import Shape, at, is_linearizable, random_history
@@ -195,8 +207,8 @@ def from_op(op: Op, values: list[object]) -> Operation:
 
 def test_no_step_of_shrinking_makes_a_legal_history_illegal() -> None:
     kept = 0
-    for seed in range(80):
-        history = Store(seed, processes=4, values=3, cas=0.3, unknown=0.2).run(7)
+    for seed in range(300):
+        history = Store(seed, processes=5, values=3, cas=0.3, unknown=0.2).run(7)
         ops, values = numbered(history)
         smaller = [_without(ops, some) for size in (1, 2) for some in combinations(ops, size)]
         smaller += [_cut(ops, instant) for instant in range(16)]
@@ -293,6 +305,18 @@ def test_a_search_beyond_its_budget_is_unknown() -> None:
     assert [key.key for key in verdict.of(Outcome.UNKNOWN)] == ["k0"]
 
 
+def test_what_is_too_hard_is_searched_without_the_cas_that_failed_but_only_a_violation_is_believed() -> None:
+    good = numbered(Store(28, values=3, cas=0.3, unknown=0.1, processes=8).run(60))[0]
+    assert decide(good, Limits(24))[0] is Outcome.VALID
+    assert decide(good, Limits(20))[0] is Outcome.UNKNOWN
+    history = Store(59, values=4, cas=0.3, unknown=0.1, processes=4).run(60)
+    reads = [n for n, op in enumerate(history) if op.f == "read" and op.outcome == "ok"]
+    history[reads[-3]] = msgspec.structs.replace(history[reads[-3]], value=history[reads[5]].value)
+    bad = numbered(history)[0]
+    assert Search(relevant(bad), INITIAL).run(Limits(30)) is Outcome.UNKNOWN
+    assert decide(bad, Limits(30))[0] is Outcome.VIOLATION
+
+
 def test_when_time_is_up_what_was_not_judged_is_unknown() -> None:
     assert check_history(HARD, "register", budget=Budget(seconds=-1.0)).outcome is Outcome.UNKNOWN
 
@@ -307,8 +331,17 @@ def test_a_violation_counts_for_more_than_a_key_that_is_unknown() -> None:
 
 
 def test_a_key_that_was_too_hard_for_a_quick_look_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    class Spied(RegisterHistory):
+        def decide(self, limits: Limits) -> Decision:
+            tries.append((self._key, limits.configurations))
+            return super().decide(limits)
+
     monkeypatch.setattr("chaos.checker.check.QUICK_CONFIGURATIONS", 50)
-    assert check_history(HARD, "register").outcome is Outcome.VALID
+    monkeypatch.setitem(MODELS, "register", Spied)
+    assert check_history([*HARD, *STALE[:2]], "register", budget=Budget(9_000)).outcome is Outcome.VALID
+    assert tries == [("k0", 50), ("x", 50), ("k0", 9_000)], "none waits for the one that is hard"
 
 
 @pytest.mark.parametrize("values", [None, 5])

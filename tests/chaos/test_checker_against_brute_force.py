@@ -100,6 +100,24 @@ def test_random_registers(shapes: list[Shape], processes: int) -> None:
     assert_judged_alike(random_history(rng, shapes, rng.randint(4, 7), processes) for _ in range(700))
 
 
+@pytest.mark.parametrize("failed", [[], FAILED], ids=["no cas fails", "some fail"])
+def test_random_registers_with_many_unknown_outcomes(failed: list[Shape]) -> None:
+    rng = random.Random(5)
+    unknown = [Shape("write", value, "info") for value in (1, 2, 3)]
+    unknown += [Shape("cas", [old, new], "info") for old, new in ((1, 2), (2, 3), (3, 1))]
+    unknown.append(Shape("cas", [1, 1], "info"))
+    for_sure = [
+        Shape("cas", [2, 2]),
+        Shape("write", 1),
+        Shape("write", 3),
+        Shape("write", 9),
+        Shape("cas", [2, 1]),
+        *failed,
+    ]
+    shapes = [*unknown, *for_sure, *[Shape("read", value) for value in (1, 2, 3)] * 3]
+    assert_judged_alike(random_history(rng, shapes, rng.randint(7, 11), 4) for _ in range(5_000))
+
+
 def test_random_lists() -> None:
     rng = random.Random(7)
     shapes = [Shape("read", list(order)) for order in all_lists([1, 2, 3])]
