@@ -44,7 +44,7 @@ class Budget(msgspec.Struct):
     """What a check may take; beyond it the outcome is unknown."""
 
     configurations: int = 1_000_000
-    """How many the search for one key may remember; each takes about 100 bytes."""
+    """How many the search for one key may remember; each takes about 200 bytes."""
     seconds: float | None = None
     """For all keys; None for no limit, so that the same history gets the same verdict on any machine."""
     explain_seconds: float | None = None

@@ -22,7 +22,7 @@ drawn; 2: unknown (a budget was used up), or the file can't be judged."""
 EXIT = {Outcome.VALID: 0, Outcome.VIOLATION: 1, Outcome.UNKNOWN: 2}
 UNUSABLE = 2
 SECONDS = 60.0
-CONFIGURATIONS = 2_000_000
+CONFIGURATIONS = 1_000_000
 NAMES_SHOWN = 10
 COLUMNS = 110
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget-configurations",
         type=_positive_int,
         default=CONFIGURATIONS,
-        help="how many states the search for one key may remember, 100 bytes each (default: %(default)s)",
+        help="how many states the search for one key may remember, 200 bytes each (default: %(default)s)",
     )
     parser.add_argument("--json", metavar="FILE|-", help="write the verdict there")
 

@@ -50,6 +50,7 @@ class RegisterHistory:
         """
         ops, values = numbered(self._operations)
         until = None if seconds is None else time.monotonic() + seconds
+        limits = Limits(limits.configurations, until)
         rest = shrink(ops, lambda some: decide(some, limits)[0] is Outcome.VIOLATION, until)
         rest.ops.sort(key=lambda op: op.invoke)
         return Window(

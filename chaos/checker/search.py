@@ -55,7 +55,7 @@ class Limits(msgspec.Struct):
     """How much one search may take; beyond it the outcome is unknown."""
 
     configurations: int
-    """How many may be remembered; one takes about 100 bytes."""
+    """How many may be remembered; one takes about 200 bytes."""
     deadline: float | None = None
     """In `time.monotonic()` seconds."""
 

@@ -29,7 +29,7 @@ from chaos.checker.shrink import ALWAYS, _cut, _without
 from chaos.checker.verdict import Decision
 from chaos.history import Operation
 from tests.chaos.good import Store
-from tests.chaos.oracle import Shape, at, is_linearizable, random_history
+from tests.chaos.oracle import Shape, all_lists, at, is_linearizable, random_history
 
 WRITE, READ = Shape("write", 1), Shape("read", 1)
 
@@ -247,6 +247,31 @@ def test_a_bad_list_is_explained(operations: list[Shape], reason: str, shown: li
     assert window is not None
     assert reason in window.reason
     assert [operation.process for operation in window.operations] == shown
+
+
+def test_windows_of_lists_are_illegal_whenever_the_other_appends_happened() -> None:
+    rng = random.Random(12)
+    shapes = [Shape("read", list(order)) for order in all_lists([1, 2])] + [Shape("read", [1, 3, 1])]
+    appends = [
+        Shape("append", element, outcome) for element in (1, 2, 3) for outcome in ("ok", "info", "fail")
+    ]
+    windows = 0
+    for _ in range(1_500):
+        history = random_history(rng, shapes + appends * 2, 6, 4)
+        happened = [op for op in history if op.f == "append" and op.outcome != "fail"]
+        if len(happened) != len({op.value for op in happened}):
+            continue
+        window = next(iter(check_history(history, "append").keys.values())).window
+        if window is None:
+            continue
+        windows += 1
+        granted = [
+            at(Shape("append", op.value, "info"), -1, 0, 0) for op in happened if op not in window.operations
+        ]
+        assert 1 <= len(window.operations) <= 3
+        assert all(op in history for op in window.operations)
+        assert not is_linearizable(granted + window.operations, "append"), window
+    assert windows > 300
 
 
 def test_an_append_that_is_missing_beside_a_later_one_is_explained() -> None:
