@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from raftstate.core.types import HardState
 from raftstate.errors import DataLossError
 from raftstate.node.startup import reset_to_finish
-from tests.store.log_helpers import new_log, put, run
+from raftstate.server.stores import fit_log_to_state
+from raftstate.store.log import LogStore
+from raftstate.store.log_format import encode_record
+from tests.store.log_helpers import content, entry, new_log, put, reopen, run
+from tests.store.test_log_damage import damage
 
 
-def decision(path: Path, applied_index: int, applied_term: int) -> HardState | None:
-    """Of a log that holds entries 1 to 4 of term 1 and 5 to 40 of term 4, the first 6 of them committed, and
-    that was cut at 2."""
+def a_log(path: Path) -> LogStore:
+    """A log that holds entries 1 to 4 of term 1 and 5 to 40 of term 4, 6 of them committed, and that
+    was cut at 2."""
     log = new_log(path / "log")
     put(log, run(1, 4, term=1) + run(5, 40, term=4), HardState(5, 2, 6))
     cut = log.compact(2, 10)
     assert cut is not None
     log.publish(cut)
+    return log
+
+
+def decision(path: Path, applied_index: int, applied_term: int) -> HardState | None:
+    log = a_log(path)
     try:
         return reset_to_finish(log, applied_index, applied_term)
     finally:
         log.close()
+
+
+def fit(log: LogStore, applied_index: int, applied_term: int) -> None:
+    """Do what a start does with a log beside a state that has applied so much, durably."""
+    machine = SimpleNamespace(applied_index=applied_index, applied_term=applied_term)
+    fit_log_to_state(log, machine, applied_index)  # type: ignore[arg-type]
 
 
 @pytest.mark.case(67)
@@ -59,3 +75,38 @@ def test_a_state_that_contradicts_what_the_log_knows_to_be_committed_is_no_crash
 ) -> None:
     with pytest.raises(DataLossError, match="they are not of one node, or one of them was replaced"):
         decision(tmp_path, applied_index, applied_term)
+
+
+@pytest.mark.case(67)
+@pytest.mark.case(83)
+@pytest.mark.parametrize(("applied_index", "applied_term"), [(30, 5), (100, 4)])
+def test_a_start_finishes_an_install_once_and_appends_go_on_behind_it(
+    tmp_path: Path, applied_index: int, applied_term: int
+) -> None:
+    log = a_log(tmp_path)
+    for _ in range(2):
+        fit(log, applied_index, applied_term)
+        assert content(log) == (HardState(5, 2, applied_index), applied_index + 1, [])
+        log.close()
+        log = reopen(tmp_path / "log")
+    more = run(applied_index + 1, applied_index + 3, term=6)
+    put(log, more, HardState(6, 1, applied_index))
+    fit(log, applied_index, applied_term)
+    assert content(log) == (HardState(6, 1, applied_index), applied_index + 1, more)
+    log.close()
+
+
+@pytest.mark.case(62)
+@pytest.mark.parametrize(("index", "cut_at"), [(3, 4), (7, 8), (8, 8), (9, 2)])
+def test_a_start_cuts_the_log_behind_damage_that_was_applied_and_keeps_what_was_not(
+    tmp_path: Path, index: int, cut_at: int
+) -> None:
+    a_log(tmp_path).close()
+    _, record = encode_record(entry(index, term=1 if index < 5 else 4))
+    damage(tmp_path / "log", record, record[:-1] + b"?")
+    log = reopen(tmp_path / "log")
+    assert log.damaged == (index,)
+    fit(log, 8, 4)
+    kept = () if index <= 8 else (index,)
+    assert (log.damaged, log.first_index(), log.last_index()) == (kept, cut_at + 1, 40)
+    log.close()

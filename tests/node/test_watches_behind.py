@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from raftstate.errors import ClosedError
-from raftstate.machine.types import KeyValue
+from raftstate.machine.types import CompactTo, KeyValue
 from raftstate.node.service import WatchSpec
 from raftstate.node.watch_memory import WatchLimits
 from raftstate.node.watch_scan import EVENT_OVERHEAD_BYTES, Held, SliceLimits
@@ -273,6 +273,22 @@ async def test_compaction_overtakes_a_scan_on_the_thread() -> None:
     got = told(news)[2]
     got += drain(rig, stream)[2]
     assert [revision for revision, _, _ in got] == list(range(5, 42))
+
+
+async def test_a_scan_that_sees_a_compaction_before_the_loop_does_carries_no_watch_over_it() -> None:
+    rig = WatchRig(SMALL)
+    stream = rig.hub.open()
+    for n in range(2, 60):
+        rig.put(b"k", b"%d" % n)
+    await created(stream, spec(1, b"k", start=3))
+    while not rig.jobs:
+        rig.clock.advance(0.002)
+    rig.machine_rig.run(CompactTo(20))
+    rig.run_job()
+    rig.settle()
+    news = poll(stream)
+    assert told(news) == {}
+    assert ends(news) == [(1, "OutOfRangeError", 20)]
 
 
 async def test_a_watch_that_is_up_to_date_outlives_a_compaction_of_what_it_was_not_told_yet() -> None:

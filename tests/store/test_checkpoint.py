@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from raftstate.errors import InvariantError, StorageError
+from raftstate.errors import DataLossError, InvariantError, StorageError
 from raftstate.machine.tables import Table
 from raftstate.store import checkpoint as checkpoint_module
 from raftstate.store.checkpoint import (
@@ -77,6 +77,19 @@ def test_checkpoint_syncs_then_looks_at_its_slot_then_publishes_then_ends_the_on
     checkpoint.sync()
     checkpoint.finish()
     assert steps == ["sync", "look", "checkpoint", "end"]
+
+
+@pytest.mark.case(60)
+def test_a_checkpoint_of_another_format_is_refused(
+    store: StateStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.checkpoint(1)
+    record = published(store)
+    with monkeypatch.context() as newer:
+        newer.setattr(checkpoint_module, "_FORMAT", 2)
+        (tmp_path / "newer").write_bytes(record.to_bytes())
+    with pytest.raises(DataLossError, match=r"has format b'RSCP' 2; this build reads b'RSCP' 1"):
+        CheckpointRecord.read(tmp_path / "newer")
 
 
 @pytest.mark.case(48)
