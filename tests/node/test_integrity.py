@@ -3,11 +3,14 @@ from a majority; without a majority nobody is."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 
-from chaos.sim.world import SimCluster, SimNode, was_applied
+from chaos.sim.world import CLUSTER_ID, SimCluster, SimNode, was_applied
 from raftstate.core.errors import SnapshotTemporarilyUnavailable
 from raftstate.core.roles import Role
+from raftstate.core.types import ConfState, SnapshotMetadata
 from raftstate.machine.layout import META_KEY, change_key, meta_row, read_index, read_meta
 from raftstate.machine.reader import Reader
 from raftstate.machine.tables import Table
@@ -351,6 +354,30 @@ def test_a_copy_older_than_was_asked_for_is_not_used(monkeypatch: pytest.MonkeyP
     cluster.run_until(lambda: used or "the last attempt failed" in "".join(odd.driver.fitness.alarms), 20)
     assert used == []
     assert "or later was asked for" in "".join(odd.driver.fitness.alarms)
+
+
+class Copy(NamedTuple):
+    """A copy of a state that has arrived."""
+
+    cluster_id: int
+    metadata: SnapshotMetadata
+
+
+@pytest.mark.case(59)
+@pytest.mark.case(84)
+def test_a_copy_that_is_not_what_was_offered_or_asked_for_is_refused() -> None:
+    cluster = SimCluster(3, 5)
+    fetch = cluster.nodes[1].integrity._fetch
+    fetch._min_index = 7
+    offered = SnapshotMetadata(ConfState(voters=(1, 2, 3)), 7, 2)
+    assert fetch._why_not(Copy(CLUSTER_ID, offered), offered) == ""
+    older = SnapshotMetadata(ConfState(voters=(1, 2, 3)), 6, 2)
+    for copy, offer, why in (
+        (Copy(CLUSTER_ID + 1, offered), offered, "the copy is of cluster"),
+        (Copy(CLUSTER_ID, older), offered, "was offered"),
+        (Copy(CLUSTER_ID, older), older, "the copy ends with entry 6, 7 or later was asked for"),
+    ):
+        assert why in fetch._why_not(copy, offer)
 
 
 def test_after_so_many_failed_attempts_a_person_is_told_what_to_do() -> None:

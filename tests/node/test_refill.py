@@ -14,6 +14,7 @@ from raftstate.core.types import Entry, HardState, Message, MessageType
 from raftstate.errors import StorageError
 from raftstate.machine.tables import Table
 from raftstate.node.environment import Done, Outcome, PeerBody, RecordsReply
+from raftstate.node.refill import _Wanted
 
 
 def written(cluster: SimCluster, count: int, prefix: str = "key") -> None:
@@ -327,6 +328,22 @@ def test_records_that_do_not_belong_there_are_not_believed(what: str) -> None:
     cluster.run_until(mended(follower))  # the simulated log refuses other entries than were there
     assert strange
     agree(cluster)
+
+
+@pytest.mark.case(50)
+@pytest.mark.parametrize(("at_peer", "believed"), [(-1, 1), (0, 2), (1, 2), (5, 2)])
+def test_without_the_anchor_a_record_is_believed_only_where_both_know_it_to_be_committed(
+    at_peer: int, believed: int
+) -> None:
+    cluster = SimCluster(3, seed=9)
+    written(cluster, 10)
+    node = cluster.elect()
+    refill = node.driver._handlers[RecordsReply].__self__  # type: ignore[attr-defined]
+    committed = node.driver.committed_index
+    entries = [Entry(index, 1, data=b"any") for index in range(committed - 1, committed + 2)]
+    wanted = _Wanted(committed - 1, committed + 1, committed + 2, 1)
+    reply = RecordsReply(committed - 1, entries, committed + 2, 2, committed + at_peer, 0)
+    assert refill._believed(wanted, reply) == (entries[:believed], None)
 
 
 def notice(cluster: SimCluster) -> None:
