@@ -51,7 +51,7 @@ TITLES: dict[int, str] = dict(
             "no read index before a commit in the leader's own term",
             "a read-index id used again by a retry can't confirm an older read",
             "a leader that was paused and deposed serves no stale linearizable read",
-            "leases under clock drift, jumps, pauses and transfers",
+            "lease reads under clock drift, jumps, pauses and transfers",
             "a restarted node serves no read before it has caught up to what it acknowledged",
             "session reads are monotonic across nodes; a staleness bound stays true while cut off",
             # Clients

@@ -98,6 +98,8 @@ class LocalNode:
         self._clock = clock
         self._name = name
         self._version = version
+        self._committed_at_start = driver.committed_index
+        """What an earlier life may have shown: no read shows less."""
         self._open_reads = 0
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-read")
         self._watch_reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-watch")
@@ -295,7 +297,7 @@ class LocalNode:
             asked_ns = await self._confirm(timeout_s)
             await self._wait_for(min_applied_index, deadline_ns)
             return asked_ns
-        await self._wait_for(min_applied_index, deadline_ns)
+        await self._wait_for(max(min_applied_index, self._committed_at_start), deadline_ns)
         if consistency is ReadConsistency.BOUNDED:
             return await self._confirm_within(max_staleness_ms, deadline_ns)
         return None

@@ -32,7 +32,8 @@ class ReadConsistency(IntEnum):
     BOUNDED = 1
     """Includes every write acknowledged before (now - max_staleness_ms)."""
     LOCAL = 2
-    """Whatever this node has applied; no claim on its age."""
+    """Whatever this node has applied: at least all that it knew to be committed at its start. No claim on
+    its age."""
 
 
 class Role(IntEnum):

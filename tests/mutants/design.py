@@ -138,6 +138,24 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
     ),
     Mutant(
+        69,
+        "the lease clock counts a stall like any other time: leases end before their renewals are read",
+        (
+            Edit(
+                "raftstate/node/clock.py",
+                "        if elapsed_ns > self.STEP_MS_MAX * 1_000_000:\n"
+                "            elapsed_ns = self.STEP_MS_MAX * 1_000_000\n"
+                "            self.stalled_ns = now_ns\n",
+                "",
+            ),
+        ),
+        (
+            "tests/node/test_upkeep.py::"
+            "test_no_lease_ends_whose_renewal_waits_in_the_sockets_of_a_cluster_that_stalls_as_a_whole",
+            "tests/node/test_upkeep.py::test_after_a_stall_renewals_that_come_within_the_grace_are_in_time",
+        ),
+    ),
+    Mutant(
         71,
         "serials that a batch gives up are cancelled in memory alone, and forgotten by a restart",
         (

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from raftstate.core.config import Config
 from raftstate.core.rawnode import RawNode
+from raftstate.core.types import Entry, HardState
 from raftstate.errors import ClosedError, DataLossError, DeadlineError, OutOfRangeError
 from raftstate.machine.machine import Machine
 from raftstate.machine.reader import LeaseStatus, Sort, SortTarget
 from raftstate.machine.tables import Table
-from raftstate.machine.types import Batch, BatchResult, EntryResult, Member
+from raftstate.machine.types import Batch, BatchResult, EntryResult, Envelope, Member
 from raftstate.node.admission import Place
 from raftstate.node.applier import KEYS_ON_LOOP_MAX, StateApplier
 from raftstate.node.clock import LoopClock
@@ -45,13 +47,15 @@ class Nobody:
 
 
 class Rig:
-    """A single node, led by itself."""
+    """A single node, led by itself. `backlog`: what its log holds at its start, committed and not applied."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, backlog: Sequence[Entry] = ()) -> None:
         loop = asyncio.get_running_loop()
         clock = LoopClock(loop)
         self.halts: list[BaseException] = []
         self.log = LogStore.open(path / "log", map_bytes=1 << 28, create=True)
+        if backlog:
+            self.log.publish(self.log.write(HardState(1, 1, backlog[-1].index), backlog))
         self.state = StateStore.create(path, map_bytes=1 << 28)
         with self.state.write() as tables:
             Machine.bootstrap(tables, 7, [Member(1, 1, "n1", "peer", "client")])
@@ -118,6 +122,27 @@ class Rig:
         self.snapshot_disk.close()
         self.state.close(clean=clean)
         self.log.close()
+
+
+async def test_a_read_right_after_a_start_shows_all_that_an_earlier_life_knew_to_be_committed(
+    tmp_path: Path,
+) -> None:
+    entries = []
+    for index in range(1, 21):
+        batch = CommandBatch()
+        put = batch.commands.add(serial=1).put
+        put.key, put.value = b"k", b"%d" % index + bytes(100_000)
+        item = Batch(batch.SerializeToString())
+        entries.append(Entry(index, 1, data=msgspec.msgpack.encode(Envelope(0, 0, [item]))))
+    rig = Rig(tmp_path, entries)
+    try:
+        assert rig.driver.applied_index == 0
+        async with reader(rig, ReadConsistency.LOCAL) as found:
+            pair = await found.get(b"k")
+            assert pair is not None
+            assert pair.version == 20
+    finally:
+        await rig.close()
 
 
 @pytest.fixture
