@@ -3,9 +3,10 @@
     check        splits a history by key, shares out the budget, makes the verdict
     register     a key with read, write and cas;  append  a key with append and read
     groups       decides registers whose writes all differ, and the order of lists, without a search
+    versions     makes values differ that were written more than once
     search       decides every other register: Wing-Gong-Lowe
     shrink       makes a register's violation small;  draw  makes it text
-    operations   what a register's operations are to the four above;  verdict  what comes out
+    operations   what a register's operations are to these;  verdict  what comes out
     command      `python -m chaos check`
 
 It knows histories (`chaos.history`), and nothing of what they were recorded from.

@@ -11,6 +11,7 @@ from chaos.checker.operations import INITIAL, NEVER, UNSEEN, Kind, Op, identity,
 from chaos.checker.search import Limits, Outcome, Search
 from chaos.checker.shrink import shrink
 from chaos.checker.verdict import Decision, Taken, Window
+from chaos.checker.versions import split_values
 from chaos.history import HistoryError, Operation
 
 
@@ -71,21 +72,29 @@ def _before(operation: Operation | None) -> str:
 def decide(ops: Sequence[Op], limits: Limits) -> tuple[Outcome, int]:
     """Judge operations of a register; return the outcome, and how many configurations were visited.
 
-    If a search ends without a result, another one leaves out the cas that failed, which makes it much easier.
-    What is illegal without them is so with them.
+    If that takes too long, it is tried again without the cas that failed, which makes it much easier. What is
+    illegal without them is so with them.
     """
+    outcome, configurations = _decide(ops, limits)
+    if outcome is Outcome.UNKNOWN:
+        fewer = [op for op in ops if op.kind is not Kind.CAS_FAILED]
+        if len(fewer) < len(ops) and _decide(fewer, limits)[0] is Outcome.VIOLATION:
+            outcome = Outcome.VIOLATION
+    return outcome, configurations
+
+
+def _decide(ops: Sequence[Op], limits: Limits) -> tuple[Outcome, int]:
     ops = relevant(ops)
     if not ops:
         return Outcome.VALID, 0
     known = decide_unique(ops)
+    if known is None:
+        ops = relevant(split_values(ops))
+        known = decide_unique(ops)
     if known is not None:
         return (Outcome.VALID if known else Outcome.VIOLATION), 0
     search = Search(ops, INITIAL)
     outcome = search.run(limits)
-    if outcome is Outcome.UNKNOWN and any(op.kind is Kind.CAS_FAILED for op in ops):
-        easier = Search(relevant(op for op in ops if op.kind is not Kind.CAS_FAILED), INITIAL)
-        if easier.run(limits) is Outcome.VIOLATION:
-            outcome = Outcome.VIOLATION
     return outcome, search.configurations
 
 

@@ -22,9 +22,9 @@ from chaos.checker import (
     check_history,
     draw,
 )
-from chaos.checker.operations import INITIAL, NEVER, Kind, Op
-from chaos.checker.register import RegisterHistory, decide, numbered, relevant
-from chaos.checker.search import Limits, Search
+from chaos.checker.operations import NEVER, Kind, Op
+from chaos.checker.register import RegisterHistory, _decide, decide, numbered
+from chaos.checker.search import Limits
 from chaos.checker.shrink import ALWAYS, _cut, _without
 from chaos.checker.verdict import Decision
 from chaos.history import Operation
@@ -331,15 +331,23 @@ def test_a_search_beyond_its_budget_is_unknown() -> None:
 
 
 def test_what_is_too_hard_is_searched_without_the_cas_that_failed_but_only_a_violation_is_believed() -> None:
-    good = numbered(Store(28, values=3, cas=0.3, unknown=0.1, processes=8).run(60))[0]
-    assert decide(good, Limits(24))[0] is Outcome.VALID
+    good = numbered(Store(12, values=3, cas=0.3, unknown=0.1, processes=8).run(60))[0]
+    assert decide(good, Limits(22))[0] is Outcome.VALID
     assert decide(good, Limits(20))[0] is Outcome.UNKNOWN
-    history = Store(59, values=4, cas=0.3, unknown=0.1, processes=4).run(60)
+    history = Store(17, values=4, cas=0.3, unknown=0.1, processes=4).run(60)
     reads = [n for n, op in enumerate(history) if op.f == "read" and op.outcome == "ok"]
     history[reads[-3]] = msgspec.structs.replace(history[reads[-3]], value=history[reads[5]].value)
     bad = numbered(history)[0]
-    assert Search(relevant(bad), INITIAL).run(Limits(30)) is Outcome.UNKNOWN
-    assert decide(bad, Limits(30))[0] is Outcome.VIOLATION
+    assert _decide(bad, Limits(31))[0] is Outcome.UNKNOWN
+    assert decide(bad, Limits(31))[0] is Outcome.VIOLATION
+
+
+def test_values_that_repeat_with_time_between_them_need_no_search() -> None:
+    shapes = [Shape("write", 1), READ, Shape("write", None), Shape("read", None)] * 50
+    history = [at(shape, n % 3, 2 * n + 1, 2 * n + 2) for n, shape in enumerate(shapes)]
+    verdict = check_history(history, "register")
+    assert (verdict.outcome, verdict.keys["x"].configurations) == (Outcome.VALID, 0)
+    assert bad_key(history[:102] + history[103:]).configurations == 0
 
 
 def test_when_time_is_up_what_was_not_judged_is_unknown() -> None:
