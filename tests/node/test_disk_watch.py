@@ -105,6 +105,18 @@ async def test_the_floors_are_minded_from_the_first_moment_and_given_up_by_thems
     assert node.driver.fitness.alarms == ()
 
 
+@pytest.mark.case(51)
+async def test_while_room_is_short_the_log_is_cut_closely(node: Watched) -> None:
+    node.watch.start()
+    assert not node.applier._space_is_short
+    node.free_bytes = 15 * MB
+    await node.until(lambda: node.writes is Writes.FREEING)
+    assert node.applier._space_is_short
+    node.free_bytes = 90 * MB
+    await node.until(lambda: node.writes is Writes.ALL)
+    assert not node.applier._space_is_short
+
+
 async def test_a_disk_that_is_filled_between_two_looks_is_looked_at_in_between(
     node: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
