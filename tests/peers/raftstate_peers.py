@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from chaos.sim.members import MemberCluster
 from chaos.sim.world import was_applied
 from raftstate.core.types import EntryType, Message
 from raftstate.machine.reader import Reader
@@ -13,7 +14,6 @@ from raftstate.node.environment import Outcome as DriverOutcome
 from raftstate.node.environment import PeerBody, Rejected
 from raftstate.node.member_changes import MembersChanged, RemoveMembers
 from raftstate.pb.v1 import pipeline_pb2
-from tests.node.member_world import MemberCluster
 from tests.peers.links import Links
 
 BEAT_S = 0.015
