@@ -39,6 +39,9 @@ ATTEMPT_S = (0.3, 2.0)
 """How long a client waits for an answer before it asks another node."""
 DEADLINE_S = 6.0
 """How long it goes on with one operation."""
+SLEEPY_ATTEMPT_S = (11.0, 14.0)
+SLEEPY_TTL_MS = 10_000
+"""What a client does whose machine sleeps between two attempts: its session may end meanwhile."""
 REPLY_LOST = 0.01
 """How many answers get lost on their way, though nothing is broken."""
 
@@ -84,7 +87,7 @@ class Slot:
         self._sim.later(self._random.expovariate(1 / self._sim.think_s), self._next)
 
     def _next(self) -> None:
-        if self._sim.healing:
+        if self._sim.healing or (self._client.sleepy and self._sim.left_s < SLEEPY_ATTEMPT_S[1]):
             return
         if self._client.session is None:
             self._client.register(self._next)
@@ -143,12 +146,13 @@ class Slot:
         def attempt() -> None:
             if operation.answered:
                 return
-            if self._sim.now_ns > operation.invoke_ns + DEADLINE_S * 1e9:
+            if self._sim.now_ns > operation.invoke_ns + client.deadline_s * 1e9:
                 give_up()
                 return
             item = Batch(client.batch(command, session).SerializeToString())
             operation.sent += 1
-            client.send(item, lambda outcome: answer(outcome), attempt)
+            asleep = client.sleepy and operation.sent == 1
+            client.send(item, lambda outcome: answer(outcome), attempt, asleep=asleep)
 
         def give_up() -> None:
             if operation.refused == operation.sent:
@@ -268,11 +272,14 @@ class Client:
         sim: what it runs in.
         number: from 0 on.
         slots: how many operations it has under way at once.
+        sleepy: whether it falls asleep after the first attempt of each write, and misses the answer.
     """
 
-    def __init__(self, sim: Simulation, number: int, slots: int) -> None:
+    def __init__(self, sim: Simulation, number: int, slots: int, *, sleepy: bool = False) -> None:
         self.sim = sim
         self.number = number
+        self.sleepy = sleepy
+        self.deadline_s = 3 * SLEEPY_ATTEMPT_S[1] if sleepy else DEADLINE_S
         self.random = random.Random(f"{sim.seed}/client/{number}")
         self.session: SessionId | None = None
         self.index = 0
@@ -308,10 +315,15 @@ class Client:
         return batch
 
     def send(
-        self, item: Item, answer: Callable[[Outcome], None], unanswered: Callable[[], None], commands: int = 1
+        self,
+        item: Item,
+        answer: Callable[[Outcome], None],
+        unanswered: Callable[[], None],
+        *,
+        asleep: bool = False,
     ) -> None:
         """Send an item to some node. Either `answer` is called, with what came back; or `unanswered`, once
-        the client has waited long enough. Not both."""
+        the client has waited long enough. Not both. `asleep`: it hears nothing for a long time."""
         sim = self.sim
         node = sim.choose_node(self.random)
         timer = None
@@ -332,14 +344,14 @@ class Client:
                 answer(outcome)
 
         def reply(outcome: Outcome) -> None:
-            if self.random.random() >= REPLY_LOST:
+            if not asleep and self.random.random() >= REPLY_LOST:
                 sim.later(sim.latency_s(), lambda: replied(outcome))
 
         def arrive() -> None:
             if node.running:
-                node.call(node.epoch, lambda: node.driver.submit(item, commands, 5_000_000_000, reply))
+                node.call(node.epoch, lambda: node.driver.submit(item, 1, 5_000_000_000, reply))
 
-        timer = sim.later(self.random.uniform(*ATTEMPT_S), give_up)
+        timer = sim.later(self.random.uniform(*(SLEEPY_ATTEMPT_S if asleep else ATTEMPT_S)), give_up)
         sim.later(sim.latency_s(), arrive)
 
     # -- sessions
@@ -365,7 +377,7 @@ class Client:
             else:
                 self.sim.later(0.1, self._register)
 
-        ttl_ms = self.random.choice([10_000, 20_000, 600_000])
+        ttl_ms = SLEEPY_TTL_MS if self.sleepy else self.random.choice([10_000, 20_000, 600_000])
         self.send(Register(self.random.getrandbits(64), ttl_ms), answer, self._register)
 
     def session_ended(self, session: SessionId) -> None:

@@ -57,6 +57,7 @@ class Operators:
             "disk-error": self._disk_error,
             "disk-full": self._disk_full,
             "rot": self._rot,
+            "bad-snapshots": self._spoil_snapshots,
             "clock-drift": self._drift,
             "wall-jump": self._jump,
             "transfer": self._transfer,
@@ -207,6 +208,14 @@ class Operators:
         node.disk_is_full = True
         self._sim.later(fault.for_s, lambda: setattr(node, "disk_is_full", False))
         return f"n{node.id}"
+
+    def _spoil_snapshots(self, fault: Fault) -> str | None:
+        node = self._pick(fault, self._running())
+        if node is None:
+            return None
+        node.damage_snapshots = True
+        self._sim.later(fault.for_s, lambda: setattr(node, "damage_snapshots", False))
+        return f"n{node.id} makes damaged ones"
 
     def _may_lose(self, node: ObservedNode) -> bool:
         """Whether a node may lose what it has acknowledged, now: the others hold it all, and can do without
@@ -371,6 +380,7 @@ class Operators:
         self._set_tampering()
         for node in self._nodes():
             node.disk_delay_ms, node.disk_is_full, node.disk_fails = 1.0, False, False
+            node.damage_snapshots = False
             node.set_clock_rate(1.0)
             if node.paused:
                 node.resume()

@@ -98,8 +98,10 @@ class Simulation:
         self._configurations = ConfigurationSafety(((1, 2, 3), ()))
         self.cluster = ObservedCluster(3, seed, self)
         self._clients = [Client(self, number, SLOTS) for number in range(CLIENTS)]
+        self._clients.append(Client(self, CLIENTS, 1, sleepy=True))
         self._holders = [LeaseHolder(self, number) for number in range(1)]
         self.operators = Operators(self)
+        self._end_s = self.now_ns / 1e9 + seconds
         self._injector = Injector(self.operators.handlers, self.tell)
 
     # -- what everybody here uses
@@ -108,6 +110,11 @@ class Simulation:
     def now_ns(self) -> int:
         """The world's time."""
         return self.cluster.time.now_ns
+
+    @property
+    def left_s(self) -> float:
+        """How many seconds of the run are left, without the heal phase."""
+        return self._end_s - self.now_ns / 1e9
 
     def later(self, delay_s: float, callback: Callable[[], None]) -> SimTimer:
         """Call back after so many of the world's seconds."""

@@ -7,15 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chaos.invariants import Violation
 from chaos.sim import shrink as shrink_module
+from chaos.sim.clients import Slot
 from chaos.sim.faults import KINDS, SHAPES, Fault, cuts, plan
 from chaos.sim.operators import Operators
 from chaos.sim.shrink import shrink
 from chaos.sim.simulation import Simulation
+from raftstate.machine.sessions import Session
+from raftstate.machine.types import Answer
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,3 +139,39 @@ def test_a_plan_is_not_made_shorter_beyond_its_time(monkeypatch: pytest.MonkeyPa
     faults = [Fault(1.1, "pause", 0.5, 0.1, 0.5), Fault(2.5, "crash", 0.5, 0.9, 0.5)]
     failed = Simulation(1, 4.0, faults).go()
     assert shrink(failed, budget_s=50).faults == faults
+
+
+# -- what it finds
+
+
+def found(seeds: range) -> str:
+    """Return what the first of some seeds finds that finds anything."""
+    for seed in seeds:
+        run = Simulation(seed, 30.0).go()
+        if run.violation:
+            return run.violation
+    return ""
+
+
+def test_reads_that_nobody_confirmed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        Slot, "_read", lambda self, key: self._read_at(key, "read", lambda node, done: done(0))
+    )
+    assert found(range(1, 6)).partition(":")[0] in ("linearizability", "session_reads")
+
+
+def test_writes_that_are_done_again_when_they_are_sent_again_are_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = Session.__init__
+
+    class Forgetful(dict[int, int | Answer]):
+        def __contains__(self, serial: object) -> bool:
+            return False
+
+    def make(self: Session, *fields: Any) -> None:
+        made(self, *fields)
+        self.results = Forgetful(self.results)
+
+    monkeypatch.setattr(Session, "__init__", make)
+    assert found(range(1, 6)).partition(":")[0] in ("exactly_once", "state_machine_safety")
