@@ -5,8 +5,9 @@ What a connection would refuse is refused, and told to the one who dialled.
 
 from __future__ import annotations
 
+from chaos.sim.clock import MS
 from chaos.sim.memory_tables import MemoryTables
-from chaos.sim.world import CLUSTER_ID, MS, SimCluster, SimNode, _EpochClock, _Sender
+from chaos.sim.world import CLUSTER_ID, SimCluster, SimNode, _EpochClock, _Sender
 from raftstate.core.types import Message, MessageType
 from raftstate.errors import FailedPreconditionError
 from raftstate.machine.machine import Machine

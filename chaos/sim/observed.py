@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from chaos.sim.log_disk import SimLog
 from chaos.sim.members import MemberCluster, MemberNode
-from chaos.sim.world import SimLog
 from raftstate.core.errors import Compacted, Damaged, Unavailable
 from raftstate.core.types import ConfState, Entry
 from raftstate.machine.layout import lease_key

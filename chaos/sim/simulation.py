@@ -30,10 +30,10 @@ from chaos.invariants.log_matching import LogMatching
 from chaos.invariants.session_reads import SessionReads
 from chaos.invariants.state_machine_safety import StateMachineSafety
 from chaos.sim.clients import KEYS, Client, Event, LeaseHolder
+from chaos.sim.clock import SimTimer
 from chaos.sim.faults import Fault, Injector, plan
 from chaos.sim.observed import ObservedCluster, ObservedNode
 from chaos.sim.operators import DRIFT_MAX, Operators
-from chaos.sim.world import SimTimer
 from raftstate.core.types import ConfState, Entry
 from raftstate.errors import FailedPreconditionError, InvariantError, StorageError
 from raftstate.machine.layout import read_change

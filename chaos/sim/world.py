@@ -7,40 +7,35 @@ state falls back to the last checkpoint.
 
 from __future__ import annotations
 
-import heapq
 import random
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from itertools import count
 from typing import Any
 
 import msgspec
-import xxhash
 
+from chaos.sim.clock import MS, SimTime, SimTimer
+from chaos.sim.log_disk import LogDisk, SimLog
 from chaos.sim.memory_tables import MemoryTables
+from chaos.sim.snapshot_disk import Prepared, SnapshotDisk
 from raftstate.core.conf_change import decode_conf_change
 from raftstate.core.config import Config
-from raftstate.core.errors import Damaged
 from raftstate.core.membership import next_conf_state
 from raftstate.core.rawnode import RawNode
 from raftstate.core.roles import Role
-from raftstate.core.storage import MemoryStorage
 from raftstate.core.types import ConfState, Entry, EntryType, HardState, Snapshot, SnapshotMetadata
-from raftstate.errors import DataLossError, RaftstateError, StorageError
+from raftstate.errors import DataLossError, RaftstateError
 from raftstate.machine.layout import META_KEY, meta_row, read_meta
 from raftstate.machine.machine import Machine
 from raftstate.machine.tables import Table
 from raftstate.machine.types import MACHINE_VERSION, Batch, EntryResult, Member
 from raftstate.node.driver import Driver, Timing, World
 from raftstate.node.environment import (
-    Done,
     Executed,
     Outcome,
     PeerBody,
     PreparedState,
     Rejected,
-    SnapshotFile,
 )
 from raftstate.node.integrity import Integrity
 from raftstate.node.refill import Refill
@@ -48,7 +43,6 @@ from raftstate.node.startup import StartStorage, reset_to_finish
 from raftstate.pb.v1 import pipeline_pb2
 
 CLUSTER_ID = 77
-MS = 1_000_000
 TIMING = Timing(heartbeat_ms=15, election_timeout_ms=405)
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -57,111 +51,6 @@ _encode = msgspec.msgpack.Encoder().encode
 @cache
 def _decoder(body: type) -> msgspec.msgpack.Decoder[Any]:
     return msgspec.msgpack.Decoder(body)
-
-
-class SimTimer:
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self.callback: Callable[[], None] | None = callback
-
-    def cancel(self) -> None:
-        self.callback = None
-
-
-class SimTime:
-    """All clocks of the world, and what happens when."""
-
-    def __init__(self) -> None:
-        self.now_ns = 1_000 * MS
-        self.wall_offset_ns = 0
-        self._heap: list[tuple[int, int, SimTimer]] = []
-        self._soon: deque[Callable[[], None]] = deque()
-        self._sequence = count()
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-    def wall_ns(self) -> int:
-        return 1_700_000_000_000 * MS + self.now_ns + self.wall_offset_ns
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> SimTimer:
-        timer = SimTimer(callback)
-        heapq.heappush(self._heap, (self.now_ns + round(delay_s * 1e9), next(self._sequence), timer))
-        return timer
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self._soon.append(callback)
-
-    def step(self) -> None:
-        """Do what is due next."""
-        if self._soon:
-            self._soon.popleft()()
-            return
-        self.now_ns, _, timer = heapq.heappop(self._heap)
-        if timer.callback is not None:
-            timer.callback()
-
-
-class SimLog(MemoryStorage):
-    """A log whose records can rot: `rotten` are those that can't be read, `damaged` those known to be so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rotten: set[int] = set()
-        self.damaged: tuple[int, ...] = ()
-
-    def find_damage(self) -> None:
-        """Verify every record, as a start does."""
-        self.damaged = tuple(sorted(self.rotten))
-
-    def entries(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
-        found = super().entries(lo, hi, max_bytes)
-        for entry in found:
-            self._check(entry.index)
-        return found
-
-    def term(self, index: int) -> int:
-        if index != self.last_index():
-            self._check(index)
-        return super().term(index)
-
-    def _check(self, index: int) -> None:
-        if index in self.rotten:
-            if index not in self.damaged:
-                self.damaged = tuple(sorted({*self.damaged, index}))
-            raise Damaged(f"log entry {index} is damaged", detail={"index": index})
-
-    def append(self, entries: list[Entry]) -> None:
-        super().append(entries)
-        self._keep(range(1, entries[0].index))
-
-    def apply_snapshot(self, snapshot: Snapshot) -> None:
-        super().apply_snapshot(snapshot)
-        self._keep(range(0))
-
-    def compact(self, index: int) -> None:
-        if index >= self.first_index():
-            super().compact(index)
-        self._keep(range(index + 1, self.last_index() + 1))
-
-    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None) -> None:
-        if anchor is not None and not (
-            anchor[0] <= self.last_index() and MemoryStorage.term(self, anchor[0]) == anchor[1]
-        ):
-            return
-        held = {
-            entry.index: entry
-            for entry in MemoryStorage.entries(self, self.first_index(), self.last_index() + 1, 1 << 60)
-        }
-        for entry in entries:
-            if entry.index in self.rotten:
-                assert held[entry.index] == entry, "refilled with another entry than was there"
-        self.rotten -= {entry.index for entry in entries}
-        self.damaged = tuple(index for index in self.damaged if index in self.rotten)
-
-    def _keep(self, indexes: range) -> None:
-        self.rotten &= {*indexes}
-        if not self.rotten.issuperset(self.damaged):
-            self.damaged = tuple(index for index in self.damaged if index in self.rotten)
 
 
 class SimNode:
@@ -188,7 +77,7 @@ class SimNode:
         self.disk_delay_ms = 1.0
         self.disk_fails = False
         """Whether the next write of the log fails, though it may have reached the disk."""
-        self.log_disk: _Disk | None = None
+        self.log_disk: LogDisk | None = None
         self.clock_rate = 1.0
         """How many of its seconds pass in one of the world's; changed by `set_clock_rate`."""
         self._rate_since_ns = self._local_then_ns = cluster.time.now_ns
@@ -238,7 +127,7 @@ class SimNode:
         epoch = self.epoch
         clock = _EpochClock(self, epoch)
         self.applier = _Applier(self, clock)
-        self.log_disk = _Disk(self, epoch)
+        self.log_disk = LogDisk(self, epoch)
         world = World(
             clock=clock,
             network=_Sender(self, epoch),
@@ -246,7 +135,7 @@ class SimNode:
             applier=self.applier,
             random=rng,
             on_halt=self.failures.append,
-            snapshot_disk=_SnapshotDisk(self, clock),
+            snapshot_disk=SnapshotDisk(self, clock),
         )
         self.driver = Driver(
             RawNode(config),
@@ -399,89 +288,6 @@ class _Sender:
         return True
 
 
-class _Disk:
-    """The log's writer: what waits while it writes shares the next commit. A crash loses what is under way,
-    or some of the last of it."""
-
-    def __init__(self, node: SimNode, epoch: int) -> None:
-        self._node, self._epoch = node, epoch
-        self._failed = False
-        self._waiting: list[tuple[Callable[[], None], Done | None]] = []
-        self._under_way: list[tuple[Callable[[], None], Done | None]] = []
-
-    def keep_some(self, random: random.Random) -> None:
-        """At a crash: some of what was under way had reached the disk, in order, though nobody was told. Not
-        behind a write that failed."""
-        kept = 0 if self._failed else random.randint(0, len(self._under_way))
-        for write, _ in self._under_way[:kept]:
-            write()
-        self._under_way, self._waiting = [], []
-
-    def install(
-        self, publish: Callable[[], None], hard_state: HardState, index: int, term: int, done: Done
-    ) -> None:
-        # A crash may come between the two.
-        self._write(publish, None)
-        self._write(lambda: self._node.begin_log_anew(hard_state, index, term), done)
-
-    def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
-        def write() -> None:
-            if hard_state is not None:
-                self._node.storage.set_hard_state(hard_state)
-            if entries:
-                self._node.storage.append(list(entries))
-
-        self._node.write_since_ns = self._node.write_since_ns or self._node.local_ns()
-        self._write(write, done)
-
-    def refill(self, entries: Sequence[Entry], anchor: tuple[int, int] | None, done: Done) -> None:
-        self._write(lambda: self._node.storage.refill(entries, anchor), done)
-
-    def compact(self, to_index: int, done: Done) -> None:
-        self._write(lambda: self._node.storage.compact(to_index), done)
-
-    def _write(self, write: Callable[[], None], done: Done | None) -> None:
-        self._waiting.append((write, done))
-        if not self._under_way:
-            self._begin()
-
-    def _begin(self) -> None:
-        self._under_way, self._waiting = self._waiting, []
-        node = self._node
-        delay_ms = node.cluster.random.uniform(0.2, 1.8) * node.disk_delay_ms
-        node.cluster.time.call_later(delay_ms / 1e3, self._end)
-
-    def _end(self) -> None:
-        node = self._node
-        if node.epoch != self._epoch:
-            return
-        if node.disk_is_full:
-            node.cluster.time.call_later(0.02, self._end)
-            return
-        # What fails may have reached the disk. After that nothing is tried any more.
-        may_write = not self._failed and (not node.disk_fails or node.cluster.random.random() < 0.5)
-        self._failed = self._failed or node.disk_fails
-        node.disk_fails = False
-        error = StorageError("the disk failed a write of the log") if self._failed else None
-        written, self._under_way = self._under_way, []
-        for write, done in written:
-            if may_write:
-                write()
-            if done is not None:
-                node.call(self._epoch, lambda done=done: done(error))  # type: ignore[misc]
-        if self._waiting and not self._under_way:
-            self._begin()
-        node.write_since_ns = node.local_ns() if self._under_way else None
-
-    @property
-    def outstanding_since_ns(self) -> int | None:
-        return self._node.write_since_ns
-
-    @property
-    def damaged(self) -> Sequence[int]:
-        return self._node.storage.damaged
-
-
 class _Applier:
     """Applies at once, or lazily after some milliseconds. Damage has it wait for another state."""
 
@@ -524,7 +330,7 @@ class _Applier:
         self._clock.call_soon(self.hurry)
 
     def adopt(self, prepared: PreparedState, done: Callable[[], None]) -> None:
-        assert isinstance(prepared, _Prepared)
+        assert isinstance(prepared, Prepared)
 
         def adopt() -> None:
             self._waiting.clear()
@@ -561,7 +367,7 @@ class _Repair:
         check: Callable[[int, int], None],
         done: Callable[[BaseException | None], None],
     ) -> None:
-        assert isinstance(prepared, _Prepared)
+        assert isinstance(prepared, Prepared)
         node, tables = self._node, prepared.tables
         index = prepared.metadata.index
 
@@ -594,116 +400,6 @@ class _Repair:
             done(None)
 
         wait()
-
-
-class _Prepared:
-    def __init__(self, tables: MemoryTables) -> None:
-        self.tables = tables
-        meta = read_meta(tables)
-        self.cluster_id = meta.cluster_id
-        self.metadata = SnapshotMetadata(meta.conf_state, meta.applied_index, meta.applied_term)
-
-    def discard(self) -> None:
-        pass
-
-
-class _SnapshotDisk:
-    """Snapshots of `MemoryTables`, as bytes with a checksum. Everything takes a moment."""
-
-    def __init__(self, node: SimNode, clock: _EpochClock) -> None:
-        self._node, self._clock = node, clock
-        self._files: dict[str, bytes] = {}
-
-    def _soon(self, callback: Callable[[], None]) -> None:
-        self._clock.call_later(self._node.cluster.random.uniform(0.0001, 0.005), callback)
-
-    def make(self, done: Callable[[SnapshotFile | BaseException], None]) -> Callable[[], None]:
-        cancelled = False
-
-        def begin() -> None:
-            if not cancelled:
-                tables = self._node.tables.copy()
-                self._clock.call_later(self._node.cluster.random.uniform(0.001, 0.1), lambda: end(tables))
-
-        def end(tables: MemoryTables) -> None:
-            if cancelled:
-                return
-            if self._node.disk_is_full:
-                done(RaftstateError("the disk is full"))
-                return
-            node = self._node
-            node.snapshots_made += 1
-            metadata = _Prepared(tables).metadata
-            rows = {table: list(tables.scan(table)) for table in Table}
-            content = msgspec.msgpack.encode(rows)
-            checksum = xxhash.xxh3_64(content).digest()
-            name = f"snapshot-{metadata.index}"
-            self._files[name] = content + (bytes(8) if node.damage_snapshots else checksum)
-            done(SnapshotFile(name, metadata, len(self._files[name]), len(content)))
-
-        def cancel() -> None:
-            nonlocal cancelled
-            cancelled = True
-
-        self._soon(begin)
-        return cancel
-
-    def read(
-        self, file: SnapshotFile, offset: int, size: int, done: Callable[[bytes | BaseException], None]
-    ) -> None:
-        content = self._files[file.name][offset : offset + size]
-        self._soon(lambda: done(content))
-
-    def remove(self, file: SnapshotFile) -> None:
-        del self._files[file.name]
-
-    def why_no_room(self, raw_bytes: int) -> str:
-        return "the disk is full" if self._node.disk_is_full else ""
-
-    def build(self) -> _Build:
-        return _Build(self._soon)
-
-    def make_current(self, prepared: PreparedState) -> None:
-        assert isinstance(prepared, _Prepared)
-        self._node.checkpoint = prepared.tables.copy()
-        self._node.is_switched = True
-        self._node.installed.append(prepared.metadata.index)
-
-
-class _Build:
-    def __init__(self, soon: Callable[[Callable[[], None]], None]) -> None:
-        self._soon = soon
-        self._content = b""
-        self._discarded = False
-        self._queue: deque[Callable[[], None]] = deque()
-
-    def _in_order(self, call: Callable[[], None]) -> None:
-        self._queue.append(call)
-        self._soon(lambda: self._queue.popleft()())
-
-    def feed(self, data: bytes, done: Done) -> None:
-        self._content += data
-        self._in_order(lambda: None if self._discarded else done(None))
-
-    def finish(self, done: Callable[[PreparedState | BaseException], None]) -> None:
-        def finish() -> None:
-            if not self._discarded:
-                done(self._built())
-
-        self._in_order(finish)
-
-    def _built(self) -> PreparedState | BaseException:
-        content, checksum = self._content[:-8], self._content[-8:]
-        if xxhash.xxh3_64(content).digest() != checksum:
-            return DataLossError("the snapshot is damaged")
-        tables = MemoryTables()
-        tables_of_rows = msgspec.msgpack.decode(content, type=dict[Table, list[tuple[bytes, bytes]]])
-        for table, rows in tables_of_rows.items():
-            tables.put_many(table, rows, append=True)
-        return _Prepared(tables)
-
-    def discard(self) -> None:
-        self._discarded = True
 
 
 class SimCluster:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from chaos.sim.world import MS, SimCluster, SimNode, was_applied
+from chaos.sim.clock import MS
+from chaos.sim.world import SimCluster, SimNode, was_applied
 from raftstate.core.roles import Role
 from raftstate.core.types import Message, MessageType
 from raftstate.machine.tables import Table

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from chaos.sim.world import MS, SimCluster, SimNode, was_applied
+from chaos.sim.clock import MS
+from chaos.sim.world import SimCluster, SimNode, was_applied
 from raftstate.core.roles import Role
 from raftstate.core.types import Entry, Message, MessageType
 from raftstate.machine.reader import Reader

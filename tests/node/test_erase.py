@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chaos.sim.world import MS, SimTime
+from chaos.sim.clock import MS, SimTime
 from raftstate.errors import FailedPreconditionError, RaftstateError, StorageError
 from raftstate.node.defragment import Rewritten
 from raftstate.node.erase import FOLLOWERS_NS_MAX, Eraser

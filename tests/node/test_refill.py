@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from chaos.sim.world import SimCluster, SimLog, SimNode, was_applied
+from chaos.sim.log_disk import SimLog
+from chaos.sim.world import SimCluster, SimNode, was_applied
 from raftstate.core.roles import Role
 from raftstate.core.types import Entry, HardState, Message, MessageType
 from raftstate.errors import StorageError

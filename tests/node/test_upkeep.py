@@ -9,7 +9,8 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from chaos.sim.world import MS, SimCluster, SimNode, was_applied
+from chaos.sim.clock import MS
+from chaos.sim.world import SimCluster, SimNode, was_applied
 from raftstate.core.types import EntryType, Message
 from raftstate.machine.reader import Reader
 from raftstate.machine.types import (
