@@ -57,8 +57,14 @@ class PowerCutDisk:
             os.close(descriptor)
 
     def restore(self) -> None:
-        """Mount it again, after all processes that used it have ended."""
+        """Mount it again, after all processes that used it have ended. Nothing of it is in the page cache."""
         _run("umount", str(self.folder))
+        image = os.open(self._image, os.O_RDONLY)
+        try:
+            os.fsync(image)
+            os.posix_fadvise(image, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(image)
         self._mount()
 
     def _mount(self) -> None:

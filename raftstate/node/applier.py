@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raftstate.core.types import ConfState, Entry
-from raftstate.errors import DataLossError, RaftstateError, ResourceExhaustedError
+from raftstate.errors import ClosedError, DataLossError, RaftstateError, ResourceExhaustedError
 from raftstate.logs import get_logger
 from raftstate.machine.machine import Machine
 from raftstate.machine.types import BatchResult, EntryResult, LongApply
@@ -547,11 +547,11 @@ class StateApplier:
             self._cutting = False
             if error is None:
                 self._cut_to = to_index
-                if self._space_is_short:
+                if self._space_is_short and not self._log_writer.is_closed:
                     self._cut_log()  # it may have become so since this cut was asked for
             elif is_full(error):
                 log.warning("log not cut", reason=str(error))  # a later checkpoint tries again
-            elif not self._closing:
+            elif not self._closing and not isinstance(error, ClosedError):
                 self._fail(error)
 
         self._log_writer.compact(to_index, done)

@@ -99,7 +99,7 @@ class LocalNode:
         self._name = name
         self._version = version
         self._committed_at_start = driver.committed_index
-        """What an earlier life may have shown: no read shows less."""
+        """What an earlier life knew, durably: no read shows less."""
         self._open_reads = 0
         self._reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-read")
         self._watch_reads = ThreadPoolExecutor(1, thread_name_prefix="raftstate-watch")
@@ -297,10 +297,21 @@ class LocalNode:
             asked_ns = await self._confirm(timeout_s)
             await self._wait_for(min_applied_index, deadline_ns)
             return asked_ns
-        await self._wait_for(max(min_applied_index, self._committed_at_start), deadline_ns)
+        await self._wait_for(max(min_applied_index, self._replayed_to()), deadline_ns)
         if consistency is ReadConsistency.BOUNDED:
             return await self._confirm_within(max_staleness_ms, deadline_ns)
         return None
+
+    def _replayed_to(self) -> int:
+        """Return what must be applied before anything is shown. Raises `DataLossError` where that can't be: a
+        record of the log is damaged, and other nodes are asked for it."""
+        index, damaged = self._committed_at_start, self._log.first_damaged_index
+        if damaged is not None and self._driver.applied_index < damaged <= index:
+            raise DataLossError(
+                f"this node has applied {self._driver.applied_index} of the {index} entries that it knew to "
+                f"be committed, and entry {damaged} of its log is damaged; until it is mended, read elsewhere"
+            )
+        return index
 
     async def _wait_for(self, index: int, deadline_ns: int) -> None:
         """Wait until a log entry is applied here."""

@@ -85,8 +85,10 @@ class Reads:
     def wait_for(self, index: int, timeout_ns: int, applied_index: int, done: ReadDone) -> None:
         """Wait until the entry at `index` is applied here, then call `done` with the time when it was."""
         read = _Read(self._now_ns() + timeout_ns, done, index)
-        self._indexed.append(read)
-        self.applied(applied_index)
+        if index <= applied_index:
+            read.finish(self._now_ns())
+        else:
+            self._indexed.append(read)
 
     def flush(self) -> None:
         """Ask for a round if reads wait for one, and someone may answer it."""

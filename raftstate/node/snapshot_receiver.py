@@ -146,6 +146,7 @@ class SnapshotReceiver:
             or message.from_ != sender
             or message.to != raft.id
             or _metadata(offer).index == 0
+            or not message.term  # to the core it would be one of its own
         ):
             log.warning("offer ignored", sender=sender, type=message.type.name, from_=message.from_)
             return

@@ -237,6 +237,11 @@ class LogWriter:
         self._check_open()
         self._queue.put(_Rewrite(done))
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called: nothing is taken any more."""
+        return self._closed
+
     def close(self) -> None:
         """Write what waits, and end the thread. What was handed over is still reported, after this returns.
 

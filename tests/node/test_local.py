@@ -145,6 +145,22 @@ async def test_a_read_right_after_a_start_shows_all_that_an_earlier_life_knew_to
         await rig.close()
 
 
+async def test_a_read_of_a_node_that_can_t_replay_its_log_is_refused_at_once_and_says_why(
+    tmp_path: Path,
+) -> None:
+    entries = [Entry(index, 1, data=msgspec.msgpack.encode(Envelope(0, 0, []))) for index in range(1, 6)]
+    rig = Rig(tmp_path, entries)
+    try:
+        rig.log.note_damage(3)
+        with pytest.raises(
+            DataLossError, match=r"applied 0 of the 5 entries .* entry 3 of its log is damaged"
+        ):
+            async with reader(rig, ReadConsistency.LOCAL, timeout_s=3600):
+                pass
+    finally:
+        await rig.close()
+
+
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig(tmp_path)

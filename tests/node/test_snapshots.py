@@ -572,3 +572,23 @@ def test_what_was_handed_to_the_applier_and_is_within_the_snapshot_counts_as_app
     healthy(cluster)
     assert behind.driver._unapplied == {}
     assert behind.driver.raw.raft.raft_log._applying_bytes == 0
+
+
+def test_an_offer_without_a_term_is_ignored() -> None:
+    cluster = SimCluster(3, 0)
+    leader = cluster.elect()
+    follower = next(node for node in cluster.nodes.values() if node is not leader)
+    state = follower.driver.applied.conf_state
+    snapshot = Snapshot(metadata=SnapshotMetadata(state, 99, 1))
+    answered: list[PeerBody] = []
+
+    def note(sender: int, to: int, body: PeerBody) -> list[float]:
+        answered.extend([body] if isinstance(body, SnapshotPull | SnapshotFinished) else [])
+        return [0.001]
+
+    cluster.tamper = note
+    for term, answers in ((0, False), (1, True)):
+        message = Message(MessageType.SNAP, to=follower.id, from_=leader.id, term=term, snapshot=snapshot)
+        follower.receive(leader.id, SnapshotOffer(7 + term, message, 100, 100))
+        cluster.run_for(0.05)
+        assert bool(answered) is answers
