@@ -60,7 +60,8 @@ def test_the_command_and_what_it_started_are_told_to_end_when_the_lock_is_lost(
     output = os.open(tmp_path / "output", os.O_RDONLY | os.O_NONBLOCK)
     client.ending = LockLostError("lock 'l' is lost: its key was deleted")
     client.is_over = lambda: bool(select.select([output], [], [], 0)[0])
-    script = '(echo begun; exec sleep 60) > "$0" & trap "echo told; exit 9" TERM; wait'
+    # The trap first: what is begun has the lock lost at once.
+    script = 'trap "echo told; exit 9" TERM; (echo begun; exec sleep 60) > "$0" & wait'
     code, out, err = run("lock", "l", "--", "sh", "-c", script, str(tmp_path / "output"))
     assert (code, out) == (1, b"told\n")
     assert err == "raftstate: lock 'l' is lost: its key was deleted; telling the command to end\n"
