@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -71,21 +71,38 @@ async def put_times(cluster: LocalCluster, rounds: int = 5) -> list[float]:
         return sorted(times)
 
 
+async def leadership(cluster: LocalCluster) -> tuple[str, int]:
+    """Return who leads, and in which term."""
+    await asyncio.to_thread(cluster.wait_for_leader)
+    async with connect_async(cluster.url, timeout=30) as client:
+        leaders = [node for node in await client.status() if node.role == "leader"]
+    newest = max(leaders, key=lambda node: node.term)
+    return newest.name, newest.term
+
+
+async def fastest_put_s(cluster: LocalCluster, slow: Callable[[str], list[str]]) -> float:
+    """Return how long the fastest of some puts took while the disks of the nodes that `slow` names, given the
+    leader, were slow. Of a leader that led all the while: on a loaded machine a slow one may be taken for one
+    that hangs, and hands over."""
+    for _ in range(10):
+        led = await leadership(cluster)
+        async with slow_disks(cluster, slow(led[0])):
+            times = await put_times(cluster)
+            if await leadership(cluster) == led:
+                return times[0]
+    raise AssertionError("the leader changed in each of ten attempts")
+
+
 async def test_a_put_waits_for_the_disk_of_the_leader(cluster: LocalCluster) -> None:
-    leader = await asyncio.to_thread(cluster.wait_for_leader)
-    async with slow_disks(cluster, [leader]):
-        assert (await put_times(cluster))[0] >= DELAY_S
+    assert await fastest_put_s(cluster, lambda leader: [leader]) >= DELAY_S
 
 
 async def test_a_put_waits_for_the_disk_of_a_follower(cluster: LocalCluster) -> None:
-    leader = await asyncio.to_thread(cluster.wait_for_leader)
-    async with slow_disks(cluster, [node.name for node in cluster.nodes if node.name != leader]):
-        assert (await put_times(cluster))[0] >= DELAY_S
+    names = [node.name for node in cluster.nodes]
+    assert await fastest_put_s(cluster, lambda leader: [n for n in names if n != leader]) >= DELAY_S
 
 
 async def test_a_put_does_not_wait_for_the_slower_follower(cluster: LocalCluster) -> None:
     """The control: with one slow disk in the minority the same probe sees no wait."""
-    leader = await asyncio.to_thread(cluster.wait_for_leader)
-    follower = next(node.name for node in cluster.nodes if node.name != leader)
-    async with slow_disks(cluster, [follower]):
-        assert (await put_times(cluster))[0] < DELAY_S
+    names = [node.name for node in cluster.nodes]
+    assert await fastest_put_s(cluster, lambda leader: [n for n in names if n != leader][:1]) < DELAY_S
