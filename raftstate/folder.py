@@ -98,7 +98,8 @@ def read_ahead(settings: NodeSettings) -> threading.Thread:
     """Have the system begin to read the log, which a start verifies from end to end.
 
     After a power cut nothing of it is in the page cache, and page by page, as they are met, they take twice
-    as long. The thread that is returned asks for it; it asks for nothing where the system has no such call.
+    as long (measured: 0.39 s for 264 MB, 0.16 s when this began 0.15 s before). The thread that is returned
+    asks for it; it asks for nothing where the system has no such call.
     """
     file = settings.data_path / LOG_FOLDER / "data.mdb"
     thread = threading.Thread(target=_read_ahead, args=(file,), name="raftstate-read-ahead", daemon=True)
