@@ -241,8 +241,8 @@ class NodeSettings(BaseSettings):
         default=50_000,
         ge=1,
         description="How many log entries are kept behind the last checkpoint for followers that were away:"
-        " one that is further behind is sent a snapshot. A start verifies the whole log, some 200,000 entries"
-        " a second.",
+        " one that is further behind is sent a snapshot. A start does not wait for them to be verified:"
+        " the node does that as soon as it runs.",
     )
     log_margin_bytes: int = Field(
         default=256 << 20,

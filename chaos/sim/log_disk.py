@@ -25,9 +25,10 @@ class SimLog(MemoryStorage):
         self.rotten: set[int] = set()
         self.damaged: tuple[int, ...] = ()
 
-    def find_damage(self) -> None:
-        """Verify every record, as a start does."""
-        self.damaged = tuple(sorted(self.rotten))
+    def find_damage(self, after: int = 0) -> None:
+        """Verify the records that follow an index, as a start does with what the state lacks, or all of them,
+        as the node does soon afterwards."""
+        self.damaged = tuple(sorted(index for index in self.rotten if index > after))
 
     def entries(self, lo: int, hi: int, max_bytes: int) -> list[Entry]:
         found = super().entries(lo, hi, max_bytes)

@@ -169,7 +169,7 @@ class Simulation:
         def term_at(index: int) -> int | None:
             return raft.raft_log.term(index) if index >= node.storage.first_index() else None
 
-        if not node.storage.damaged:
+        if not node.storage.rotten:
             self._leaders.leads(node.id, raft.term, raft.raft_log.last_index(), term_at)
 
     def applied(

@@ -44,6 +44,8 @@ from raftstate.pb.v1 import pipeline_pb2
 
 CLUSTER_ID = 77
 TIMING = Timing(heartbeat_ms=15, election_timeout_ms=405)
+LOG_VERIFIED_S = 0.5
+"""How long after its start a node knows what of its log, which its state holds durably, is damaged."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -98,10 +100,10 @@ class SimNode:
     def start(self) -> None:
         self.epoch += 1
         self.alive = True
-        self.storage.find_damage()
         self.is_switched = False
         self.tables = self.checkpoint.copy()
         self.machine = Machine(self.tables)
+        self.storage.find_damage(after=self.machine.applied_index)
         hard_state = reset_to_finish(self.storage, self.machine.applied_index, self.machine.applied_term)
         if hard_state is not None:
             self.resets_at_start += 1
@@ -156,12 +158,17 @@ class SimNode:
         self.integrity = Integrity(self.driver, world, _Repair(self, clock), distrusted=self.distrusted)
         self.integrity.start()
         self.driver.start()
+        clock.call_later(LOG_VERIFIED_S, self._find_damage)
         if self.cluster.log_margin is not None:
             self._checkpoint_later(clock)
         for other in self.cluster.nodes.values():
             if other is not self and other.alive:
                 self.driver.upkeep.met(other.id, other.knows)
                 other.driver.upkeep.met(self.id, self.knows)
+
+    def _find_damage(self) -> None:
+        self.storage.find_damage()
+        self.driver.look_at_log()
 
     def crash(self) -> None:
         if self.log_disk is not None and self.cluster.crashes_keep_writes:

@@ -14,7 +14,7 @@ from raftstate.address import split_address
 from raftstate.cli.common import JsonOption, print_json
 from raftstate.config import NodeSettings
 from raftstate.errors import ConfigError
-from raftstate.folder import read_ahead, settings_alone, settings_of
+from raftstate.folder import settings_alone, settings_of
 from raftstate.lifeline import watch
 from raftstate.logs import to_stderr
 
@@ -73,7 +73,6 @@ def serve(
         "insecure": insecure or None,
     }
     settings = settings_for(config, data, arguments)
-    read_ahead(settings)  # while the store is loaded
     # Here, so that the other commands need not load the store. What is loaded stays: the collector need not
     # look at it, now or at the node's start, which takes a tenth less without.
     gc.disable()

@@ -4,6 +4,8 @@ What rots where nobody reads is found so before a second copy rots, and what a r
 found here alone: keys that vanished with a damaged page of a tree. How long such a false "not found" can live
 is the time between two passes: it is logged with each, and can be asked for.
 
+What a start has left unverified of the log is looked at first, and faster.
+
 A thread reads, in slices of a millisecond or two with pauses between; what it finds is told on the loop.
 """
 
@@ -11,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol, TypeVar
 
 from raftstate.core.errors import Compacted, Damaged, Unavailable
-from raftstate.errors import ClosedError, DataLossError, RaftstateError
+from raftstate.errors import ClosedError, DataLossError, RaftstateError, StorageError
 from raftstate.logs import get_logger
 from raftstate.machine.digest import SumChanges
 from raftstate.machine.machine import Machine
@@ -71,6 +73,7 @@ class Scrubber:
         rate_bytes_per_s: how fast; a row counts for 1 KiB more than it has. 0: not at all.
         on_damage: told of damage in the state, and whether no read would notice it.
         on_log_damage: told that the log has another damaged record.
+        on_log_lost: told that more than records of it is damaged: the node is to halt with that.
         may_scrub: returns whether the state is worth it: not while it is to be replaced.
     """
 
@@ -85,6 +88,7 @@ class Scrubber:
         rate_bytes_per_s: int,
         on_damage: Callable[[DataLossError, bool], object],
         on_log_damage: Callable[[], None],
+        on_log_lost: Callable[[StorageError], object],
         may_scrub: Callable[[], bool],
     ) -> None:
         self._machine = machine
@@ -95,6 +99,7 @@ class Scrubber:
         self._rate = rate_bytes_per_s
         self._on_damage = on_damage
         self._on_log_damage = on_log_damage
+        self._on_log_lost = on_log_lost
         self._may_scrub = may_scrub
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="raftstate-scrub")
         self._task: asyncio.Task[None] | None = None
@@ -103,9 +108,8 @@ class Scrubber:
         self.report = ScrubReport(None, None)
 
     def start(self) -> None:
-        """Begin, if there is a rate to do it at."""
-        if self._rate:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        """Begin; to read again and again, if there is a rate to do it at."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
 
     def times_ms(self) -> tuple[int, int]:
         """Return how long ago the last pass that found nothing began, and its period, in ms; 0: none did."""
@@ -117,12 +121,24 @@ class Scrubber:
     async def close(self) -> None:
         """Stop, and end the thread."""
         self._closing = True
+        self._log.stop_verifying()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._thread.shutdown()
 
     async def _run(self) -> None:
+        try:
+            self._found_in_log(await self._beside(self._log.verify_rest))
+        except ClosedError:
+            return
+        except StorageError as error:
+            self._on_log_lost(error)
+            return
+        if self._rate:
+            await self._pass_after_pass()
+
+    async def _pass_after_pass(self) -> None:
         before_ns: int | None = None
         while True:
             began_ns = self._clock.monotonic_ns()
@@ -196,14 +212,22 @@ class Scrubber:
         last = self._log.last_index()
         while index <= last:
             at = index
-            index, damaged = await self._beside(lambda: self._log_slice(at, last))  # noqa: B023 - awaited
-            for each in damaged:
-                self._log.note_damage(each)
-            if damaged:
-                log.error("scrub found damaged log records", indexes=damaged[:10], count=len(damaged))
-                self._on_log_damage()
+            try:
+                index, damaged = await self._beside(lambda: self._log_slice(at, last))  # noqa: B023 - awaited
+            except DataLossError as error:
+                lost = self._log.distrust(error)
+                self._on_log_lost(lost)
+                raise lost from error
+            self._found_in_log(damaged)
             index = max(index, self._log.first_index())
         return last - self._log.first_index() + 1
+
+    def _found_in_log(self, damaged: Sequence[int]) -> None:
+        for each in damaged:
+            self._log.note_damage(each)
+        if damaged:
+            log.error("scrub found damaged log records", indexes=damaged[:10], count=len(damaged))
+            self._on_log_damage()
 
     def _log_slice(self, index: int, last: int) -> tuple[int, list[int]]:
         """On the thread: verify some records; return the next index, and which were damaged."""

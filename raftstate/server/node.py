@@ -228,6 +228,7 @@ class Node:
             rate_bytes_per_s=self._settings.scrub_rate_bytes_per_s,
             on_damage=lambda error, hidden: self.integrity.damaged(error, hidden=hidden),
             on_log_damage=self.driver.look_at_log,
+            on_log_lost=self.driver.halt,
             may_scrub=lambda: not self.integrity.quarantined and not self.driver.is_installing,
         )
         self.service.scrub_times = self._scrubber.times_ms

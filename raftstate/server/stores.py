@@ -18,7 +18,7 @@ from raftstate.machine.machine import Machine
 from raftstate.machine.types import Member
 from raftstate.node.disk import reserve_bytes_for
 from raftstate.node.known_members import noted_members
-from raftstate.node.startup import LogLostError, cut_damage, reset_to_finish
+from raftstate.node.startup import LogLostError, reset_to_finish
 from raftstate.server.configured import initial_members
 from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
@@ -86,7 +86,15 @@ class Stores:
                 boundary = log_store.first_index() - 1
                 log_store.close()
                 raise state_is_lost(error, settings, known, boundary) from error
-            self.log = open_log(settings, directory, self.machine.members, must_renew=must_renew)
+            # What the state holds durably is verified once the node runs: no start waits for it, unless
+            # a damaged page may have ended the last run.
+            self.log = open_log(
+                settings,
+                directory,
+                self.machine.members,
+                must_renew=must_renew,
+                verify_after=0 if suspect else self.machine.applied_index,
+            )
             opened.callback(self.log.close)
             fit_log_to_state(self.log, self.machine, self.state.durable_applied_index)
             check_sole_copy(self.log, self.machine, settings.node_id)
@@ -142,10 +150,15 @@ def state_is_lost(
 
 
 def open_log(
-    settings: NodeSettings, directory: DataDirectory, members: Sequence[Member], *, must_renew: bool
+    settings: NodeSettings,
+    directory: DataDirectory,
+    members: Sequence[Member],
+    *,
+    must_renew: bool,
+    verify_after: int = 0,
 ) -> LogStore:
     """Open the log. `members`: as the state beside it knows them. `must_renew`: its disk failed a write, so
-    that it goes on in new files.
+    that it goes on in new files. `verify_after`: as `LogStore.open` takes it.
 
     Raises `LogLostError` when it is lost, and other nodes may replace this one; else what `LogStore.open`
     does.
@@ -155,7 +168,7 @@ def open_log(
         if must_renew:
             log.warning("copying the log, since the disk failed a write of it", node=settings.name)
             renew_log(path, map_bytes=settings.log_map_bytes)
-        return LogStore.open(path, map_bytes=settings.log_map_bytes)
+        return LogStore.open(path, map_bytes=settings.log_map_bytes, verify_after=verify_after)
     except DataLossError as error:
         known = {member.id for member in members or settings.cluster.members}
         if known - {settings.node_id}:
@@ -179,8 +192,8 @@ def make_blank(settings: NodeSettings, directory: Path) -> None:
 
 
 def fit_log_to_state(log_store: LogStore, machine: Machine, durable_index: int) -> None:
-    """Finish an install that a crash cut short, cut off damage to what was applied, and see to it that the
-    log does not hold the first entry of all: whoever needs that one joins, and needs a snapshot instead.
+    """Finish an install that a crash cut short, and see to it that the log does not hold the first entry of
+    all: whoever needs that one joins, and needs a snapshot instead.
 
     Raises:
         DataLossError: log and state don't fit.
@@ -190,7 +203,6 @@ def fit_log_to_state(log_store: LogStore, machine: Machine, durable_index: int) 
     if hard_state is not None:
         log.warning("finishing an install", applied=machine.applied_index, last_index=log_store.last_index())
         log_store.publish(log_store.reset(hard_state, machine.applied_index, machine.applied_term))
-    cut_damage(log_store, machine.applied_index, machine.applied_term)
     if durable_index >= 1:
         cut = log_store.compact(1, 1)
         if cut is not None:

@@ -24,7 +24,7 @@ import msgspec
 import xxhash
 
 from raftstate.errors import DataLossError, FailedPreconditionError, WrongClusterError
-from raftstate.store.files import disk_failure, durable_remove, durable_write, fsync_directory
+from raftstate.store.files import disk_failure, durable_remove, durable_write, fsync_directory, remove
 
 FORMAT_VERSION = 1
 """The newest format of a data directory that this version of raftstate knows."""
@@ -141,7 +141,8 @@ class DataDirectory:
                     f"a recovery of {path} was begun, and was cut short: bring it to its end by `raftstate "
                     "recover DIR --accept-loss`"
                 )
-            durable_remove(path / _CREATING)
+            # Not durably: where there is an identity, a marker that comes back means nothing.
+            remove(path / _CREATING)
         except BaseException:
             os.close(lock)
             raise

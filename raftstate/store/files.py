@@ -93,16 +93,21 @@ def durable_write(path: Path, content: bytes) -> None:
     fsync_directory(path.parent)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there. Raises `StorageError` if it can't be."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise disk_failure("removing a file", path, error) from error
+
+
 def durable_remove(path: Path) -> None:
     """Remove a file, if it is there, so that it does not come back after a power cut.
 
     Raises:
         StorageError: it can't be removed, or the directory can't be synced.
     """
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise disk_failure("removing a file", path, error) from error
+    remove(path)
     fsync_directory(path.parent)
 
 

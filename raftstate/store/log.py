@@ -37,6 +37,7 @@ from raftstate.store.files import disk_failure, fsync_directory, is_full
 from raftstate.store.log_check import check_data_file, check_rows, page_checksum
 from raftstate.store.log_copy import DATA_FILE, copy_log
 from raftstate.store.log_format import HARD_STATE_KEY, META_KEY, MetaRow, entry_key
+from raftstate.store.log_unverified import UnverifiedPart
 from raftstate.store.log_window import LogWindow
 from raftstate.store.meta_page import read_meta_page, read_meta_pages
 from raftstate.store.space import Space, environment_space, pages_bytes
@@ -66,8 +67,8 @@ class LogWrite:
 class LogStore:
     """The log in one directory; made by `LogStore.open`.
 
-    Records may be damaged: `damaged` knows those found at opening, where every record is verified, and those
-    that a read has met since. They are never served. The log goes on around them: entries can be appended,
+    Records may be damaged: `damaged` knows those found at opening and those met since, for each read verifies
+    what it reads. They are never served. The log goes on around them: entries can be appended,
     and a conflict or a compaction removes them like others; `refill` puts them right.
     """
 
@@ -84,6 +85,7 @@ class LogStore:
         self._data_file = data_file
         self._page_bytes = page_bytes
         self._failure: StorageError | None = None
+        self._unverified: UnverifiedPart | None = None
         # The log thread's view: what is on disk.
         self._meta = _EMPTY
         self._hard_state = HardState()
@@ -96,9 +98,15 @@ class LogStore:
 
     @classmethod
     def open(
-        cls, path: Path, *, map_bytes: int, create: bool = False, window_bytes: int = WINDOW_BYTES
+        cls,
+        path: Path,
+        *,
+        map_bytes: int,
+        create: bool = False,
+        verify_after: int = 0,
+        window_bytes: int = WINDOW_BYTES,
     ) -> LogStore:
-        """Open the log, and verify all of it.
+        """Open the log, and verify it.
 
         Args:
             path: the environment's directory.
@@ -106,7 +114,9 @@ class LogStore:
                 size.
             create: make a new, empty log first. It gets its name once it is durable, so that a crash leaves
                 none.
-            window_bytes: how much of the log's end to keep in memory.
+            verify_after: leave out what is up to this index, until `verify_rest`: durable elsewhere, it is
+                not needed to go on, and to verify it takes as long as the log is large.
+            window_bytes: how much of the log's end to keep in memory; at first, of what was verified.
 
         Raises:
             FailedPreconditionError: `create`, and there is one already.
@@ -116,7 +126,8 @@ class LogStore:
         """
         if create:
             _create(path, map_bytes)
-        newest, older = check_data_file(path / DATA_FILE)
+        trusted_key = entry_key(verify_after) if verify_after else b""
+        newest, older = check_data_file(path / DATA_FILE, trusted_key=trusted_key)
         try:
             data_file = os.open(path / DATA_FILE, os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -143,7 +154,12 @@ class LogStore:
                 )
                 store._meta = store._seen = meta
                 store._hard_state = store._seen_hard_state = hard_state
-                store._load(txn, window_bytes)
+                store._load(txn, verify_after, window_bytes)
+            if verify_after > meta.boundary_index:
+                last = min(verify_after, meta.last_index)
+                store._unverified = UnverifiedPart(
+                    environment, path / DATA_FILE, newest, meta.boundary_index + 1, last
+                )
         except lmdb.Error as error:
             store.close()
             raise _read_failure(path, error) from error
@@ -154,13 +170,54 @@ class LogStore:
 
     def close(self) -> None:
         """Close the environment. No other thread may be using it; closing twice does nothing."""
+        if self._unverified is not None:
+            self._unverified.let_go()
         self._environment.close()
         if self._data_file >= 0:
             os.close(self._data_file)
             self._data_file = -1
 
-    def _load(self, txn: lmdb.Transaction[memoryview], window_bytes: int) -> None:
-        """Verify every record, and fill the window with the last of them, as far as they are sound.
+    def verify_rest(self) -> tuple[int, ...]:
+        """Verify what the opening has left out. Any thread. Until it is done, nothing is removed from the log
+        but after it.
+
+        Returns the indexes of the records that are damaged; `note_damage` takes them, on the loop thread.
+
+        Raises:
+            ClosedError: `stop_verifying` was called.
+            StorageError: the disk failed, or more than records is damaged: see `distrust`.
+        """
+        return self._verified_rest(hurry=False)
+
+    def stop_verifying(self) -> None:
+        """Have `verify_rest` end soon. Any thread."""
+        if self._unverified is not None:
+            self._unverified.stop()
+
+    def _verified_rest(self, *, hurry: bool = True) -> tuple[int, ...]:
+        if self._unverified is None:
+            return ()
+        try:
+            return self._unverified.verify(hurry=hurry)
+        except DataLossError as error:
+            raise self.distrust(error) from error
+
+    def distrust(self, error: DataLossError) -> StorageError:
+        """Note durably that more than records is damaged: the next start copies the log, which shows whether
+        it can be gone on with, and otherwise finds it lost.
+
+        Returns what this node is to halt with.
+        """
+        failure = StorageError(
+            f"this node's log is damaged: {error.message}; it is copied, or got anew from the other nodes, "
+            "when the node starts again",
+            detail=error.detail | {"errno": 0},
+        )
+        self._note_distrust(failure)
+        return failure
+
+    def _load(self, txn: lmdb.Transaction[memoryview], verify_after: int, window_bytes: int) -> None:
+        """Verify records, and fill the window with the last of them, as far as they are sound.
 
         A record that is not found under its index is no damaged record but a damaged tree: nothing may be
         put into that.
@@ -171,7 +228,7 @@ class LogStore:
         with txn.cursor() as cursor:
             # From the end, since only what the window has room for is copied: of a long log the copies would
             # take longer than the checksums.
-            for index in range(self._meta.last_index, self._meta.boundary_index, -1):
+            for index in range(self._meta.last_index, max(self._meta.boundary_index, verify_after), -1):
                 value = _stored_record(cursor, index)
                 try:
                     if damaged or recent_bytes > window_bytes:
@@ -377,6 +434,8 @@ class LogStore:
             raise InvariantError(
                 f"commit index {target.commit} exceeds the last index {meta.last_index} of the log"
             )
+        if entries and entries[0].index <= self._meta.last_index:
+            self._verified_rest()
         with self._transaction() as txn:
             if entries:
                 _delete(txn, entries[0].index, self._meta.last_index)
@@ -421,6 +480,7 @@ class LogStore:
         hard_state = self._hard_state
         if hard_state.commit < boundary:
             hard_state = msgspec.structs.replace(hard_state, commit=boundary)
+        self._verified_rest()
         with self._transaction() as txn:
             _delete(txn, first, boundary)
             meta = self._meta._replace(boundary_index=boundary, boundary_term=term)
@@ -462,6 +522,7 @@ class LogStore:
         """
         meta = self._meta
         sound: list[int] = []
+        self._verified_rest()
         with self._transaction() as txn:
             with txn.cursor() as cursor:
                 if anchor is None or self._holds(cursor, *anchor):
@@ -513,6 +574,7 @@ class LogStore:
                 too.
         """
         self._require_no_failure()
+        self._verified_rest()
         map_bytes = self._environment.info()["map_size"]
         copy = copy_log(
             self._environment,
@@ -579,6 +641,7 @@ class LogStore:
             raise InvariantError(
                 f"the log holds entry {index} of term {term}, up to {self._meta.last_index}: it is not reset"
             )
+        self._verified_rest()
         with self._transaction() as txn:
             txn.drop(self._main, delete=False)
             meta = self._meta._replace(
@@ -645,11 +708,15 @@ class LogStore:
         """
         self._failure = failure
         if failure.detail["errno"] == errno.EIO:
-            failure.detail["distrust"] = "log"
-            try:
-                mark_eio(self._path.parent, failure.message)
-            except StorageError as unmarked:
-                failure.add_note(f"nor could this be noted for the next start: {unmarked}")
+            self._note_distrust(failure)
+
+    def _note_distrust(self, failure: StorageError) -> None:
+        """Have the next start copy the log, and verify the copy."""
+        failure.detail["distrust"] = "log"
+        try:
+            mark_eio(self._path.parent, failure.message)
+        except StorageError as unmarked:
+            failure.add_note(f"nor could this be noted for the next start: {unmarked}")
 
     def _seal(
         self,

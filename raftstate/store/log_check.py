@@ -42,11 +42,12 @@ def page_checksum(page: MetaPage) -> int:
     return checksum(page.to_bytes())
 
 
-def check_data_file(data_file: Path) -> tuple[MetaPage, MetaPage]:
+def check_data_file(data_file: Path, *, trusted_key: bytes = b"") -> tuple[MetaPage, MetaPage]:
     """Check an LMDB data file of a log, which no one has open, without LMDB.
 
     Args:
         data_file: the environment's `data.mdb`.
+        trusted_key: as `check_pages` takes it.
 
     Returns:
         The meta pages of the newest commit and of the one before it.
@@ -81,7 +82,7 @@ def check_data_file(data_file: Path) -> tuple[MetaPage, MetaPage]:
             f"the newest meta page of {data_file} says that the last page is {newest.last_page}, "
             f"and that the map has {newest.map_bytes // newest.page_bytes}"
         )
-    check_pages(data_file, newest)
+    check_pages(data_file, newest, trusted_key=trusted_key)
     return newest, older
 
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from raftstate.errors import DataLossError
@@ -43,7 +43,14 @@ _NODE_BIG_DATA, _NODE_TREE = 0x01, 0x02
 _TREE = struct.Struct("=IHHQQQQQ")
 
 
-def check_pages(data_file: Path, meta: MetaPage, *, named: bool = False) -> None:
+def check_pages(
+    data_file: Path,
+    meta: MetaPage,
+    *,
+    named: bool = False,
+    trusted_key: bytes = b"",
+    step: Callable[[], None] | None = None,
+) -> None:
     """Walk everything that `meta` leads to.
 
     Args:
@@ -51,6 +58,10 @@ def check_pages(data_file: Path, meta: MetaPage, *, named: bool = False) -> None
         meta: the meta page to start from.
         named: whether the main tree holds the records of named trees, which are walked too. Their free list
             may end before the transaction of the meta page.
+        trusted_key: the pages that hold the large values of keys up to this one in the main tree are not
+            read: their number is by far the greatest. Whoever gives one sees to it that they are not freed
+            before another walk.
+        step: called again and again, by the number of nodes.
 
     Raises:
         DataLossError: the pages are not what the meta page says.
@@ -66,7 +77,9 @@ def check_pages(data_file: Path, meta: MetaPage, *, named: bool = False) -> None
         raise disk_failure("reading the pages of an LMDB file", data_file, error) from error
     with content:
         try:
-            _Walk(content, meta, named=named).run()
+            if trusted_key and hasattr(content, "madvise"):
+                content.madvise(mmap.MADV_RANDOM)  # few pages are read, and none beside them is wanted
+            _Walk(content, meta, named=named, trusted_key=trusted_key, step=step).run()
         except (struct.error, DataLossError) as error:
             raise DataLossError(
                 f"the pages of {data_file} do not agree with its meta page {meta.page_number} "
@@ -77,9 +90,20 @@ def check_pages(data_file: Path, meta: MetaPage, *, named: bool = False) -> None
 class _Walk:
     """One pass over the trees of one meta page."""
 
-    def __init__(self, content: mmap.mmap, meta: MetaPage, *, named: bool = False) -> None:
+    def __init__(
+        self,
+        content: mmap.mmap,
+        meta: MetaPage,
+        *,
+        named: bool = False,
+        trusted_key: bytes = b"",
+        step: Callable[[], None] | None = None,
+    ) -> None:
         self._content = content
         self._named = named
+        self._trusted_key = b""
+        self._trusted_key_in_main = trusted_key
+        self._step = step
         self._meta = meta
         self._page_count = min(meta.last_page + 1, len(content) // meta.page_bytes)
         self._reached: set[int] = set()
@@ -100,6 +124,7 @@ class _Walk:
             if self._meta.transaction_id > 1 and not self._meta.free.entries:
                 raise DataLossError("the free list is empty, and only that of the first transaction can be")
         trees = []
+        self._trusted_key = self._trusted_key_in_main
         kind = _NODE_TREE if self._named else 0
         for key_at, data_at, size in self._tree("main", self._meta.main, kind):
             if self._named:
@@ -137,6 +162,8 @@ class _Walk:
                 entries += len(nodes)
                 end = self._meta.page_bytes
                 for node in sorted(nodes, reverse=True):
+                    if self._step is not None:
+                        self._step()
                     yield self._leaf_node(offset + node, offset + end, kind)
                     end = node
                 if end != upper:
@@ -176,6 +203,9 @@ class _Walk:
             (page,) = _NUMBER.unpack_from(self._content, data_at)
             count = -(-(size + _HEADER.size) // self._meta.page_bytes)
             data_at = self._reach(page, count) + _HEADER.size
+            self._overflow_pages += count
+            if self._content[key_at : key_at + key_bytes] <= self._trusted_key:
+                return key_at, data_at, size
             number, _, kind = _HEADER.unpack_from(self._content, data_at - _HEADER.size)[:3]
             (held,) = _OVERFLOW_PAGES.unpack_from(self._content, data_at - _OVERFLOW_PAGES.size)
             if (number, kind, held) != (page, _OVERFLOW, count):
@@ -183,7 +213,6 @@ class _Walk:
                     f"overflow page {page} has (number, flags, pages) {(number, kind, held)}, "
                     f"and should have {(page, _OVERFLOW, count)}"
                 )
-            self._overflow_pages += count
         elif flags != kind:
             raise DataLossError(f"the node at offset {offset} has flags {flags:#x} and {size} bytes of data")
         return key_at, data_at, size

@@ -12,9 +12,7 @@ from raftstate.errors import DataLossError
 from raftstate.node.startup import reset_to_finish
 from raftstate.server.stores import fit_log_to_state
 from raftstate.store.log import LogStore
-from raftstate.store.log_format import encode_record
-from tests.store.log_helpers import content, entry, new_log, put, reopen, run
-from tests.store.test_log_damage import damage
+from tests.store.log_helpers import content, new_log, put, reopen, run
 
 
 def a_log(path: Path) -> LogStore:
@@ -93,20 +91,4 @@ def test_a_start_finishes_an_install_once_and_appends_go_on_behind_it(
     put(log, more, HardState(6, 1, applied_index))
     fit(log, applied_index, applied_term)
     assert content(log) == (HardState(6, 1, applied_index), applied_index + 1, more)
-    log.close()
-
-
-@pytest.mark.case(62)
-@pytest.mark.parametrize(("index", "cut_at"), [(3, 4), (7, 8), (8, 8), (9, 2)])
-def test_a_start_cuts_the_log_behind_damage_that_was_applied_and_keeps_what_was_not(
-    tmp_path: Path, index: int, cut_at: int
-) -> None:
-    a_log(tmp_path).close()
-    _, record = encode_record(entry(index, term=1 if index < 5 else 4))
-    damage(tmp_path / "log", record, record[:-1] + b"?")
-    log = reopen(tmp_path / "log")
-    assert log.damaged == (index,)
-    fit(log, 8, 4)
-    kept = () if index <= 8 else (index,)
-    assert (log.damaged, log.first_index(), log.last_index()) == (kept, cut_at + 1, 40)
     log.close()

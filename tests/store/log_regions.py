@@ -13,9 +13,11 @@ from raftstate.store.page_check import _Walk
 
 def regions(data_file: Path) -> dict[str, list[int]]:
     """Return offsets in the file: of the payload's last byte of each record, in the order of the indexes; of
-    bytes in the meta row, the hard state, both meta pages, and the headers of the tree's leaves."""
+    bytes in the meta row, the hard state, both meta pages, and the headers of the tree's leaves and of the
+    pages that hold a large record."""
     newest, _ = check_data_file(data_file)
     found: dict[str, list[int]] = {"record": [], "meta row": [], "hard state": [], "leaf page": []}
+    found["overflow page"] = []
     with (
         data_file.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
@@ -27,6 +29,8 @@ def regions(data_file: Path) -> dict[str, list[int]]:
             rows.append((content[key_at : key_at + key_bytes], data_at + size - 1))
             if size < newest.page_bytes // 2:
                 found["leaf page"].append(key_at // newest.page_bytes * newest.page_bytes + 12)
+            else:
+                found["overflow page"].append(data_at - 4)
         for key, last_byte in sorted(rows):
             kind = {META_KEY: "meta row", HARD_STATE_KEY: "hard state"}.get(key, "record")
             found[kind].append(last_byte)

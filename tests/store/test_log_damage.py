@@ -13,7 +13,7 @@ import pytest
 
 from raftstate.core.errors import Damaged
 from raftstate.core.types import Entry, HardState
-from raftstate.errors import DataLossError
+from raftstate.errors import DataLossError, StorageError
 from raftstate.store import log_format
 from raftstate.store.log import LogStore
 from raftstate.store.log_check import check_data_file, check_rows, page_checksum
@@ -253,13 +253,19 @@ def worn_log(path: Path) -> tuple[HardState, int, list[Entry]]:
     return held
 
 
-def open_copy(path: Path, image: bytes) -> tuple[HardState, int, list[Entry]] | str:
-    """What a log with this data file holds, or what was noticed about it."""
+def open_copy(path: Path, image: bytes, *, verify_after: int = 0) -> tuple[HardState, int, list[Entry]] | str:
+    """What a log with this data file holds, or what was noticed about it, all told."""
     path.mkdir(exist_ok=True)
     (path / "data.mdb").write_bytes(image)
     try:
-        log = LogStore.open(path, map_bytes=MAP_BYTES)
+        log = LogStore.open(path, map_bytes=MAP_BYTES, verify_after=verify_after)
     except DataLossError:
+        return "refused"
+    try:
+        for index in log.verify_rest():
+            log.note_damage(index)
+    except StorageError:
+        log.close()
         return "refused"
     try:
         return content(log) if log.first_damaged_index is None else "a record is damaged"
@@ -293,8 +299,11 @@ def test_every_flipped_bit_of_the_meta_pages_is_noticed_or_means_nothing(tmp_pat
 
 
 @pytest.mark.case(50)
-@pytest.mark.parametrize("flips", [400, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_a_flipped_bit_anywhere_is_noticed_or_means_nothing(tmp_path: Path, flips: int) -> None:
+@pytest.mark.parametrize("verify_after", [0, 70, 1_000])
+@pytest.mark.parametrize("flips", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_a_flipped_bit_anywhere_is_noticed_or_means_nothing(
+    tmp_path: Path, flips: int, verify_after: int
+) -> None:
     held = worn_log(tmp_path / "log")
     image = (tmp_path / "log/data.mdb").read_bytes()
     rng = random.Random(flips)
@@ -303,7 +312,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_means_nothing(tmp_path: Path, flip
         damaged = bytearray(image)
         place = rng.randrange(2 * PAGE_BYTES, len(image))
         damaged[place] ^= 1 << rng.randrange(8)
-        found = open_copy(tmp_path / "copy", bytes(damaged))
+        found = open_copy(tmp_path / "copy", bytes(damaged), verify_after=verify_after)
         assert found in ("refused", "a record is damaged", held), f"offset {place}"
         outcomes.add(found if isinstance(found, str) else "intact")
     assert {"a record is damaged", "intact"} <= outcomes
