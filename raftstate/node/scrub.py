@@ -55,6 +55,10 @@ class ScrubReport(NamedTuple):
 class Beside(Protocol):
     """What a scrub asks of the applier."""
 
+    def hold_log_from(self, needed_from: Callable[[], int | None]) -> None:
+        """Have the log cut no further than the index that `needed_from` returns, unless that is None."""
+        ...
+
     @property
     def is_beside(self) -> bool:
         """Whether the machine is in use on another thread."""
@@ -106,6 +110,7 @@ class Scrubber:
         self._closing = False
         self._changes = SumChanges()
         self.report = ScrubReport(None, None)
+        applier.hold_log_from(self._log_needed_from)
 
     def start(self) -> None:
         """Begin; to read again and again, if there is a rate to do it at."""
@@ -167,6 +172,13 @@ class Scrubber:
             finally:
                 self._record(None)
             await asyncio.sleep(rest_s)
+
+    def _log_needed_from(self) -> int | None:
+        """All of it, until what the start has left out is verified: a cut would have to wait, and the log's
+        appends behind it. But not when it has grown too large for that."""
+        if self._log.is_verified or self._log.size_bytes() > self._log.map_bytes // 2:
+            return None
+        return self._log.first_index() - 1
 
     def _record(self, changes: SumChanges | None) -> None:
         if not self._applier.is_beside:

@@ -178,8 +178,8 @@ class LogStore:
             self._data_file = -1
 
     def verify_rest(self) -> tuple[int, ...]:
-        """Verify what the opening has left out. Any thread. Until it is done, nothing is removed from the log
-        but after it.
+        """Verify what the opening has left out, without haste. Any thread. Whoever removes something from the
+        log meanwhile makes haste of it, and waits.
 
         Returns the indexes of the records that are damaged; `note_damage` takes them, on the loop thread.
 
@@ -188,6 +188,11 @@ class LogStore:
             StorageError: the disk failed, or more than records is damaged: see `distrust`.
         """
         return self._verified_rest(hurry=False)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether nothing waits for `verify_rest`: what removes entries goes on at once. Any thread."""
+        return self._unverified is None or self._unverified.is_verified
 
     def stop_verifying(self) -> None:
         """Have `verify_rest` end soon. Any thread."""

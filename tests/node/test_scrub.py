@@ -27,11 +27,12 @@ class Told:
     def __init__(self, log: LogStore) -> None:
         self.log_damage = 0
         self.lost: list[RaftstateError] = []
+        self.held: list[Callable[[], int | None]] = []
         self.scrubber = Scrubber(
             cast(Any, SimpleNamespace(record_sum_changes=lambda changes: None)),
             cast(Any, None),
             log,
-            cast(Any, SimpleNamespace(is_beside=False)),
+            cast(Any, SimpleNamespace(is_beside=False, hold_log_from=self.held.append)),
             cast(Any, SimpleNamespace(monotonic_ns=time.monotonic_ns)),
             rate_bytes_per_s=0,
             on_damage=lambda error, hidden: pytest.fail(f"damage of the state: {error}"),
@@ -55,8 +56,11 @@ async def test_damaged_records_are_told_of_whatever_the_rate(tmp_path: Path) -> 
     damage(tmp_path / "log", b"payload 3", b"paYload 3")
     log = LogStore.open(tmp_path / "log", map_bytes=MAP_BYTES, verify_after=8)
     told = Told(log)
+    (held,) = told.held
+    assert held() == 0
     told.scrubber.start()
     await until(lambda: told.log_damage == 1)
+    assert held() is None
     assert (log.damaged, told.lost) == ((3,), [])
     await told.scrubber.close()
     log.close()
