@@ -131,6 +131,8 @@ class StateApplier:
         self._cut_to = log_boundary
         self._cutting = False
         self._log_needed_from: list[Callable[[], int | None]] = []
+        self.may_cut: Callable[[], bool] = lambda: True
+        """Asked before the log is cut, unless space is short."""
         self._adopting: tuple[PreparedState, Callable[[], None]] | None = None
         """What waits until nothing is under way that belongs to the old state."""
         self._adopted: list[Callable[[], None]] = []
@@ -535,6 +537,8 @@ class StateApplier:
         """Let the log go up to the checkpoint, but for a margin. One cut at a time."""
         to_index = self.cut_index(closely=self._space_is_short)
         if self._cutting or self._closing or to_index <= self._cut_to:
+            return
+        if not self._space_is_short and not self.may_cut():
             return
         large = self._applied_bytes - self._cut_bytes > self._log_margin_bytes or self._space_is_short
         worthwhile = min(CUT_ENTRIES_MIN, self._log_margin_entries)

@@ -293,7 +293,16 @@ class Driver:
         raft_log.readable_to = ahead[0] - 1 if ahead else NO_LIMIT
         for watcher in list(self.damage_watchers):
             watcher(damaged)
+        if not damaged and self.raw.raft.state is Role.LEADER:
+            # Its own acknowledgements were held back; no append need follow that would bring another one.
+            self._acknowledge_own(raft_log.unstable.offset - 1)
         self.schedule_turn()
+
+    def _acknowledge_own(self, index: int) -> None:
+        raft = self.raw.raft
+        own = raft.id
+        response = Message(MessageType.APP_RESP, to=own, from_=own, term=raft.term, index=index)
+        self._guard(lambda: self._step_own(response))
 
     @property
     def is_installing(self) -> bool:

@@ -4,7 +4,7 @@ What rots where nobody reads is found so before a second copy rots, and what a r
 found here alone: keys that vanished with a damaged page of a tree. How long such a false "not found" can live
 is the time between two passes: it is logged with each, and can be asked for.
 
-What a start has left unverified of the log is looked at first, and faster.
+What a start has left unverified of the log is looked at first, whatever the rate.
 
 A thread reads, in slices of a millisecond or two with pauses between; what it finds is told on the loop.
 """
@@ -37,6 +37,8 @@ RETRY_S = 5.0
 """After a pass that could not be brought to its end."""
 JOB_S = 0.25
 """What the thread does before it looks at the loop again."""
+GROWN_BYTES_MAX = 64 << 20
+"""What the log may grow by while its old part is looked at without haste."""
 LOG_ENTRIES = 512
 LOG_BYTES = 512 << 10
 """Of one read of the log."""
@@ -55,9 +57,8 @@ class ScrubReport(NamedTuple):
 class Beside(Protocol):
     """What a scrub asks of the applier."""
 
-    def hold_log_from(self, needed_from: Callable[[], int | None]) -> None:
-        """Have the log cut no further than the index that `needed_from` returns, unless that is None."""
-        ...
+    may_cut: Callable[[], bool]
+    """Asked before the log is cut, unless space is short."""
 
     @property
     def is_beside(self) -> bool:
@@ -110,7 +111,7 @@ class Scrubber:
         self._closing = False
         self._changes = SumChanges()
         self.report = ScrubReport(None, None)
-        applier.hold_log_from(self._log_needed_from)
+        applier.may_cut = self._may_cut_log
 
     def start(self) -> None:
         """Begin; to read again and again, if there is a rate to do it at."""
@@ -173,12 +174,12 @@ class Scrubber:
                 self._record(None)
             await asyncio.sleep(rest_s)
 
-    def _log_needed_from(self) -> int | None:
-        """All of it, until what the start has left out is verified: a cut would have to wait, and the log's
-        appends behind it. But not when it has grown too large for that."""
-        if self._log.is_verified or self._log.size_bytes() > self._log.map_bytes // 2:
-            return None
-        return self._log.first_index() - 1
+    def _may_cut_log(self) -> bool:
+        """Not before what the start has left out is verified: a cut would have to wait, and appends
+        behind it. When the log has grown by much meanwhile, that is done in haste."""
+        if not self._log.is_verified and self._log.grown_bytes() > GROWN_BYTES_MAX:
+            self._log.hurry_verifying()
+        return self._log.is_verified
 
     def _record(self, changes: SumChanges | None) -> None:
         if not self._applier.is_beside:

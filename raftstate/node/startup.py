@@ -10,6 +10,7 @@ from raftstate.core.types import NONE, ConfState, HardState, Snapshot
 from raftstate.errors import DataLossError
 from raftstate.logs import get_logger
 from raftstate.machine.types import Member
+from raftstate.store.log import LogStore
 
 log = get_logger(__name__)
 
@@ -21,6 +22,10 @@ class LogLostError(DataLossError):
     def __init__(self, message: str, members: Sequence[Member]) -> None:
         super().__init__(message)
         self.members = members
+
+
+CUT_ENTRIES = 10_000
+"""How many entries one transaction of a cut at the start removes: nothing waits for it yet."""
 
 
 class StartStorage:
@@ -54,6 +59,30 @@ class StartStorage:
         """Return the saved hard state, its commit index raised to the applied one, and the configuration."""
         saved, _ = self._log.initial_state()
         return HardState(saved.term, saved.vote, max(saved.commit, self._applied_index)), self._conf_state
+
+
+def cut_damage(log_store: LogStore, applied_index: int, applied_term: int) -> None:
+    """Cut the log behind its damaged records, if the state holds all that they held.
+
+    A start verifies only what comes after; but it reads the record of the last entry applied.
+
+    Args:
+        log_store: opened, and not used by anybody yet.
+        applied_index: what the state holds durably.
+        applied_term: the term of that entry.
+
+    Raises `StorageError` when the disk failed, or more than records is damaged.
+    """
+    damaged = log_store.damaged
+    if not damaged or damaged[-1] > applied_index:
+        return
+    boundary = min(damaged[-1] + 1, applied_index)
+    term = applied_term if boundary == applied_index else None
+    while (write := log_store.compact(boundary, CUT_ENTRIES, term)) is not None:
+        log_store.publish(write)
+    log.warning(
+        "damaged log records were applied already; the log was cut", records=len(damaged), boundary=boundary
+    )
 
 
 def reset_to_finish(log: Storage, applied_index: int, applied_term: int) -> HardState | None:

@@ -215,7 +215,8 @@ def _after(conf_state: ConfState, entry: Entry) -> ConfState:
 def _tail(data: Path, settings: NodeSettings | None, applied_index: int) -> list[Entry]:
     """The entries behind the applied one, up to the first that is damaged or missing."""
     try:
-        log = LogStore.open(data / LOG_FOLDER, map_bytes=_log_map_bytes(settings))
+        # What the state holds may be damaged as it likes: only what comes after is wanted.
+        log = LogStore.open(data / LOG_FOLDER, map_bytes=_log_map_bytes(settings), verify_after=applied_index)
     except DataLossError:
         return []
     try:

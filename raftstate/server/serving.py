@@ -123,10 +123,16 @@ class Restarts:
 
     def may_follow(self, failure: StorageError) -> bool:
         """Whether to try again. Not if the node has never run and nothing says that its disk had failed
-        before: then whoever starts it for the first time must hear of it."""
+        before: then whoever starts it for the first time must hear of it. What is damaged, though, the
+        next start mends, or finds lost."""
         if "distrust" in failure.detail:
             self.distrust.add(str(failure.detail["distrust"]))
-        if not self.has_run and (not is_full(failure) or not must_copy(self.settings.data_path)):
+        is_damage = "distrust" in failure.detail and not failure.detail.get("errno")
+        if (
+            not self.has_run
+            and not is_damage
+            and (not is_full(failure) or not must_copy(self.settings.data_path))
+        ):
             return False
         log.error(
             "the disk has stopped this node; it starts again",

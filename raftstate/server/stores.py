@@ -18,7 +18,7 @@ from raftstate.machine.machine import Machine
 from raftstate.machine.types import Member
 from raftstate.node.disk import reserve_bytes_for
 from raftstate.node.known_members import noted_members
-from raftstate.node.startup import LogLostError, reset_to_finish
+from raftstate.node.startup import LogLostError, cut_damage, reset_to_finish
 from raftstate.server.configured import initial_members
 from raftstate.store import replacement
 from raftstate.store.directory import DataDirectory, Identity
@@ -166,7 +166,7 @@ def open_log(
     path = directory.path / LOG_FOLDER
     try:
         if must_renew:
-            log.warning("copying the log, since the disk failed a write of it", node=settings.name)
+            log.warning("copying the log: a write of it failed, or it is damaged", node=settings.name)
             renew_log(path, map_bytes=settings.log_map_bytes)
         return LogStore.open(path, map_bytes=settings.log_map_bytes, verify_after=verify_after)
     except DataLossError as error:
@@ -192,8 +192,8 @@ def make_blank(settings: NodeSettings, directory: Path) -> None:
 
 
 def fit_log_to_state(log_store: LogStore, machine: Machine, durable_index: int) -> None:
-    """Finish an install that a crash cut short, and see to it that the log does not hold the first entry of
-    all: whoever needs that one joins, and needs a snapshot instead.
+    """Finish an install that a crash cut short, cut off damage to what was applied, and see to it that the
+    log does not hold the first entry of all: whoever needs that one joins, and needs a snapshot instead.
 
     Raises:
         DataLossError: log and state don't fit.
@@ -203,6 +203,7 @@ def fit_log_to_state(log_store: LogStore, machine: Machine, durable_index: int) 
     if hard_state is not None:
         log.warning("finishing an install", applied=machine.applied_index, last_index=log_store.last_index())
         log_store.publish(log_store.reset(hard_state, machine.applied_index, machine.applied_term))
+    cut_damage(log_store, machine.applied_index, machine.applied_term)
     if durable_index >= 1:
         cut = log_store.compact(1, 1)
         if cut is not None:

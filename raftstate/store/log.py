@@ -86,6 +86,7 @@ class LogStore:
         self._page_bytes = page_bytes
         self._failure: StorageError | None = None
         self._unverified: UnverifiedPart | None = None
+        self._opened_bytes = os.fstat(data_file).st_size
         # The log thread's view: what is on disk.
         self._meta = _EMPTY
         self._hard_state = HardState()
@@ -152,6 +153,7 @@ class LogStore:
                     transaction_id=txn.id(),
                     rows=txn.stat()["entries"],
                 )
+                _check_ends(txn, meta)
                 store._meta = store._seen = meta
                 store._hard_state = store._seen_hard_state = hard_state
                 store._load(txn, verify_after, window_bytes)
@@ -193,6 +195,15 @@ class LogStore:
     def is_verified(self) -> bool:
         """Whether nothing waits for `verify_rest`: what removes entries goes on at once. Any thread."""
         return self._unverified is None or self._unverified.is_verified
+
+    def hurry_verifying(self) -> None:
+        """Have `verify_rest` make no more pauses. Any thread."""
+        if self._unverified is not None:
+            self._unverified.hurry()
+
+    def grown_bytes(self) -> int:
+        """How much larger the file is than it was at the opening: what is not verified pins its pages."""
+        return os.fstat(self._data_file).st_size - self._opened_bytes
 
     def stop_verifying(self) -> None:
         """Have `verify_rest` end soon. Any thread."""
@@ -391,6 +402,10 @@ class LogStore:
                     except Damaged:
                         if note:
                             self.note_damage(index)
+                        raise
+                    except DataLossError as error:
+                        if note:
+                            raise self.distrust(error) from error
                         raise
                     found.append(entry)
                     size += entry_bytes(entry)
@@ -793,6 +808,15 @@ def _read_failure(path: Path, error: lmdb.Error) -> DataLossError | StorageError
     if isinstance(error, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
         return DataLossError(f"the pages of the log at {path} are damaged: {error}")
     return disk_failure("reading the log", path, error)
+
+
+def _check_ends(txn: lmdb.Transaction[memoryview], meta: MetaRow) -> None:
+    """Check that the first and the last record stand there. Their keys ascend, as `check_pages` has seen, and
+    are as many as lie between: then no other is missing."""
+    with txn.cursor() as cursor:
+        for index in {meta.boundary_index + 1, meta.last_index} - {meta.boundary_index}:
+            if index <= meta.last_index:
+                _stored_record(cursor, index)
 
 
 def _read_term(cursor: lmdb.Cursor[memoryview], index: int) -> int:

@@ -17,7 +17,6 @@ import lmdb
 from raftstate.core.errors import Damaged
 from raftstate.errors import ClosedError, DataLossError, RaftstateError
 from raftstate.store import log_format
-from raftstate.store.files import disk_failure
 from raftstate.store.log_format import entry_key
 from raftstate.store.meta_page import MetaPage
 from raftstate.store.page_check import check_pages
@@ -30,7 +29,8 @@ can get. With it, 50,000 records take some 16 s."""
 
 
 class UnverifiedPart:
-    """The records from `first` to `last`, as of the commit that `newest` describes, which was just opened."""
+    """The pages of the commit that `newest` describes, which was just opened, and its records from `first` to
+    `last`."""
 
     def __init__(
         self, environment: lmdb.Environment, data_file: Path, newest: MetaPage, first: int, last: int
@@ -64,7 +64,8 @@ class UnverifiedPart:
             DataLossError: more than records is damaged. It is raised again each time.
             StorageError: the disk failed. The same.
         """
-        self._hurried |= hurry
+        if hurry:
+            self.hurry()
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -75,13 +76,17 @@ class UnverifiedPart:
                 except ClosedError:
                     raise
                 except lmdb.Error as error:
-                    self._failure = disk_failure("verifying the log", self._data_file, error)
+                    self._failure = DataLossError(f"the pages of {self._data_file} are damaged: {error}")
                     raise self._failure from error
                 except RaftstateError as error:
                     self._failure = error
                     raise
                 self._transaction.abort()
             return self._damaged
+
+    def hurry(self) -> None:
+        """Have whoever verifies it make no more pauses. Any thread."""
+        self._hurried = True
 
     def stop(self) -> None:
         """Have whoever verifies it leave off soon. Any thread."""

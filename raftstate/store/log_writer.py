@@ -361,6 +361,7 @@ class LogWriter:
                 if not is_full(error):
                     raise
                 self.full = error.message
+                self._log.hurry_verifying()  # it pins pages
                 if not self._release() and not self._wait_for_room():
                     raise
             else:

@@ -1,4 +1,5 @@
-"""Walks the pages of an LMDB file as one of its meta pages describes them, before LMDB is let near it.
+"""Walks the pages of an LMDB file as one of its meta pages describes them, before LMDB is let near it; or
+beside it, as long as a read transaction keeps it from those pages.
 
 LMDB believes its pages. A wrong root, a wrong last page or a file that was cut off makes it read another
 tree, reuse pages that are in use, or die of a signal. The walk follows both trees from their roots and says
@@ -8,6 +9,7 @@ whether
   reached once;
 - the nodes of a leaf lie side by side, without gap or overlap, as their sizes say: LMDB moves them by those;
 - page counts, entry count and depth of both trees are those of the meta page;
+- the keys of a tree ascend, within a page and from page to page, as its branches say: LMDB searches by that;
 - no page that is reached is on the free list, and neither is any page past the last one;
 - the free list's greatest transaction is the one of the meta page: each commit but the first frees pages.
 
@@ -39,6 +41,9 @@ _FIRST_DATA_PAGE = 2
 _NO_PAGE = (1 << 64) - 1
 """The root of an empty tree."""
 _BRANCH, _LEAF, _OVERFLOW = 0x01, 0x02, 0x04
+_BYTE_ORDER_FLAGS_NOT = 0x02 | 0x04 | 0x08
+"""MDB_REVERSEKEY, MDB_DUPSORT, MDB_INTEGERKEY: a tree with one of them, as the free list, is ordered
+otherwise."""
 _NODE_BIG_DATA, _NODE_TREE = 0x01, 0x02
 _TREE = struct.Struct("=IHHQQQQQ")
 
@@ -54,14 +59,14 @@ def check_pages(
     """Walk everything that `meta` leads to.
 
     Args:
-        data_file: a data file that no one is writing to.
+        data_file: a data file whose pages that `meta` leads to no one is writing to.
         meta: the meta page to start from.
         named: whether the main tree holds the records of named trees, which are walked too. Their free list
             may end before the transaction of the meta page.
         trusted_key: the pages that hold the large values of keys up to this one in the main tree are not
             read: their number is by far the greatest. Whoever gives one sees to it that they are not freed
             before another walk.
-        step: called again and again, by the number of nodes.
+        step: called for each row.
 
     Raises:
         DataLossError: the pages are not what the meta page says.
@@ -148,18 +153,28 @@ class _Walk:
     def _tree(self, name: str, tree: TreeRecord, kind: int = 0) -> Iterator[tuple[int, int, int]]:
         """Yield (offset of key, offset and size of data) of each node in the leaves; then check counts."""
         self._branch_pages = self._leaf_pages = self._overflow_pages = entries = 0
-        pages = [] if tree.root == _NO_PAGE else [(tree.root, 1)]
+        pages: list[tuple[int, int, bytes, bytes | None]] = []
+        if tree.root != _NO_PAGE:
+            pages.append((tree.root, 1, b"", None))
+        is_ordered = not tree.flags & _BYTE_ORDER_FLAGS_NOT
         while pages:
-            page, depth = pages.pop()
+            page, depth, first_key, end_key = pages.pop()
             offset, flags, upper, nodes = self._page(page)
+            keys = self._keys(offset, nodes) if is_ordered else [b""] * len(nodes)
             if flags == _BRANCH and depth < tree.depth:
                 self._branch_pages += 1
-                for node in nodes:
+                if is_ordered:
+                    keys[:1] = [first_key]  # a branch's own first one means nothing
+                    self._check_order(page, keys, first_key, end_key)
+                for at, node in enumerate(nodes):
                     low, high, top, _ = _NODE.unpack_from(self._content, offset + node)
-                    pages.append((low | high << 16 | top << 32, depth + 1))
+                    behind = keys[at + 1] if at + 1 < len(nodes) else end_key
+                    pages.append((low | high << 16 | top << 32, depth + 1, keys[at], behind))
             elif flags == _LEAF and depth == tree.depth:
                 self._leaf_pages += 1
                 entries += len(nodes)
+                if is_ordered:
+                    self._check_order(page, keys, first_key, end_key)
                 end = self._meta.page_bytes
                 for node in sorted(nodes, reverse=True):
                     if self._step is not None:
@@ -176,6 +191,19 @@ class _Walk:
             raise DataLossError(
                 f"the {name} tree's branch, leaf, overflow pages and entries are {got}, not {expected}"
             )
+
+    def _keys(self, offset: int, nodes: tuple[int, ...]) -> list[bytes]:
+        keys = []
+        for node in nodes:
+            at = offset + node + _NODE.size
+            keys.append(self._content[at : at + _NODE.unpack_from(self._content, offset + node)[3]])
+        return keys
+
+    def _check_order(self, page: int, keys: list[bytes], first_key: bytes, end_key: bytes | None) -> None:
+        """Check that the keys of a page ascend, from `first_key` on, and stay below `end_key`."""
+        ends = [*keys[1:], *([] if end_key is None else [end_key])]
+        if keys and (keys[0] < first_key or any(key >= end for key, end in zip(keys, ends, strict=False))):
+            raise DataLossError(f"the keys of page {page} are not in order")
 
     def _page(self, page: int) -> tuple[int, int, int, tuple[int, ...]]:
         """Reach a branch or leaf page: its offset in the file, its flags, the end of its space, and the
@@ -204,7 +232,7 @@ class _Walk:
             count = -(-(size + _HEADER.size) // self._meta.page_bytes)
             data_at = self._reach(page, count) + _HEADER.size
             self._overflow_pages += count
-            if self._content[key_at : key_at + key_bytes] <= self._trusted_key:
+            if self._trusted_key and self._content[key_at : key_at + key_bytes] <= self._trusted_key:
                 return key_at, data_at, size
             number, _, kind = _HEADER.unpack_from(self._content, data_at - _HEADER.size)[:3]
             (held,) = _OVERFLOW_PAGES.unpack_from(self._content, data_at - _OVERFLOW_PAGES.size)

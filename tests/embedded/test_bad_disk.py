@@ -135,7 +135,11 @@ def test_a_first_start_that_fails_is_told_unless_it_waits_for_room_to_mend_somet
     assert not Restarts(settings).may_follow(full())
     directory.mark_eio(settings.data_path, "failed")
     assert Restarts(settings).may_follow(full())
-    assert not Restarts(settings).may_follow(StorageError("gone", detail={"errno": errno.EIO}))
+    for distrusted in ({}, {"distrust": "log"}):
+        gone = StorageError("gone", detail={"errno": errno.EIO} | distrusted)
+        assert not Restarts(settings).may_follow(gone)
+    # What a start has found damaged the next one mends, or finds lost.
+    assert Restarts(settings).may_follow(StorageError("damaged", detail={"errno": 0, "distrust": "log"}))
 
 
 async def test_restarts_wait_longer_each_time_until_one_works(settings: NodeSettings) -> None:

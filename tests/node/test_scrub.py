@@ -13,10 +13,11 @@ import pytest
 
 from raftstate.core.types import HardState
 from raftstate.errors import RaftstateError
+from raftstate.node import scrub
 from raftstate.node.scrub import Scrubber
 from raftstate.store import log_unverified
 from raftstate.store.log import LogStore
-from tests.store.log_helpers import MAP_BYTES, entry
+from tests.store.log_helpers import MAP_BYTES, entry, put
 from tests.store.test_log_damage import closed_log, damage
 from tests.store.test_log_unverified import large, spoil_head
 
@@ -27,12 +28,12 @@ class Told:
     def __init__(self, log: LogStore) -> None:
         self.log_damage = 0
         self.lost: list[RaftstateError] = []
-        self.held: list[Callable[[], int | None]] = []
+        self.applier = SimpleNamespace(is_beside=False)
         self.scrubber = Scrubber(
             cast(Any, SimpleNamespace(record_sum_changes=lambda changes: None)),
             cast(Any, None),
             log,
-            cast(Any, SimpleNamespace(is_beside=False, hold_log_from=self.held.append)),
+            cast(Any, self.applier),
             cast(Any, SimpleNamespace(monotonic_ns=time.monotonic_ns)),
             rate_bytes_per_s=0,
             on_damage=lambda error, hidden: pytest.fail(f"damage of the state: {error}"),
@@ -56,11 +57,10 @@ async def test_damaged_records_are_told_of_whatever_the_rate(tmp_path: Path) -> 
     damage(tmp_path / "log", b"payload 3", b"paYload 3")
     log = LogStore.open(tmp_path / "log", map_bytes=MAP_BYTES, verify_after=8)
     told = Told(log)
-    (held,) = told.held
-    assert held() == 0
+    assert not told.applier.may_cut()
     told.scrubber.start()
     await until(lambda: told.log_damage == 1)
-    assert held() is None
+    assert told.applier.may_cut()
     assert (log.damaged, told.lost) == ((3,), [])
     await told.scrubber.close()
     log.close()
@@ -93,4 +93,23 @@ async def test_a_node_that_stops_does_not_wait_for_the_rest(
     await told.scrubber.close()
     assert time.monotonic() - began_s < 1.0  # all of it takes more than 3 s
     assert (told.log_damage, told.lost) == (0, [])
+    log.close()
+
+
+async def test_a_log_that_grows_meanwhile_is_verified_in_haste(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed_log(tmp_path / "log", [large(i) for i in range(1, 9)], HardState(1, 1, 8))
+    monkeypatch.setattr(log_unverified, "_STEPS_AT_ONCE", 1)
+    monkeypatch.setattr(log_unverified, "_PAUSE_S", 0.2)
+    log = LogStore.open(tmp_path / "log", map_bytes=MAP_BYTES, verify_after=8)
+    told = Told(log)
+    told.scrubber.start()
+    await asyncio.sleep(0.1)
+    assert not told.applier.may_cut()
+    put(log, [entry(9, data=bytes(scrub.GROWN_BYTES_MAX + (1 << 20)))])
+    began_s = time.monotonic()
+    await until(told.applier.may_cut)
+    assert time.monotonic() - began_s < 2.0  # with all pauses it takes more than 3 s
+    await told.scrubber.close()
     log.close()

@@ -12,7 +12,9 @@ from raftstate.errors import DataLossError
 from raftstate.node.startup import reset_to_finish
 from raftstate.server.stores import fit_log_to_state
 from raftstate.store.log import LogStore
-from tests.store.log_helpers import content, new_log, put, reopen, run
+from raftstate.store.log_format import encode_record
+from tests.store.log_helpers import content, entry, new_log, put, reopen, run
+from tests.store.test_log_damage import damage
 
 
 def a_log(path: Path) -> LogStore:
@@ -92,3 +94,25 @@ def test_a_start_finishes_an_install_once_and_appends_go_on_behind_it(
     fit(log, applied_index, applied_term)
     assert content(log) == (HardState(6, 1, applied_index), applied_index + 1, more)
     log.close()
+
+
+@pytest.mark.case(62)
+def test_a_start_cuts_the_log_behind_a_damaged_record_that_was_applied_last(tmp_path: Path) -> None:
+    a_log(tmp_path).close()
+    _, record = encode_record(entry(8, term=4))
+    damage(tmp_path / "log", record, record[:-1] + b"?")
+    log = reopen(tmp_path / "log", verify_after=8)
+    assert log.damaged == ()
+    fit(log, 8, 4)
+    assert (log.damaged, log.first_index(), log.last_index(), log.term(8)) == ((), 9, 40, 4)
+    log.close()
+    for verify_after, kept in ((0, 3), (9, 3)):  # damage that nobody waits for; damage that the state lacks
+        other = tmp_path / str(verify_after)
+        other.mkdir()
+        a_log(other).close()
+        _, record = encode_record(entry(9, term=4))
+        damage(other / "log", record, record[:-1] + b"?")
+        log = reopen(other / "log", verify_after=verify_after)
+        fit(log, 8, 4)
+        assert log.first_index() == kept
+        log.close()
