@@ -94,7 +94,9 @@ class Slot:
             return
         drawn = self._random.random()
         key = self._random.choice(KEYS)
-        if drawn < 0.45:
+        if drawn < 0.05:
+            self._write_without_session(key)
+        elif drawn < 0.45:
             self._write(key)
         elif drawn < 0.60:
             self._cas(key)
@@ -110,6 +112,29 @@ class Slot:
         command = Command()
         command.put.key, command.put.value = key, value
         self._begin("write", key, value, command)
+
+    def _write_without_session(self, key: bytes) -> None:
+        """Write as a program does that has no client library: nobody may send it twice."""
+        value, invoke_ns = self._sim.new_value(), self._sim.now_ns
+        command = Command(serial=1)
+        command.put.key, command.put.value = key, value
+        self.open = _Operation(0, invoke_ns)
+        self._sim.tell(f"p{self.process} write {key.decode()} {value!r} without a session")
+
+        def end(outcome: str) -> None:
+            self.open = None
+            end_ns = None if outcome == "info" else self._sim.now_ns
+            self._sim.ended(Event(self.process, "write", key, value, invoke_ns, end_ns, outcome))
+            self.next_later()
+
+        def answer(outcome: Outcome) -> None:
+            if isinstance(outcome, Rejected):
+                end("never" if outcome.applied_never else "info")
+            else:
+                end("never" if isinstance(outcome.result, Refused) else "ok")
+
+        item = Batch(CommandBatch(commands=[command]).SerializeToString())
+        self._client.send(item, answer, lambda: end("info"))
 
     def _cas(self, key: bytes) -> None:
         old = self._client.last_read.get(key)

@@ -27,10 +27,12 @@ KINDS: dict[str, int] = {
     "disk-full": 4,
     "rot": 7,
     "bad-snapshots": 3,
+    "crash-install": 4,
     "clock-drift": 6,
     "wall-jump": 4,
     "transfer": 6,
-    "add": 4,
+    "add": 3,
+    "add-two": 2,
     "remove": 4,
     "wipe": 3,
 }

@@ -103,7 +103,11 @@ class LogDisk:
         self, publish: Callable[[], None], hard_state: HardState, index: int, term: int, done: Done
     ) -> None:
         # A crash may come between the two.
-        self._write(publish, None)
+        crash, self._node.crashes_at_install = self._node.crashes_at_install, None
+        if crash is not None:
+            self._write(publish, lambda _error: crash())
+        else:
+            self._write(publish, None)
         self._write(lambda: self._node.begin_log_anew(hard_state, index, term), done)
 
     def append(self, hard_state: HardState | None, entries: Sequence[Entry], done: Done) -> None:
@@ -149,6 +153,8 @@ class LogDisk:
         for write, done in written:
             if may_write:
                 write()
+            if node.epoch != self._epoch:
+                return  # it has crashed
             if done is not None:
                 node.call(self._epoch, lambda done=done: done(error))  # type: ignore[misc]
         if self._waiting and not self._under_way:

@@ -30,6 +30,8 @@ DRIFT_MAX = 0.02
 """How much faster or slower a clock may run: far more than any that is left alone does."""
 HANG_MS = 900.0
 """A write of the log that takes so long outlasts every election timeout."""
+STUCK_MS = 5_000.0
+"""One that takes so long should have cost its leader the leadership, whoever took it."""
 
 
 class Operators:
@@ -39,11 +41,13 @@ class Operators:
         self._sim = sim
         self._random = random.Random(f"{sim.seed}/operators")
         self._added = 0
-        self._changing = False
+        self._under_way = 0
+        """Changes of the membership that are."""
         self._lost: int | None = None
         """The one node that has lost what it had acknowledged, until it has caught up again: more would be
         more than the cluster promises to stand."""
         self._loss = self._duplicates = self._delays = 0.0
+        self._delay_s = 0.05
         self.handlers: dict[str, Callable[[Fault], str | None]] = {
             "crash": self._crash,
             "crash-all": self._crash_all,
@@ -53,15 +57,17 @@ class Operators:
             "duplicate": self._duplicate,
             "delay": self._delay,
             "slow-disk": lambda fault: self._slow_disk(fault, 5 + 40 * fault.size),
-            "hung-disk": lambda fault: self._slow_disk(fault, HANG_MS),
+            "hung-disk": lambda fault: self._slow_disk(fault, HANG_MS if fault.size < 0.5 else STUCK_MS),
             "disk-error": self._disk_error,
             "disk-full": self._disk_full,
             "rot": self._rot,
             "bad-snapshots": self._spoil_snapshots,
+            "crash-install": self._crash_at_install,
             "clock-drift": self._drift,
             "wall-jump": self._jump,
             "transfer": self._transfer,
             "add": self._add,
+            "add-two": self._add_two,
             "remove": self._remove,
             "wipe": self._wipe,
         }
@@ -69,7 +75,7 @@ class Operators:
     @property
     def idle(self) -> bool:
         """Whether no change of the membership is under way, and nobody waits to be replaced."""
-        return not self._changing
+        return not self._under_way
 
     def describe(self) -> str:
         """Return where each node stands, for people."""
@@ -153,7 +159,7 @@ class Operators:
         if drawn.random() < self._loss:
             return []
         if drawn.random() < self._delays:
-            delay_s += drawn.expovariate(1 / 0.05)
+            delay_s += drawn.expovariate(1 / self._delay_s)
         if drawn.random() < self._duplicates:
             return [delay_s, delay_s + drawn.expovariate(1 / 0.05)]
         return [delay_s]
@@ -181,6 +187,7 @@ class Operators:
         return f"{self._duplicates:.0%} of messages"
 
     def _delay(self, fault: Fault) -> str | None:
+        self._delay_s = 0.25 if fault.size > 0.8 else 0.05
         self._for_a_while("_delays", 0.1 + 0.6 * fault.size, fault.for_s)
         return f"{self._delays:.0%} of messages, which others overtake"
 
@@ -217,6 +224,16 @@ class Operators:
         self._sim.later(fault.for_s, lambda: setattr(node, "damage_snapshots", False))
         return f"n{node.id} makes damaged ones"
 
+    def _crash_at_install(self, fault: Fault) -> str | None:
+        """Have a node crash in the midst of its next install, and be away for long enough to need one."""
+        node = self._pick(fault, self._running())
+        if node is None:
+            return None
+        node.crashes_at_install = lambda: self._sim.cluster.crash(node.id) or self.restart_later(node, 0.3)
+        self._sim.cluster.crash(node.id)
+        self.restart_later(node, 1.0 + fault.for_s)
+        return f"n{node.id}, and crashes again as it installs a snapshot"
+
     def _may_lose(self, node: ObservedNode) -> bool:
         """Whether a node may lose what it has acknowledged, now: the others hold it all, and can do without
         it."""
@@ -238,7 +255,8 @@ class Operators:
         return True
 
     def _rot(self, fault: Fault) -> str | None:
-        node = self._pick(fault, self._running())
+        leader = self._sim.cluster.leader()
+        node = leader if self._random.random() < 0.3 else self._pick(fault, self._running())
         if node is None or not self._may_lose(node):
             return None
         first, last = node.storage.first_index(), node.storage.last_index()
@@ -284,8 +302,11 @@ class Operators:
         return () if leader is None else leader.driver.applied.conf_state.voters
 
     def _add(self, fault: Fault) -> str | None:
-        if self._changing or self._added >= ADDED_MAX or not 0 < len(self._voters()) < VOTERS_MAX:
+        if self._under_way or self._added >= ADDED_MAX or not 0 < len(self._voters()) < VOTERS_MAX:
             return None
+        return self._add_one()
+
+    def _add_one(self) -> str:
         self._added += 1
         name = f"n{100 + self._added}"
         request = AddMember(name, f"h{name}:7101", f"h{name}:7001")
@@ -299,9 +320,16 @@ class Operators:
         self._change(request, join)
         return name
 
+    def _add_two(self, fault: Fault) -> str | None:
+        """Two operators have a node join, at different nodes, at the same time."""
+        if self._under_way or self._added + 2 > ADDED_MAX or not 0 < len(self._voters()) < VOTERS_MAX - 1:
+            return None
+        first = self._add_one()
+        return f"{first} and {self._add_one()}"
+
     def _remove(self, fault: Fault) -> str | None:
         voters = self._voters()
-        if self._changing or len(voters) <= VOTERS_MIN or self._lost is not None:
+        if self._under_way or len(voters) <= VOTERS_MIN or self._lost is not None:
             return None
         node = self._pick(fault, [self._sim.cluster.nodes[id] for id in voters])
         leader = self._sim.cluster.leader()
@@ -314,10 +342,11 @@ class Operators:
     def _wipe(self, fault: Fault) -> str | None:
         node = self._pick(fault, [node for node in self._running() if node.id in self._voters()])
         leader = self._sim.cluster.leader()
-        if self._changing or node is None or leader is None or not self._may_lose(node):
+        if self._under_way or node is None or leader is None or not self._may_lose(node):
             return None
         record = next(member for member in leader.driver.applied.members if member.id == node.id)
         self._lost = node.id
+        self._sim.inside.wiped(node)
         self._sim.cluster.crash(node.id)
         node.epoch += 2  # nobody starts it again as it was
         node.is_gone = True
@@ -334,7 +363,7 @@ class Operators:
     def _change(self, request: MemberRequest, done: Callable[[MembersChanged], None]) -> None:
         """Have the membership changed, however long it takes: asked again for as long as nobody says whether
         it was."""
-        self._changing = True
+        self._under_way += 1
         sim = self._sim
 
         def ask() -> None:
@@ -351,10 +380,10 @@ class Operators:
                     return
                 answered = True
                 if isinstance(outcome, MembersChanged):
-                    self._changing = False
+                    self._under_way -= 1
                     done(outcome)
                 elif isinstance(request, RemoveMembers) and outcome.applied_never:
-                    self._changing = False
+                    self._under_way -= 1
                 else:
                     sim.later(0.3, ask)
 

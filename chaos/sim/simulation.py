@@ -32,6 +32,7 @@ from chaos.invariants.state_machine_safety import StateMachineSafety
 from chaos.sim.clients import KEYS, Client, Event, LeaseHolder
 from chaos.sim.clock import SimTimer
 from chaos.sim.faults import Fault, Injector, plan
+from chaos.sim.inside import Inside
 from chaos.sim.observed import ObservedCluster, ObservedNode
 from chaos.sim.operators import DRIFT_MAX, Operators
 from raftstate.core.types import ConfState, Entry
@@ -44,6 +45,8 @@ from raftstate.node.environment import Rejected
 
 HEAL_S_MAX = 40.0
 """Within how many simulated seconds of the end of all faults everybody must agree: 2,666 ticks."""
+ALONE_EVERY = 8
+"""Every eighth seed begins with one node alone; others join it, as in any run."""
 CLIENTS, SLOTS = 4, 2
 OPERATIONS_PER_S = 20.0
 """About: at least 10 must be done, faults or not."""
@@ -95,8 +98,11 @@ class Simulation:
         self._leaders = LeaderCompleteness()
         self._states = StateMachineSafety()
         self._commits = CommitMonotonic()
-        self._configurations = ConfigurationSafety(((1, 2, 3), ()))
-        self.cluster = ObservedCluster(3, seed, self)
+        size = 1 if seed % ALONE_EVERY == ALONE_EVERY - 1 else 3
+        self._configurations = ConfigurationSafety((tuple(range(1, size + 1)), ()))
+        self.inside: Inside  # made with the cluster
+        self.cluster = ObservedCluster(size, seed, self)
+        self.inside.start()
         self._clients = [Client(self, number, SLOTS) for number in range(CLIENTS)]
         self._clients.append(Client(self, CLIENTS, 1, sleepy=True))
         self._holders = [LeaseHolder(self, number) for number in range(1)]
@@ -167,10 +173,11 @@ class Simulation:
         self._elections.leads(node.id, raft.term)
 
         def term_at(index: int) -> int | None:
-            return raft.raft_log.term(index) if index >= node.storage.first_index() else None
+            """None where that is compacted, or rotten: the state holds it then, or peers do."""
+            known = index >= node.storage.first_index() and index not in node.storage.rotten
+            return raft.raft_log.term(index) if known else None
 
-        if not node.storage.rotten:
-            self._leaders.leads(node.id, raft.term, raft.raft_log.last_index(), term_at)
+        self._leaders.leads(node.id, raft.term, raft.raft_log.last_index(), term_at)
 
     def applied(
         self, node: ObservedNode, results: Sequence[EntryResult], conf_states: dict[int, ConfState]
@@ -190,6 +197,8 @@ class Simulation:
 
     def halted(self, node: ObservedNode, error: BaseException) -> None:
         """A node can't go on."""
+        if isinstance(error, Violation):
+            raise error  # of an invariant that was told in the midst of the node's work
         self.tell(f"n{node.id} halts: {error}")
         if isinstance(error, StorageError):
             self.operators.restart_later(node, 0.5)

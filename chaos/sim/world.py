@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -44,6 +44,8 @@ from raftstate.pb.v1 import pipeline_pb2
 
 CLUSTER_ID = 77
 TIMING = Timing(heartbeat_ms=15, election_timeout_ms=405)
+COLD_NS = 1_000 * MS
+"""For how long after its start a node's state is slow."""
 LOG_VERIFIED_S = 0.5
 """How long after its start a node knows what of its log, which its state holds durably, is damaged."""
 
@@ -91,6 +93,8 @@ class SimNode:
         """Whether the checkpoint is of a state that the running node has not adopted yet."""
         self.disk_is_full = False
         self.applier_is_stuck = False
+        self.crashes_at_install: Callable[[], object] | None = None
+        """Called in the midst of the next install, when the state was replaced and the log was not."""
         self.damage_snapshots = False
         self.snapshots_made = 0
         self.installed: list[int] = []
@@ -119,7 +123,7 @@ class SimNode:
             applied=self.machine.applied_index,
             async_storage_writes=True,
             max_message_bytes=1 << 20,
-            max_applying_bytes=1 << 18,
+            max_applying_bytes=self.cluster.max_applying_bytes,
             max_uncommitted_bytes=1 << 24,
             check_quorum=True,
             pre_vote=True,
@@ -279,6 +283,8 @@ class _Sender:
         receiver = cluster.nodes.get(to)
         if receiver is None or not receiver.alive or not self._node.alive:
             return False
+        if cluster.on_send is not None:
+            cluster.on_send(self._node, to, body)
         sent = _encode(body)
         decode = _decoder(type(body)).decode
         delay_s = cluster.random.uniform(0.0001, 0.002)
@@ -295,13 +301,23 @@ class _Sender:
         return True
 
 
+class _HandOut(NamedTuple):
+    entries: Sequence[Entry]
+    conf_states: Mapping[int, ConfState]
+    done: Callable[[list[EntryResult]], None]
+
+
 class _Applier:
-    """Applies at once, or lazily after some milliseconds. Damage has it wait for another state."""
+    """Applies at once, or lazily after some milliseconds; slowly, for a while after the start. Damage has it
+    wait for another state; where the disk is full it takes back what it has made of some entries, and tries
+    again."""
 
     def __init__(self, node: SimNode, clock: _EpochClock) -> None:
         self._node, self._clock = node, clock
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: list[_HandOut] = []
         self.is_beside = False
+        self._cold_until_ns = node.cluster.time.now_ns + COLD_NS if node.cluster.apply_delay_s else 0
+        self._next_ns = 0
 
     def apply(
         self,
@@ -311,22 +327,38 @@ class _Applier:
         *,
         lazily: bool,
     ) -> None:
-        self._waiting.append(lambda: done(self._node.machine.apply(self._node.tables, entries, conf_states)))
+        self._waiting.append(_HandOut(entries, conf_states, done))
         if lazily:
             self._clock.call_later(0.005, self.hurry)
         else:
             self.hurry()
 
     def hurry(self) -> None:
-        while self._waiting and not self.is_beside and not self._node.applier_is_stuck:
-            apply = self._waiting.pop(0)
+        node = self._node
+        while self._waiting and not self.is_beside and not node.applier_is_stuck:
+            now_ns = node.cluster.time.now_ns
+            if now_ns < self._next_ns:
+                return
+            if now_ns < self._cold_until_ns:
+                delay_s = node.cluster.random.uniform(0, node.cluster.apply_delay_s)
+                self._next_ns = now_ns + round(delay_s * 0.95e9)  # by a clock that may be slow
+                self._clock.call_later(delay_s, self.hurry)
+            first = self._waiting[0]
+            kept = node.tables.copy() if node.disk_is_full else None
             try:
-                apply()
+                results = node.machine.apply(node.tables, first.entries, first.conf_states)
             except DataLossError as error:
-                self._waiting.insert(0, apply)
                 self.is_beside = True
-                if not self._node.integrity.damaged(error):
+                if not node.integrity.damaged(error):
                     raise
+                return
+            if kept is not None and node.cluster.random.random() < 0.7:
+                node.tables = kept
+                node.machine.load(kept)
+                self._clock.call_later(0.02, self.hurry)
+                return
+            self._waiting.pop(0)
+            first.done(results)
 
     def exchange(self, tables: MemoryTables, index: int) -> None:
         """Go over to another state, which has applied at least as much, made from a copy as of `index`."""
@@ -427,8 +459,14 @@ class SimCluster:
         log_margin: int | None = None,
     ) -> None:
         self.log_margin = log_margin
+        self.on_send: Callable[[Any, int, PeerBody], None] | None = None
+        """Told (node, to, body) of what is sent."""
         self.tamper: Callable[[int, int, PeerBody], list[float]] | None = None
         """Given (from, to, body), returns after how many seconds it arrives: [] is lost, two come twice."""
+        self.max_applying_bytes = 1 << 18
+        """Of committed entries: so much is handed to the applier at once."""
+        self.apply_delay_s = 0.0
+        """How long a hand-out may wait for its turn on a node's cold disk, soon after its start."""
         self.crashes_keep_writes = False
         """Whether a crash loses all that was under way to the log, or some of the last of it."""
         self.seed = seed

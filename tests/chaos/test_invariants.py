@@ -6,10 +6,15 @@ import pytest
 
 from chaos.invariants import Violation
 from chaos.invariants.commit_monotonic import CommitMonotonic
+from chaos.invariants.commit_quorum import CommitQuorum
+from chaos.invariants.configuration_in_use import ConfigurationInUse
 from chaos.invariants.configuration_safety import ConfigurationSafety
+from chaos.invariants.durable_promises import DurablePromises
 from chaos.invariants.election_safety import ElectionSafety
 from chaos.invariants.exactly_once import check_exactly_once
 from chaos.invariants.leader_completeness import LeaderCompleteness
+from chaos.invariants.leader_stickiness import LeaderStickiness
+from chaos.invariants.leadership import HUNG_NS_MAX, TRANSFER_NS_MAX, UNHEARD_NS_MAX, Leadership
 from chaos.invariants.leases import Leases
 from chaos.invariants.log_matching import LogMatching
 from chaos.invariants.session_reads import SessionReads
@@ -145,3 +150,109 @@ def test_a_lease_lasts_from_when_its_renewal_was_sent() -> None:
     drifting = Leases(drift=0.04)
     drifting.renewed(1, 0, 1_040)
     drifting.ended(1, 1_000 * MS)
+
+
+def test_a_vote_is_on_disk_before_it_is_given() -> None:
+    promises = DurablePromises()
+    promises.voted(1, 2, 5, 5, 2)
+    promises.voted(1, 2, 5, 6, 0)  # a later term is on disk: no other vote of term 5 can follow
+    for term, vote in ((4, 2), (5, 0), (5, 3)):
+        with pytest.raises(Violation, match=rf"node 1 votes for 2 in term 5; .* term {term}, vote {vote}"):
+            promises.voted(1, 2, 5, term, vote)
+
+
+def acknowledge(**changed: int | None) -> None:
+    facts: dict[str, int | None] = {"durable_term": 3, "durable_index": 9, "held_term": 2, "sent_term": 2}
+    DurablePromises().acknowledged(1, 8, 3, **(facts | changed))  # type: ignore[arg-type]
+
+
+def test_what_is_acknowledged_is_on_disk_and_what_the_leader_sent() -> None:
+    acknowledge()
+    acknowledge(held_term=None)
+    acknowledge(sent_term=None)
+    for changed in ({"durable_index": 7}, {"durable_term": 2}):
+        with pytest.raises(Violation, match="node 1 acknowledges entry 8 in term 3; its disk holds"):
+            acknowledge(**changed)
+    with pytest.raises(Violation, match="which it holds of term 1; its leader's is of term 2"):
+        acknowledge(held_term=1)
+
+
+def test_a_leader_commits_what_a_quorum_of_each_configuration_has_on_disk_in_its_own_term() -> None:
+    disks = {(1, 7): 3, (2, 7): 3, (3, 7): 2, (4, 7): 3, (5, 7): 1}
+
+    def holds(node: int, index: int, term: int) -> bool:
+        return disks.get((node, index)) == term
+
+    CommitQuorum().led(1, 3, [(6, 2), (7, 3)], ((1, 2, 3), ()), holds)
+    CommitQuorum().led(1, 3, [(7, 3)], ((1, 2, 3), (2, 4, 5)), holds)
+    with pytest.raises(Violation, match=r"on disk at \[1\], no quorum of \[1, 3, 5\]"):
+        CommitQuorum().led(1, 3, [(7, 3)], ((1, 3, 5), ()), holds)
+    with pytest.raises(Violation, match=r"on disk at \[1\], no quorum of \[1, 3, 5\]"):
+        CommitQuorum().led(1, 3, [(7, 3)], ((1, 2, 3), (1, 3, 5)), holds)
+    with pytest.raises(Violation, match="commits entry 7 of term 2 as leader of term 3"):
+        CommitQuorum().led(1, 3, [(7, 2)], ((1, 2, 3), ()), lambda *_: True)
+
+
+def test_followers_commit_what_leaders_have_and_nobody_removes_it() -> None:
+    commits = CommitQuorum()
+    commits.led(1, 3, [(6, 2), (7, 3)], ((1,), ()), lambda *_: True)
+    commits.followed(2, 6, 2)
+    commits.followed(2, 7, None)
+    commits.followed(2, 3, 1)  # long before anybody looked
+    for index, term in ((8, 3), (7, 2)):
+        with pytest.raises(Violation, match=f"node 2 takes entry {index} of term {term} for committed"):
+            commits.followed(2, index, term)
+    commits.removed(2, 7, 2)
+    commits.removed(2, 8, 3)
+    with pytest.raises(Violation, match="node 2 removes entry 7 of term 3, which is committed"):
+        commits.removed(2, 7, 3)
+
+
+def test_a_leader_that_hears_no_quorum_leads_for_a_while_at_most() -> None:
+    heard = {2: 50 * MS, 3: 0}
+    voters = ((1, 2, 3), ())
+    Leadership().leads(1, 50 * MS + UNHEARD_NS_MAX - 1, 0, heard, voters)
+    Leadership().leads(1, 60 * MS + UNHEARD_NS_MAX, 70 * MS, heard, voters)  # it began only then
+    Leadership().leads(1, 1 << 60, 0, {}, ((1,), ()))
+    with pytest.raises(Violation, match=r"node 1 leads, and of \[1, 2, 3\] only \[1\] were heard of"):
+        Leadership().leads(1, 50 * MS + UNHEARD_NS_MAX, 0, heard, voters)
+    with pytest.raises(Violation, match=r"of \[1, 3, 4\] only \[1\]"):
+        Leadership().leads(1, UNHEARD_NS_MAX, 0, heard, ((1, 2, 3), (1, 3, 4)))
+
+
+def test_a_transfer_ends_and_so_does_the_lead_of_one_who_can_not_write() -> None:
+    leadership = Leadership()
+    leadership.hands_over(1, 0, 4, 2)
+    leadership.hands_over(1, TRANSFER_NS_MAX, 4, 2)
+    leadership.hands_over(1, TRANSFER_NS_MAX + 1, 4, 3)  # another one
+    leadership.hands_over(1, TRANSFER_NS_MAX + 2, 4, 0)
+    leadership.hands_over(1, TRANSFER_NS_MAX + 3, 4, 3)
+    with pytest.raises(Violation, match=r"hands leadership of term 4 over to 3 for 2.0 s"):
+        leadership.hands_over(1, 2 * TRANSFER_NS_MAX + 4, 4, 3)
+    leadership.writes(1, HUNG_NS_MAX)
+    with pytest.raises(Violation, match=r"node 1 leads, and its log has not been written for 3.0 s"):
+        leadership.writes(1, HUNG_NS_MAX + 1)
+
+
+def test_who_hears_a_leader_votes_for_nobody() -> None:
+    stickiness = LeaderStickiness()
+    stickiness.granted(1, 2, 5)
+    stickiness.asked(1, 2, 5, 3)
+    with pytest.raises(Violation, match="node 1 would elect 2 in term 5, and hears leader 3"):
+        stickiness.granted(1, 2, 5)
+    stickiness.granted(1, 2, 6)
+    stickiness.asked(1, 2, 5, 0)  # asked again, later
+    stickiness.granted(1, 2, 5)
+
+
+def test_a_node_goes_by_what_its_state_has_applied() -> None:
+    configurations = ConfigurationInUse()
+    configurations.goes_by(1, ((1, 2), ()), ((1, 2), ()))
+    with pytest.raises(Violation, match="goes by voters"):
+        configurations.goes_by(1, ((1, 2, 3), ()), ((1, 2), ()))
+    configurations.appended(1, 9, [9])
+    with pytest.raises(Violation, match=r"appends a change .* at 9, not having applied those at \[7\]"):
+        configurations.appended(1, 9, [7, 9])
+    configurations.campaigns(1, [])
+    with pytest.raises(Violation, match=r"campaigns before it has applied the changes at \[4\]"):
+        configurations.campaigns(1, [4])
