@@ -4,6 +4,7 @@
     checker/     whether a history is linearizable, and if not, the part of it that shows why
     sim/         the deterministic simulator: real consensus, driver and machine over a simulated world
     invariants/  what must hold, a module each
+    ledger/      recorded runs of the simulator, which add up
 
 Beside `sim`, which runs the inner parts over a world of its own, nothing here knows more of raftstate than
 its public faces.

@@ -260,7 +260,8 @@ class NodeSettings(BaseSettings):
         default=16 << 20,
         ge=0,
         description="How fast what is on disk is read again and verified, in bytes a second; a row counts for"
-        " 1 KiB more than it has. It takes some percent of a processor. 0: not at all.",
+        " 1 KiB more than it has. It takes some percent of a processor. 0: not at all, but for"
+        " what a start has left unverified of the log.",
     )
     log_level: str = Field(
         default="info",

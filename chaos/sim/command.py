@@ -90,6 +90,9 @@ class Figures:
 def run(args: argparse.Namespace) -> int:
     """Run the command. Exit 0: no violation and nothing unknown; 1: there was one."""
     logging.disable(logging.CRITICAL)  # nodes tell a lot, and what matters stands in the timeline
+    if args.seeds < 1:
+        print("--seeds: at least 1", file=sys.stderr)
+        return 2
     if args.seed_base is None:
         args.seed_base = 1 if args.ledger is None else ledger.next_seed(args.ledger)
     if args.trace is not None:

@@ -72,7 +72,11 @@ def serve(
         "bootstrap": bootstrap or None,
         "insecure": insecure or None,
     }
+    begins = config is None and data is not None and not (data / "node.toml").exists()
     settings = settings_for(config, data, arguments)
+    if begins:
+        # To stderr: a mistyped directory must not pass for a node that came back.
+        typer.echo(f"{data} was empty: a new cluster of one node begins there", err=True)
     # Here, so that the other commands need not load the store. What is loaded stays: the collector need not
     # look at it, now or at the node's start, which takes a tenth less without.
     gc.disable()

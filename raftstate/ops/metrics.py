@@ -307,7 +307,7 @@ DISK = (
     ),
     gauge(
         "raftstate_disk_log_size_bytes",
-        "Size of the log's file, free pages included.",
+        "Size of the pages that the log's rows take, free ones not included.",
         lambda p: p.log.size_bytes(),
     ),
     gauge(

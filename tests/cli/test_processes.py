@@ -223,3 +223,24 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     refused = command("demo", "--json", str(tmp_path))
     assert refused.returncode == 2
     assert b"it is a folder" in refused.stderr
+
+
+def test_a_cluster_that_begins_in_an_empty_folder_is_said_to_and_one_that_is_there_is_not(
+    tmp_path: Path,
+) -> None:
+    folder, said = tmp_path / "d", []
+    [ports] = LocalCluster(tmp_path / "ports", nodes=1, port=0).config.members
+    addresses = ["--listen", ports.client_address, "--peer", ports.peer_address]
+    for _ in range(2):
+        process = subprocess.Popen(
+            [*COMMAND, "serve", "--json", "--data", str(folder), *addresses],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        said.append(process.communicate(timeout=20)[1])
+    assert "d was empty: a new cluster of one node begins there" in said[0]
+    assert "was empty" not in said[1]
