@@ -192,14 +192,17 @@ def startable(
 
 
 def _ends_with(generation: Generation, meta: MetaPage) -> bool:
-    """Whether LMDB would open exactly the checkpoint: then a clean stop's marker and file belong together."""
+    """Whether LMDB would open exactly the checkpoint, and all of it: then a clean stop's marker and file
+    belong together. Behind the end of a file that was cut off its map raises SIGBUS."""
     try:
         pages = read_meta_pages(generation.data_file)
+        size = generation.data_file.stat().st_size
     except DataLossError:
         return False
     except OSError as error:
         raise disk_failure("reading the meta pages", generation.data_file, error) from error
-    return meta in pages and all(page.transaction_id <= meta.transaction_id for page in pages)
+    is_whole = size >= (meta.last_page + 1) * meta.page_bytes
+    return is_whole and meta in pages and all(page.transaction_id <= meta.transaction_id for page in pages)
 
 
 def _rewind(generation: Generation, record: CheckpointRecord) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,3 +170,17 @@ def test_what_must_be_copied_is_remembered_until_a_start_works(settings: NodeSet
     assert restarts.distrust == {"log"}
     restarts.started()
     assert restarts.distrust == set()
+
+
+def test_a_state_that_was_cut_off_is_an_error_and_does_not_end_the_process(tmp_path: Path) -> None:
+    folder = tmp_path / "node"
+    with raftstate.connect(f"embedded:{folder}") as client:
+        for number in range(300):
+            client.put(f"key{number}", bytes(5_000))
+    [file] = folder.glob("data/state-*/data.mdb")
+    os.truncate(file, file.stat().st_size // 2)
+    # In a process of its own: behind the end of a file a map raises SIGBUS.
+    script = f"import raftstate; raftstate.connect({f'embedded:{folder}'!r})"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "DataLossError" in ended.stderr
