@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", type=float, help="begin no further seed after so many")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="simulated for each seed")
     parser.add_argument("--no-faults", action="store_true", help="let nothing go wrong")
+    parser.add_argument("--no-shrink", action="store_true", help="leave a failing plan as long as it is")
     parser.add_argument("--stop-at-first", action="store_true", help="end at the first seed that fails")
     parser.add_argument("--trace", metavar="FILE|-", help="write the whole timeline of the first seed")
     parser.add_argument(
@@ -203,7 +204,7 @@ def _explain(failed: Run, args: argparse.Namespace) -> None:
         f"repeat it: python -m chaos sim --seeds 1 --seed-base {failed.seed} --seconds {args.seconds:g}",
         file=out,
     )
-    shortest = shrink(failed)
+    shortest = failed if args.no_shrink else shrink(failed)
     print(f"\n{len(shortest.faults)} of {len(failed.faults)} faults are enough:", file=out)
     for fault in shortest.faults:
         print(f"  {fault}", file=out)

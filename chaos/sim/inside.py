@@ -42,10 +42,10 @@ class Inside:
         """Node -> when it began to lead, or its process went on."""
         self._former: dict[int, list[MemoryStorage]] = {}
         """Logs that a node had when it was wiped: what it acknowledged then was counted then."""
-        cluster.on_send = self._sending
 
     def start(self) -> None:
-        """Begin to look at who leads."""
+        """Begin to listen, and to look at who leads; before the cluster runs."""
+        self._cluster.on_send = self._sending
         self._cluster.time.call_later(LOOK_S, self._look)
 
     # -- what the nodes tell

@@ -108,7 +108,7 @@ def sim(tree: Path, scratch: Path) -> Outcome:
     scratch.mkdir()
     report = scratch / "sim.json"
     command = [sys.executable, "-m", "chaos", "sim", "--seeds", str(SIM_SEEDS), "--seed-base", "1"]
-    ended = _run(tree, [*command, "--stop-at-first", "--json", str(report)], _SIM_LIMIT_S)
+    ended = _run(tree, [*command, "--stop-at-first", "--no-shrink", "--json", str(report)], _SIM_LIMIT_S)
     if not report.exists():
         return Outcome(Verdict.CRASHED, _why(ended), ended.cpu_s)
     figures = json.loads(report.read_text("utf-8"))
