@@ -1,4 +1,5 @@
-"""What a node promises is on its disk first: a vote, an acknowledged entry, and the term of either.
+"""What a node promises, or shows, is on its disk first: a vote, an acknowledged entry, the term of either,
+and what its state has applied.
 
 Raft paper, figure 2: term, vote and log are "updated on stable storage before responding to RPCs". And what
 is acknowledged is what the leader sent: its log holds the same entry there.
@@ -23,6 +24,18 @@ class DurablePromises:
                 "durable_promises",
                 f"node {node} votes for {candidate} in term {term}; on its disk stands term {durable_term}, "
                 f"vote {durable_vote}",
+            )
+
+    def applied(self, node: int, index: int, durable_index: int) -> None:
+        """A node has applied all entries up to an index: its state may be durable, and so shown, at any time.
+
+        Raises:
+            Violation: its own log does not hold them yet. A crash could leave a state that is ahead of it.
+        """
+        if index > durable_index:
+            raise Violation(
+                "durable_promises",
+                f"node {node} has applied entry {index}; its log holds entries up to {durable_index} on disk",
             )
 
     def acknowledged(

@@ -109,6 +109,10 @@ class Inside:
                 unapplied = self._changes(node, log.applied + 1, min(log.last_index(), entry.index))
                 self._configurations.appended(node.id, entry.index, unapplied)
 
+    def applied(self, node: ObservedNode, index: int) -> None:
+        """A node has applied all entries up to an index."""
+        self._promises.applied(node.id, index, node.storage.last_index())
+
     def resetting(self, node: ObservedNode, index: int, term: int) -> None:
         """A node's log is about to begin anew behind an installed snapshot."""
         storage = node.storage

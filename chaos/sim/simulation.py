@@ -183,6 +183,8 @@ class Simulation:
         self, node: ObservedNode, results: Sequence[EntryResult], conf_states: dict[int, ConfState]
     ) -> None:
         """A node has applied entries."""
+        if results:
+            self.inside.applied(node, results[-1].index)
         for result in results:
             self._leaders.committed(result.index, result.term)
             self._states.applied(node.id, result.index, result.term, result.digest)

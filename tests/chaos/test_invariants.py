@@ -161,6 +161,13 @@ def test_a_vote_is_on_disk_before_it_is_given() -> None:
             promises.voted(1, 2, 5, term, vote)
 
 
+def test_what_is_applied_is_in_the_log_on_disk() -> None:
+    promises = DurablePromises()
+    promises.applied(1, 5, 5)
+    with pytest.raises(Violation, match="node 1 has applied entry 6; its log holds entries up to 5 on disk"):
+        promises.applied(1, 6, 5)
+
+
 def acknowledge(**changed: int | None) -> None:
     facts: dict[str, int | None] = {"durable_term": 3, "durable_index": 9, "held_term": 2, "sent_term": 2}
     DurablePromises().acknowledged(1, 8, 3, **(facts | changed))  # type: ignore[arg-type]
