@@ -176,7 +176,7 @@ import json, sys
 
 COMMANDS = {{"sim": None}}
 if __name__ == "__main__":
-    assert sys.argv[1:-1] == "sim --seeds 60 --seed-base 1 --stop-at-first --json".split()
+    assert sys.argv[1:-1] == "sim --seeds 60 --seed-base 1 --stop-at-first --no-shrink --json".split()
     violations = {violations}
     if violations is not None:
         with open(sys.argv[-1], "w") as file:
