@@ -17,8 +17,12 @@ class LeaderStickiness:
 
     def asked(self, node: int, candidate: int, term: int, leader: int) -> None:
         """A node is asked for its vote, or whether it would give it. `leader`: whom it hears, within its
-        election timeout; 0: nobody, or that leader has asked for the election."""
-        self._hears[node, candidate, term] = leader
+        election timeout; 0: nobody, or that leader has asked for the election.
+
+        A yes may be on its way to the disk while the question comes once more: it is right if once it was.
+        """
+        if self._hears.get((node, candidate, term)) != 0:
+            self._hears[node, candidate, term] = leader
 
     def granted(self, node: int, candidate: int, term: int) -> None:
         """A node says yes.

@@ -250,6 +250,8 @@ def test_who_hears_a_leader_votes_for_nobody() -> None:
     stickiness.granted(1, 2, 6)
     stickiness.asked(1, 2, 5, 0)  # asked again, later
     stickiness.granted(1, 2, 5)
+    stickiness.asked(1, 2, 5, 3)  # and again, before the yes is sent
+    stickiness.granted(1, 2, 5)
 
 
 def test_a_node_goes_by_what_its_state_has_applied() -> None:
