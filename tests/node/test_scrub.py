@@ -79,19 +79,25 @@ async def test_more_than_damaged_records_is_what_the_node_halts_with(tmp_path: P
     log.close()
 
 
-async def test_a_node_that_stops_does_not_wait_for_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed_log(tmp_path / "log", [large(i) for i in range(1, 9)], HardState(1, 1, 8))
+async def slowly_verified(path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[LogStore, Told]:
+    """A log of which a scrubber has begun to verify the rest: all of it takes more than 3 s."""
+    closed_log(path, [large(i) for i in range(1, 9)], HardState(1, 1, 8))
     monkeypatch.setattr(log_unverified, "_STEPS_AT_ONCE", 1)
     monkeypatch.setattr(log_unverified, "_PAUSE_S", 0.2)
-    log = LogStore.open(tmp_path / "log", map_bytes=MAP_BYTES, verify_after=8)
+    log = LogStore.open(path, map_bytes=MAP_BYTES, verify_after=8)
     told = Told(log)
     told.scrubber.start()
     await asyncio.sleep(0.1)
+    return log, told
+
+
+async def test_a_node_that_stops_does_not_wait_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, told = await slowly_verified(tmp_path / "log", monkeypatch)
     began_s = time.monotonic()
     await told.scrubber.close()
-    assert time.monotonic() - began_s < 1.0  # all of it takes more than 3 s
+    assert time.monotonic() - began_s < 1.0
     assert (told.log_damage, told.lost) == (0, [])
     log.close()
 
@@ -99,17 +105,11 @@ async def test_a_node_that_stops_does_not_wait_for_the_rest(
 async def test_a_log_that_grows_meanwhile_is_verified_in_haste(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed_log(tmp_path / "log", [large(i) for i in range(1, 9)], HardState(1, 1, 8))
-    monkeypatch.setattr(log_unverified, "_STEPS_AT_ONCE", 1)
-    monkeypatch.setattr(log_unverified, "_PAUSE_S", 0.2)
-    log = LogStore.open(tmp_path / "log", map_bytes=MAP_BYTES, verify_after=8)
-    told = Told(log)
-    told.scrubber.start()
-    await asyncio.sleep(0.1)
+    log, told = await slowly_verified(tmp_path / "log", monkeypatch)
     assert not told.applier.may_cut()
     put(log, [entry(9, data=bytes(scrub.GROWN_BYTES_MAX + (1 << 20)))])
     began_s = time.monotonic()
     await until(told.applier.may_cut)
-    assert time.monotonic() - began_s < 2.0  # with all pauses it takes more than 3 s
+    assert time.monotonic() - began_s < 2.0
     await told.scrubber.close()
     log.close()
